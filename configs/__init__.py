@@ -1,0 +1,1 @@
+"""Configurations; see common.py."""

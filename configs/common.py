@@ -1,0 +1,175 @@
+"""Every hyper-parameter once, with its unit and where its value comes from.
+
+The environment files beside this one override a few lines. Sources: DAWM (arXiv 2509.19538),
+DWM (2402.03570), DD (Decision Diffuser, 2211.15657), TD3+BC (2106.06860), IQL (2110.06169);
+"measured" values come from the studies that README.md names.
+"""
+
+import ml_collections
+
+VARIANTS = ("", "quick", "smoke")
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The default protocol, or a shorter variant of it.
+
+    Args:
+      variant: "" is the full protocol (a GPU's work), "quick" takes minutes on two CPU
+        cores, "smoke" seconds: it only proves that everything runs.
+
+    Raises:
+      ValueError: an unknown variant.
+    """
+    config = ml_collections.ConfigDict()
+
+    # --- what to run ---
+    config.variant = variant  # set by the config's argument
+    config.environment = "Hopper-v5"  # Gymnasium id, for evaluation and action bounds
+    config.dataset = "bundled/hopper/medium-v0"  # bundled name, Minari id or D4RL .hdf5 path
+    config.agent = "td3_bc"  # td3_bc | iql
+    config.seed = 0  # of everything random
+    config.num_seeds = 5  # agents trained together on the same models (DWM: 5)
+    config.parallel = "mesh"  # mesh | pmap: how programs spread over local devices
+
+    # --- data ---
+    config.discount = 0.99  # per step; return-to-go and agents (DWM, TD3+BC, IQL)
+    config.horizon = 7  # generated steps of a window, H (DWM: windows of 8 states)
+    config.return_scale = (
+        0.0  # divisor of the return-to-go; 0: the data's largest (DWM: 400 hopper)
+    )
+    config.timeout_value = "zero"  # zero | average: what a cut episode is worth after its end
+    config.held_out_fraction = 0.05  # share of episodes kept for the models' diagnostics
+
+    # --- world model ---
+    model = config.world_model = ml_collections.ConfigDict()
+    model.dim = 128  # channels of the U-Net's first level (DD)
+    model.multipliers = (1, 2, 4)  # channels by level, each level halves the time
+    model.kernel_size = 5  # taps of the temporal convolutions (DD)
+    model.groups = 8  # of the group normalisation (DD)
+    model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
+    model.diffusion_steps = 100  # K
+    model.prediction = "v"  # epsilon (DWM, DD) | x0 | v
+    model.condition_dropout = 0.25  # share of returns hidden in training (DWM, DD)
+    model.steps = 200_000  # gradient steps (DWM: 2,000,000)
+    model.batch_size = 256  # windows
+    model.learning_rate = 3e-4  # peak, Adam
+    model.schedule = "cosine"  # cosine | constant
+    model.warmup_steps = 1_000  # gradient steps
+    model.ema_decay = 0.999  # per gradient step, of the parameters that are sampled from
+    model.checkpoint_steps = 20_000  # gradient steps
+    model.log_steps = 1_000  # gradient steps of one program call, and between log lines
+
+    # --- inverse dynamics model ---
+    inverse = config.inverse_dynamics = ml_collections.ConfigDict()
+    inverse.hidden = (512, 512, 512)  # units
+    inverse.steps = 100_000  # gradient steps
+    inverse.batch_size = 256  # transitions
+    inverse.learning_rate = 1e-3  # peak, Adam
+    inverse.schedule = "cosine"  # cosine | constant
+    inverse.ema_decay = 0.995  # per gradient step
+    inverse.checkpoint_steps = 20_000  # gradient steps
+    inverse.log_steps = 2_000  # gradient steps
+
+    # --- synthetic rollout ---
+    roll = config.rollout = ml_collections.ConfigDict()
+    roll.target_rule = "amplified"  # amplified | max_fraction: see rollout.target_return
+    roll.target_factor = 1.2  # of the rule
+    roll.guidance = 1.2  # weight of classifier-free guidance; 1 is conditional only (DD)
+    roll.sampling_steps = 5  # DDIM steps (DWM: 3 of 5)
+    roll.eta = 0.0  # 0 deterministic DDIM, 1 ancestral
+    roll.temperature = 1.0  # standard deviation of the noise (DD, DWM: 0.5)
+    roll.windows_per_round = 256  # generated before each round of updates
+    roll.updates_per_round = 100  # gradient updates of the critics between generations
+    roll.prefill_transitions = 50_000  # generated before the first update
+    roll.buffer_capacity = 2_000_000  # latest synthetic transitions kept, per seed
+
+    # --- agent training ---
+    train = config.training = ml_collections.ConfigDict()
+    train.updates = 1_000_000  # gradient updates of the critics (TD3+BC, IQL)
+    train.batch_size = 256  # transitions (TD3+BC, IQL)
+    train.real_fraction = 0.0  # share of real transitions in a batch; 1 trains without models
+    train.checkpoint_updates = 100_000  # gradient updates
+    train.log_updates = 5_000  # gradient updates of one program call, and between log lines
+
+    # --- TD3+BC (the paper's values) ---
+    td3_bc = config.td3_bc = ml_collections.ConfigDict()
+    td3_bc.hidden = (256, 256)  # units, policy and critics
+    td3_bc.learning_rate = 3e-4  # Adam
+    td3_bc.tau = 0.005  # of the target networks, once per policy update
+    td3_bc.alpha = 2.5  # weight of the value against cloning
+    td3_bc.policy_noise = 0.2  # of the target action, half ranges
+    td3_bc.noise_clip = 0.5  # half ranges
+    td3_bc.policy_delay = 2  # critic updates per policy update
+
+    # --- IQL (the paper's values) ---
+    iql = config.iql = ml_collections.ConfigDict()
+    iql.hidden = (256, 256)  # units, policy, value and critics
+    iql.learning_rate = 3e-4  # Adam; the policy's decays to 0 by a cosine
+    iql.tau = 0.005  # of the target critics, each update
+    iql.expectile = 0.7  # of the value regression
+    iql.beta = 3.0  # inverse temperature of the policy extraction
+    iql.max_weight = 100.0  # cap of the exponentiated advantage
+
+    # --- evaluation ---
+    evaluation = config.evaluation = ml_collections.ConfigDict()
+    evaluation.interval = 50_000  # gradient updates between evaluations
+    evaluation.episodes = 10  # per seed and evaluation (D4RL: 10)
+    evaluation.final_episodes = 50  # per seed, after training
+    evaluation.seed = 10_000  # of the first evaluation episode's reset
+
+    # --- reporting ---
+    config.tensorboard = False  # also write TensorBoard files (extra: tensorboard)
+    config.wandb_project = ""  # also log to this W&B project (extra: wandb)
+
+    if variant == "quick":
+        _quick(config)
+    elif variant == "smoke":
+        _quick(config)
+        _smoke(config)
+    elif variant:
+        raise ValueError(f"unknown variant {variant!r}: expected :quick, :smoke or none")
+    config.lock()
+    return config
+
+
+def _quick(config: ml_collections.ConfigDict) -> None:
+    """Minutes on two CPU cores."""
+    config.num_seeds = 1
+    config.world_model.update(
+        dim=32,
+        steps=4_000,
+        batch_size=128,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        ema_decay=0.995,
+        checkpoint_steps=500,
+        log_steps=100,
+    )
+    config.inverse_dynamics.update(
+        hidden=(256, 256, 256), steps=8_000, checkpoint_steps=2_000, log_steps=500
+    )
+    config.rollout.update(windows_per_round=64, prefill_transitions=20_000, buffer_capacity=300_000)
+    config.training.update(updates=20_000, checkpoint_updates=5_000, log_updates=500)
+    config.evaluation.update(interval=5_000, final_episodes=10)
+
+
+def _smoke(config: ml_collections.ConfigDict) -> None:
+    """Seconds; the scores mean nothing."""
+    config.num_seeds = 2
+    config.world_model.update(
+        dim=8, multipliers=(1, 2), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5
+    )
+    config.inverse_dynamics.update(
+        hidden=(16,), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5
+    )
+    config.rollout.update(
+        sampling_steps=2,
+        windows_per_round=8,
+        updates_per_round=4,
+        prefill_transitions=64,
+        buffer_capacity=512,
+    )
+    config.training.update(updates=40, batch_size=16, checkpoint_updates=20, log_updates=8)
+    config.td3_bc.hidden = (16, 16)
+    config.iql.hidden = (16, 16)
+    config.evaluation.update(interval=20, episodes=2, final_episodes=2)

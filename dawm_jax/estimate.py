@@ -1,0 +1,106 @@
+"""What a run will do and about how long it takes here, before it starts."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dawm_jax import fused, parallel, windows
+from dawm_jax.assembly import Assembly
+from dawm_jax.metrics import format_seconds
+from dawm_jax.windows import Replay
+
+# Share of the matrix-multiply rate that the training programs reach: measured on two CPU
+# cores between 0.3 and 0.6. On an accelerator small kernels are bound by their launch, of
+# about this many seconds each; both are only good for "minutes or hours?".
+_EFFICIENCY = 0.4
+_LAUNCH_SECONDS = 3e-6
+_LONG_SECONDS = 3600.0
+
+
+def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
+    """Lines for people: the stages, their rough durations, and a shorter variant if long."""
+    rate = matmul_rate()
+    lines = [
+        f"devices: {parallel.describe_devices()}; float32 matrix products run at "
+        f"{rate / 1e9:,.0f} GFLOP/s"
+    ]
+    total = 0.0
+    for name, count, cost in _stages(config, parts, replay):
+        seconds = count * _step_seconds(cost, rate)
+        total += seconds
+        lines.append(f"will run {name}: about {format_seconds(seconds)}")
+    lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
+    if total > _LONG_SECONDS and not config.variant:
+        lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
+    return lines
+
+
+def matmul_rate(size: int = 1024, seconds: float = 0.2) -> float:
+    """Float32 matrix-multiply rate of the first device, FLOP/s."""
+    x = jnp.ones((size, size))
+    product = jax.jit(lambda x: x @ x)
+    jax.block_until_ready(product(x))
+    start, count = time.monotonic(), 0
+    while time.monotonic() - start < seconds:
+        jax.block_until_ready(product(x))
+        count += 1
+    return count * 2 * size**3 / (time.monotonic() - start)
+
+
+def _stages(config, parts, replay):
+    """(name, steps, (FLOPs, operations) of a step) of every stage."""
+    key = jax.random.key(0)
+    keep = lambda tree: tree
+    training, roll = config.training, config.rollout
+    if training.real_fraction < 1.0:
+        states = {}
+        for name, functions, section in (
+            ("world model", parts.world_model, config.world_model),
+            ("inverse dynamics", parts.inverse_dynamics, config.inverse_dynamics),
+        ):
+            states[name] = jax.eval_shape(functions.init, key)
+            step = lambda s, r, f=functions: f.step(s, key, r, keep, keep)
+            text = f"{name}, {section.steps:,} steps of {section.batch_size}"
+            yield text, section.steps, _cost(step, states[name], replay)
+        models = fused.Models(*(state.average for state in states.values()))
+        starts = jnp.zeros(roll.windows_per_round, jnp.int32)
+        flops, operations = _cost(
+            lambda m, r: parts.imagine(m, key, windows.gather_conditions(r, starts)),
+            models,
+            replay,
+        )
+        # The cost of a scan is reported for one turn.
+        generation = (flops * roll.sampling_steps, operations * roll.sampling_steps)
+        rounds = training.updates // roll.updates_per_round
+        rounds += roll.prefill_transitions // (roll.windows_per_round * config.horizon)
+        transitions = rounds * roll.windows_per_round * config.horizon
+        text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
+        yield text, rounds * config.num_seeds, generation
+    agent = parts.agent
+    state = jax.eval_shape(agent.init, key)
+    rows = jnp.zeros((agent.batches_per_update, training.batch_size), jnp.int32)
+    cost = _cost(
+        lambda s, r: agent.update(s, windows.gather_transitions(r, rows), key), state, replay
+    )
+    updates = f"{training.updates:,} updates of {training.batch_size}"
+    yield (
+        f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
+        config.num_seeds * training.updates // agent.batches_per_update,
+        cost,
+    )
+
+
+def _cost(function, *arguments) -> tuple[float, int]:
+    """FLOPs and number of operations of a function, from its lowered program."""
+    shapes = jax.eval_shape(lambda *a: a, *arguments)
+    lowered = jax.jit(function).lower(*shapes)
+    analysis = lowered.cost_analysis() or {}
+    return float(analysis.get("flops", 0.0)), lowered.as_text().count(" = stablehlo.")
+
+
+def _step_seconds(cost: tuple[float, int], rate: float) -> float:
+    flops, operations = cost
+    launches = 0.0 if jax.default_backend() == "cpu" else operations * _LAUNCH_SECONDS
+    return max(flops / (_EFFICIENCY * rate), launches)

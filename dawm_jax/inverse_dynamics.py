@@ -1,0 +1,53 @@
+"""The inverse dynamics model: which action led from s_t to s_{t+1}.
+
+Trained on real pairs by regression (Decision Diffuser, eq. 6); it fills in the actions of
+generated states.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from dawm_jax.learner import Metrics, Params
+from dawm_jax.networks import TanhMlp
+from dawm_jax.types import Transition
+
+
+def init(key: jax.Array, *, network: TanhMlp, state_size: int) -> Params:
+    """Parameters of the model; `key` is consumed."""
+    return network.init(key, jnp.zeros((1, state_size)), jnp.zeros((1, state_size)))
+
+
+def infer(
+    params: Params, state: jax.Array, next_state: jax.Array, *, network: TanhMlp
+) -> jax.Array:
+    """Actions in [-1, 1] between standardised states: [..., S], [..., S] -> [..., A]."""
+    return network.apply(params, state, next_state)
+
+
+def loss(params: Params, batch: Transition, *, network: TanhMlp) -> tuple[jax.Array, Metrics]:
+    """Mean squared error of the action, a scalar, and metrics."""
+    action = infer(params, batch.observation, batch.next_observation, network=network)
+    value = jnp.square(action - batch.action).mean()
+    return value, {"loss": value}
+
+
+def errors(
+    params: Params, batch: Transition, *, network: TanhMlp, action_half_range: jax.Array
+) -> Metrics:
+    """Held-out error per action dimension, raw units squared, beside the mean action's.
+
+    Args:
+      params: of the model.
+      batch: held-out transitions.
+      network: the model.
+      action_half_range: [A], (high - low) / 2 of the environment's actions.
+
+    Returns:
+      `mse` [A]; `baseline_mse` [A], of always answering the batch's mean action.
+    """
+    action = infer(params, batch.observation, batch.next_observation, network=network)
+    scale = jnp.square(action_half_range)
+    return {
+        "mse": jnp.square(action - batch.action).mean(0) * scale,
+        "baseline_mse": batch.action.var(0) * scale,
+    }

@@ -1,0 +1,175 @@
+"""DAWM: offline reinforcement learning on synthetic one-step transitions.
+
+Trains a diffusion world model and an inverse dynamics model on a fixed dataset, then TD3+BC
+or IQL on the transitions they generate, and evaluates the agents.
+
+Examples:
+  python -m dawm_jax.main --config=configs/hopper.py:quick
+  python -m dawm_jax.main --config=configs/hopper.py --config.agent=iql --workdir=runs/iql
+  python -m dawm_jax.main --config=configs/hopper.py --config.dataset=mujoco/hopper/medium-v0
+  python -m dawm_jax.main --config=configs/hopper.py --config.dataset=/data/hopper_medium-v2.hdf5
+  python -m dawm_jax.main --config=configs/hopper.py:quick --config.training.real_fraction=1.0
+
+The same command on the same --workdir resumes the run. Variants: configs/X.py (the full
+protocol, for a GPU), configs/X.py:quick (minutes on a CPU), configs/X.py:smoke (seconds).
+"""
+
+import difflib
+import hashlib
+import logging
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Environment files import configs.common, from wherever the program is started.
+if str(_ROOT) not in sys.path:
+    sys.path.append(str(_ROOT))
+
+from ml_collections import config_flags  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A configuration file, with an optional variant: configs/hopper.py:quick"
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run: configuration, metrics, results, checkpoints. "
+    "Default: runs/ and a name made of the configuration",
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the configured training; see the module's text."""
+    del argv
+    # After the flags: --help and a wrong flag should not wait for JAX.
+    from dawm_jax import loop, train
+    from dawm_jax.types import UserError
+
+    _set_up_logging()
+    _cache_compilations()
+    config = _CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
+    logging.getLogger(__name__).info("workdir: %s", workdir)
+    try:
+        train.run(config, workdir)
+    except UserError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
+    except loop.Interrupted as interruption:
+        _fail(f"stopped in {interruption}; the same command resumes there", 143)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; any mistake is one line and exit code 2."""
+    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
+        print(__doc__)
+        print("Flags:\n  --config  a configuration file\n  --workdir  the run's folder\n")
+        print(_config_fields())
+        sys.exit(0)
+    try:
+        positional = flags.FLAGS(argv)
+        if _CONFIG.value is None:
+            _fail("--config is missing: expected e.g. --config=configs/hopper.py:quick", 2)
+    except flags.Error as error:
+        _fail(_with_suggestion(str(error), argv), 2)
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(_with_suggestion(str(error), argv), 2)
+    if len(positional) > 1:
+        _fail(f"unexpected argument {positional[1]!r}: flags are written --name=value", 2)
+    return positional
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app.run(main, flags_parser=parse_flags)
+
+
+def _with_suggestion(message: str, argv: list[str]) -> str:
+    """An absl or ml_collections error as one line, with the nearest valid name."""
+    line = " ".join(message.split())
+    config_path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), "").split(
+        ":"
+    )[0]
+    if config_path and not pathlib.Path(config_path).is_file():
+        known = sorted(str(p.relative_to(_ROOT)) for p in _ROOT.glob("configs/*.py"))
+        known = [k for k in known if not k.endswith(("__init__.py", "common.py"))]
+        return f"--config: no file {config_path}; expected one of {', '.join(known)}"
+    names = list(_flatten_fields())
+    for argument in argv[1:]:
+        match = re.match(r"--?(config\.[\w.]+)", argument)
+        if match and match.group(1).removeprefix("config.") not in names:
+            wrong = match.group(1)
+            near = difflib.get_close_matches(wrong, [f"config.{n}" for n in names], 1, 0.0)
+            return f"unknown flag --{wrong}: did you mean --{near[0]}?"
+    return line
+
+
+def _flatten_fields() -> dict[str, object]:
+    from configs import common
+
+    flat = {}
+
+    def visit(prefix, node):
+        for name, value in node.items():
+            if hasattr(value, "items"):
+                visit(f"{prefix}{name}.", value)
+            else:
+                flat[f"{prefix}{name}"] = value
+
+    visit("", common.get_config())
+    return flat
+
+
+def _config_fields() -> str:
+    """The configuration's source: every field with its default, unit and source."""
+    text = (_ROOT / "configs" / "common.py").read_text()
+    body = text[text.index("# --- what to run") : text.index("    if variant ==")]
+    lines = [line.removeprefix("    ") for line in body.rstrip().splitlines()]
+    return (
+        "Configuration fields, each also a flag: --config.FIELD=VALUE, "
+        "e.g. --config.world_model.steps=1000\n\n" + "\n".join(lines)
+    )
+
+
+def _default_workdir(config) -> str:
+    name = config.environment.split("-")[0].lower()
+    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
+    return "-".join(filter(None, ["runs/" + name, config.variant, config.agent, digest]))
+
+
+def _set_up_logging() -> None:
+    """Our lines with the time of day; of the libraries (Orbax is talkative) only warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("dawm_jax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between runs, unless the user chose a folder."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = pathlib.Path(root).expanduser() / "dawm_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # The default keeps only what took a second; a run has dozens of smaller programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"dawm_jax: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

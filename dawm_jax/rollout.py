@@ -1,0 +1,123 @@
+"""Synthetic transitions from (world model, inverse dynamics), and the buffer they live in."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from dawm_jax.types import Condition, Statistics, Transition, UserError
+from dawm_jax.world_model import Imagined
+
+TARGET_RULES = ("amplified", "max_fraction")
+
+
+def target_return(
+    return_to_go: jax.Array, statistics: Statistics, *, rule: str, factor: float
+) -> jax.Array:
+    """The scaled return-to-go that a generated window aims at, [B].
+
+    Args:
+      return_to_go: [B] of the windows' real starts, scaled.
+      statistics: of the training data.
+      rule: "amplified" asks for the start's own return plus (factor - 1) of its
+        magnitude, never more than the data's best; "max_fraction" asks every start for
+        that fraction of the data's best return, counted from the data's worst.
+      factor: of the rule.
+
+    Raises:
+      UserError: an unknown rule.
+    """
+    if rule == "amplified":
+        wanted = return_to_go + (factor - 1.0) * jnp.abs(return_to_go)
+        # A factor below 1 asks for less; only asking for more is bounded by the data.
+        return jnp.minimum(wanted, jnp.maximum(statistics.return_high, return_to_go))
+    if rule == "max_fraction":
+        span = statistics.return_high - statistics.return_low
+        return jnp.full_like(return_to_go, statistics.return_low + factor * span)
+    raise UserError(f"target rule: expected one of {', '.join(TARGET_RULES)}, got {rule!r}")
+
+
+def complete(
+    imagined: Imagined,
+    first_action: jax.Array,
+    infer: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[Transition, jax.Array]:
+    """Generated windows as one-step transitions.
+
+    The first action is the real one; the inverse dynamics model supplies the rest,
+    a_{t+k} = f(s_{t+k}, s_{t+k+1}) for k >= 1 (DAWM, section 3.2).
+
+    Args:
+      imagined: [B] generated windows.
+      first_action: [B, A].
+      infer: (state, next_state) -> action.
+
+    Returns:
+      Transitions [B * H] and valid [B * H] bool: steps after a termination are not.
+    """
+    state, following = imagined.states[:, :-1], imagined.states[:, 1:]
+    action = jnp.concatenate([first_action[:, None], infer(state[:, 1:], following[:, 1:])], axis=1)
+    ended_before = jnp.cumsum(imagined.terminated, axis=1) - imagined.terminated
+    transitions = Transition(
+        observation=state,
+        action=action,
+        reward=imagined.rewards,
+        terminated=imagined.terminated,
+        next_observation=following,
+    )
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), transitions)
+    return flat, (ended_before == 0).reshape(-1)
+
+
+def rollout(
+    key: jax.Array,
+    condition: Condition,
+    *,
+    sample: Callable[[jax.Array, Condition], Imagined],
+    infer: Callable[[jax.Array, jax.Array], jax.Array],
+) -> tuple[Transition, jax.Array]:
+    """Generates windows from `condition` and completes their actions; see `complete`."""
+    return complete(sample(key, condition), condition.action, infer)
+
+
+@struct.dataclass
+class Buffer:
+    """A ring of the latest synthetic transitions.
+
+    Attributes:
+      transitions: [capacity, ...].
+      written: int32, transitions ever added.
+    """
+
+    transitions: Transition
+    written: jax.Array
+
+
+def empty_buffer(capacity: int, state_size: int, action_size: int) -> Buffer:
+    """A buffer of zeros, nothing written."""
+    zeros = lambda *size: jnp.zeros((capacity, *size))
+    transitions = Transition(
+        zeros(state_size), zeros(action_size), zeros(), zeros(), zeros(state_size)
+    )
+    return Buffer(transitions, jnp.int32(0))
+
+
+def add(buffer: Buffer, transitions: Transition, valid: jax.Array) -> Buffer:
+    """Writes the valid rows, oldest ones overwritten; at most `capacity` rows at a time."""
+    capacity = buffer.transitions.reward.shape[0]
+    position = buffer.written + jnp.cumsum(valid) - 1
+    # Rows that are not valid aim past the end, where a scatter drops them.
+    slot = jnp.where(valid, position % capacity, capacity)
+    stored = jax.tree.map(
+        lambda ring, new: ring.at[slot].set(new, mode="drop"), buffer.transitions, transitions
+    )
+    return Buffer(stored, buffer.written + valid.sum(dtype=jnp.int32))
+
+
+def draw_rows(key: jax.Array, buffer: Buffer, shape: tuple[int, ...]) -> Transition:
+    """Transitions drawn uniformly with replacement from what the buffer holds."""
+    capacity = buffer.transitions.reward.shape[0]
+    filled = jnp.minimum(buffer.written, capacity)
+    rows = jax.random.randint(key, shape, 0, jnp.maximum(filled, 1))
+    return jax.tree.map(lambda ring: ring[rows], buffer.transitions)

@@ -1,0 +1,443 @@
+"""The whole training, read from top to bottom.
+
+load -> world model -> inverse dynamics -> agents on synthetic transitions -> report
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dawm_jax import (
+    data,
+    estimate,
+    evaluate,
+    fused,
+    learner,
+    loop,
+    parallel,
+    report,
+    rollout,
+    windows,
+)
+from dawm_jax.assembly import Assembly, assemble
+from dawm_jax.metrics import MetricsFile, make_writers
+from dawm_jax.types import Statistics, UserError
+from dawm_jax.windows import Replay
+
+_log = logging.getLogger(__name__)
+
+# Streams of the run's root key; each consumer folds its own steps into its stream.
+_MODEL_STREAM, _INVERSE_STREAM, _AGENT_STREAM = range(3)
+# Windows and transitions of the held-out diagnostics.
+_MAX_HELD_OUT = 2_048
+
+
+def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains everything that `config` asks for, resuming what `workdir` already holds.
+
+    Args:
+      config: see configs/common.py.
+      workdir: the run's folder, made when absent.
+
+    Returns:
+      What results.json holds.
+
+    Raises:
+      UserError: a mistake in the configuration, the data or the folder.
+      loop.Interrupted: a signal asked to stop; the same call resumes.
+    """
+    _check(config)
+    with _own(workdir, config), loop.stop_on_signals() as stop:
+        # --- data ---
+        dataset = data.load_dataset(config.dataset)
+        _log.info("%s", data.describe(dataset))
+        replay, statistics = build_replay(config, dataset)
+        parts = assemble(config, statistics)
+
+        # --- devices ---
+        placement = parallel.place(
+            config.parallel, num_seeds=config.num_seeds, batch_sizes=_shared_batches(config)
+        )
+        replay = placement.replicate(replay)
+        for line in estimate.plan(config, parts, replay):
+            _log.info("%s", line)
+
+        # --- models, then agents ---
+        writers = make_writers(
+            workdir,
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb_project,
+            config=config.to_dict(),
+        )
+        log = MetricsFile(workdir / "metrics.jsonl")
+        run_stage = functools.partial(
+            loop.run_stage,
+            statistics=placement.replicate(statistics),
+            workdir=workdir,
+            log=log,
+            writers=writers,
+            stop=stop,
+        )
+        key = jax.random.key(config.seed)
+        models = None
+        if config.training.real_fraction < 1.0:
+            models = fused.Models(
+                world_model=_train_world_model(config, parts, replay, placement, key, run_stage),
+                inverse_dynamics=_train_inverse_dynamics(
+                    config, parts, replay, placement, key, run_stage
+                ),
+            )
+        _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
+        for writer in writers:
+            writer.close()
+
+        # --- report ---
+        return report.finish(config, workdir, log, data.describe(dataset))
+
+
+def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Statistics]:
+    """The dataset on the device, checked against the environment it will be evaluated in."""
+    env = evaluate.make_environment(config.environment)
+    action_space, observation_space = env.action_space, env.observation_space
+    env.close()
+    if observation_space.shape[0] != dataset.observations.shape[1]:
+        raise UserError(
+            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
+            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
+            "the dataset's environment, or set --config.environment"
+        )
+    if dataset.environment not in (None, config.environment):
+        _log.warning(
+            "%s was recorded in %s and will be evaluated in %s",
+            dataset.name,
+            dataset.environment,
+            config.environment,
+        )
+    return windows.build(
+        dataset,
+        action_low=action_space.low,
+        action_high=action_space.high,
+        discount=config.discount,
+        return_scale=config.return_scale,
+        timeout_value=config.timeout_value,
+        held_out_fraction=config.held_out_fraction,
+    )
+
+
+# --- the stages ---------------------------------------------------------------------------
+
+
+def _train_world_model(config, parts: Assembly, replay, placement, key, run_stage):
+    """Fits the world model; returns its averaged parameters."""
+    section, functions = config.world_model, parts.world_model
+    key_init, key_steps = jax.random.split(jax.random.fold_in(key, _MODEL_STREAM))
+    gather = jax.jit(functools.partial(windows.gather_windows, horizon=config.horizon))
+    held_out = gather(replay, _held_out_rows(replay))
+    tokens = (len(held_out.action), config.horizon + 1, replay.state_size + 2)
+    noise = jax.random.normal(jax.random.key(0), tokens)
+    errors = jax.jit(functions.errors)
+
+    def assess(state, step):
+        values = np.asarray(errors(state.average, held_out, noise))
+        named = {f"error_at_{k}": float(v) for k, v in zip(functions.levels, values, strict=True)}
+        _log.info("world model, held-out x0 error by noise level: %s", _short(named))
+        return named
+
+    state = run_stage(
+        loop.Stage(
+            name="world_model",
+            unit="step",
+            total_steps=section.steps,
+            chunk_steps=section.log_steps,
+            checkpoint_steps=section.checkpoint_steps,
+            compile=_model_program(functions.step, key_steps, replay, placement),
+            assess=assess,
+            assess_steps=section.checkpoint_steps,
+        ),
+        placement.replicate(jax.jit(functions.init)(key_init)),
+    )
+    return state.average
+
+
+def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run_stage):
+    """Fits the inverse dynamics model; returns its averaged parameters."""
+    section, functions = config.inverse_dynamics, parts.inverse_dynamics
+    key_init, key_steps = jax.random.split(jax.random.fold_in(key, _INVERSE_STREAM))
+    held_out = windows.gather_transitions(replay, _held_out_rows(replay))
+    errors = jax.jit(functions.errors)
+
+    def assess(state, step):
+        values = {k: np.asarray(v).tolist() for k, v in errors(state.average, held_out).items()}
+        _log.info(
+            "inverse dynamics, held-out squared error by action dimension: %s "
+            "(the mean action's: %s)",
+            _short(values["mse"]),
+            _short(values["baseline_mse"]),
+        )
+        return values
+
+    state = run_stage(
+        loop.Stage(
+            name="inverse_dynamics",
+            unit="step",
+            total_steps=section.steps,
+            chunk_steps=section.log_steps,
+            checkpoint_steps=section.checkpoint_steps,
+            compile=_model_program(functions.step, key_steps, replay, placement),
+            assess=assess,
+            assess_steps=section.checkpoint_steps,
+        ),
+        placement.replicate(jax.jit(functions.init)(key_init)),
+    )
+    return state.average
+
+
+def _train_agents(config, parts: Assembly, models, replay, statistics, placement, key, run_stage):
+    """Trains all seeds' agents in the fused program, evaluating as it goes."""
+    training, roll = config.training, config.rollout
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        jax.random.fold_in(key, _AGENT_STREAM), jnp.arange(config.num_seeds)
+    )
+    key_init, key_prefill, key_train = (
+        placement.place_seeds(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys))
+        for i in range(3)
+    )
+    imagine = {
+        "imagine": None if models is None else parts.imagine,
+        "num_windows": roll.windows_per_round,
+        "shard": placement.shard_windows,
+    }
+
+    def compile_rounds(num_updates):
+        rounds = functools.partial(
+            fused.train_rounds,
+            agent=parts.agent,
+            num_rounds=num_updates // roll.updates_per_round,
+            updates_per_round=roll.updates_per_round,
+            batch_size=training.batch_size,
+            real_fraction=training.real_fraction,
+            **imagine,
+        )
+        program = placement.map_seeds(rounds)
+        return _Bound(
+            program, lambda update: (key_train, update // roll.updates_per_round, models, replay)
+        )
+
+    act = jax.jit(
+        jax.vmap(
+            lambda agent, observation: windows.denormalise_action(
+                statistics,
+                parts.agent.act(agent, windows.normalise_observation(statistics, observation)),
+            )
+        )
+    )
+
+    def assess(runs, step):
+        final = step == training.updates
+        returns = evaluate.run_episodes(
+            functools.partial(act, runs.agent),
+            config.environment,
+            num_policies=config.num_seeds,
+            num_episodes=(
+                config.evaluation.final_episodes if final else config.evaluation.episodes
+            ),
+            seed=config.evaluation.seed,
+        )
+        return report.evaluation_entry(config.environment, returns, step)
+
+    buffer = None
+    if models is not None:
+        empty = rollout.empty_buffer(roll.buffer_capacity, replay.state_size, replay.action_size)
+        buffer = jax.tree.map(
+            lambda leaf: jnp.zeros((config.num_seeds, *leaf.shape), leaf.dtype), empty
+        )
+    runs = placement.place_seeds(fused.Run(jax.jit(jax.vmap(parts.agent.init))(key_init), buffer))
+    if models is not None and roll.prefill_transitions:
+        fill = functools.partial(
+            fused.prefill,
+            num_rounds=-(-roll.prefill_transitions // (roll.windows_per_round * config.horizon)),
+            **imagine,
+        )
+        fill = placement.map_seeds(fill)
+        prepare = lambda runs: runs.replace(buffer=fill(runs.buffer, key_prefill, models, replay))
+    else:
+        prepare = lambda runs: runs
+    return run_stage(
+        loop.Stage(
+            name="agent",
+            unit="update",
+            total_steps=training.updates,
+            chunk_steps=training.log_updates,
+            checkpoint_steps=training.checkpoint_updates,
+            compile=compile_rounds,
+            assess=assess,
+            assess_steps=config.evaluation.interval,
+            prepare=prepare,
+        ),
+        runs,
+    )
+
+
+class _Bound:
+    """A jitted program with its constant arguments, compiled ahead of its first call.
+
+    Datasets and frozen models are arguments, not closures: a closure would copy them into
+    the program.
+    """
+
+    def __init__(self, program, arguments):
+        self._program, self._arguments = program, arguments
+
+    def compile(self, state, first_step):
+        compiled = self._program.lower(state, *self._arguments(first_step)).compile()
+        return lambda state, first_step: compiled(state, *self._arguments(first_step))
+
+
+def _model_program(step, key, replay, placement):
+    """num_steps -> the scanned training program of a model."""
+
+    def compile_steps(num_steps):
+        def program(state, replay, first_step):
+            def one_step(state, index):
+                return step(
+                    state,
+                    jax.random.fold_in(key, index),
+                    replay,
+                    placement.shard,
+                    placement.mean,
+                )
+
+            return learner.scan_steps(one_step, state, first_step, num_steps)
+
+        return _Bound(placement.compile_training(program), lambda first: (replay, first))
+
+    return compile_steps
+
+
+# --- checks and the folder ----------------------------------------------------------------
+
+
+def _check(config: Any) -> None:
+    """Refuses values that would fail or mislead hours later."""
+    for name, low in (
+        ("num_seeds", 1),
+        ("horizon", 1),
+        ("world_model.steps", 1),
+        ("inverse_dynamics.steps", 1),
+        ("training.updates", 1),
+        ("training.batch_size", 1),
+        ("rollout.windows_per_round", 1),
+        ("evaluation.episodes", 1),
+        ("evaluation.final_episodes", 1),
+    ):
+        value = functools.reduce(getattr, name.split("."), config)
+        if value < low:
+            raise UserError(f"config.{name}: expected at least {low}, got {value}")
+    training, roll = config.training, config.rollout
+    if not 0.0 <= training.real_fraction <= 1.0:
+        raise UserError(
+            f"config.training.real_fraction: expected 0 to 1, got {training.real_fraction}"
+        )
+    if not 0.0 < config.discount < 1.0:
+        raise UserError(f"config.discount: expected between 0 and 1, got {config.discount}")
+    delay = config.td3_bc.policy_delay if config.agent == "td3_bc" else 1
+    if roll.updates_per_round % delay:
+        raise UserError(
+            f"config.rollout.updates_per_round: expected a multiple of the policy delay {delay}, "
+            f"got {roll.updates_per_round}"
+        )
+    for name in ("updates", "log_updates", "checkpoint_updates"):
+        if training[name] % roll.updates_per_round:
+            raise UserError(
+                f"config.training.{name}: expected a multiple of "
+                f"config.rollout.updates_per_round ({roll.updates_per_round}), got {training[name]}"
+            )
+    if roll.windows_per_round * config.horizon > roll.buffer_capacity:
+        raise UserError(
+            f"config.rollout.buffer_capacity: expected room for a round "
+            f"({roll.windows_per_round * config.horizon} transitions), got {roll.buffer_capacity}"
+        )
+
+
+def _shared_batches(config: Any) -> dict[str, int]:
+    if config.training.real_fraction == 1.0:
+        return {}
+    return {
+        "config.world_model.batch_size": config.world_model.batch_size,
+        "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
+        "config.rollout.windows_per_round": config.rollout.windows_per_round,
+    }
+
+
+@contextlib.contextmanager
+def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+    """Makes and locks the folder; refuses another configuration's."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"--workdir {workdir} is in use by another run; wait for it or choose another"
+            ) from None
+        _settle_config(workdir / "config.json", config)
+        yield
+
+
+def _settle_config(path: pathlib.Path, config: Any) -> None:
+    """Writes config.json, or refuses if it holds another configuration."""
+    new = json.loads(config.to_json())
+    if path.exists():
+        old = _flatten(json.loads(path.read_text()))
+        changed = [
+            f"{name}: {old.get(name)!r} there, {value!r} here"
+            for name, value in sorted({**dict.fromkeys(old), **_flatten(new)}.items())
+            if old.get(name) != value
+        ]
+        if changed:
+            raise UserError(
+                f"{path.parent} holds a run of another configuration ({'; '.join(changed[:4])}"
+                f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
+            )
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _held_out_rows(replay: Replay) -> jax.Array:
+    """Evenly spread steps of the held-out episodes, or of all if none are held out."""
+    first = replay.num_train if replay.num_train < len(replay) else 0
+    count = min(_MAX_HELD_OUT, len(replay) - first)
+    return jnp.asarray(np.linspace(first, len(replay) - 1, count).astype(np.int32))
+
+
+def _short(values: Any) -> str:
+    if isinstance(values, dict):
+        return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
+    return "[" + ", ".join(f"{value:.2g}" for value in values) + "]"

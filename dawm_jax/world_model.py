@@ -1,0 +1,228 @@
+"""The world model: a diffusion over future states, rewards and terminations.
+
+A window of H steps is H + 1 tokens. Token k > 0 holds what the k-th step arrives at,
+  (s_{t+k}, r_{t+k-1}, d_{t+k-1}),
+standardised state and reward, termination as -1 or 1. Token 0 is the known (s_t, 0, 0): it
+is written into the sample before every evaluation and never counts in the loss. Actions
+after a_t are not modelled (DAWM, section 3; DWM, section 3.2).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dawm_jax import diffusion
+from dawm_jax.learner import Metrics, Params
+from dawm_jax.networks import TemporalUNet
+from dawm_jax.types import Condition, Statistics, Window
+
+# Channels beside the state: reward and termination.
+EXTRA_CHANNELS = 2
+
+
+class Draws(NamedTuple):
+    """The random numbers of one training step, so that the loss itself is deterministic."""
+
+    step: jax.Array  # [B] int32, diffusion step
+    noise: jax.Array  # [B, H + 1, S + 2]
+    conditioned: jax.Array  # [B], 0 where the return-to-go is dropped
+
+
+class Imagined(NamedTuple):
+    """A generated window, rewards in raw units."""
+
+    states: jax.Array  # [B, H + 1, S], standardised
+    rewards: jax.Array  # [B, H]
+    terminated: jax.Array  # [B, H], 0 or 1
+
+
+def init(
+    key: jax.Array, *, network: TemporalUNet, horizon: int, state_size: int, action_size: int
+) -> Params:
+    """Parameters of the denoiser; `key` is consumed."""
+    return network.init(
+        key,
+        jnp.zeros((1, horizon + 1, state_size + EXTRA_CHANNELS)),
+        jnp.zeros(1),
+        jnp.zeros((1, action_size)),
+        jnp.zeros(1),
+        jnp.ones(1),
+    )
+
+
+def to_tokens(window: Window, statistics: Statistics) -> jax.Array:
+    """Windows as clean tokens, [B, H + 1, S + 2]."""
+    reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
+    extra = jnp.stack([reward, 2.0 * window.terminated - 1.0], axis=-1)
+    extra = jnp.pad(extra, ((0, 0), (1, 0), (0, 0)))
+    return jnp.concatenate([window.states, extra], axis=-1)
+
+
+def from_tokens(tokens: jax.Array, statistics: Statistics) -> Imagined:
+    """Inverts `to_tokens`; a termination channel above 0 is a termination."""
+    reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
+    return Imagined(
+        states=tokens[..., :-EXTRA_CHANNELS],
+        rewards=reward * statistics.reward_std + statistics.reward_mean,
+        terminated=(ended > 0.0).astype(jnp.float32),
+    )
+
+
+def draw(
+    key: jax.Array,
+    *,
+    batch_size: int,
+    horizon: int,
+    channels: int,
+    num_steps: int,
+    condition_dropout: float,
+) -> Draws:
+    """The randomness of one step's loss; `key` is consumed."""
+    key_step, key_noise, key_dropout = jax.random.split(key, 3)
+    kept = jax.random.bernoulli(key_dropout, 1.0 - condition_dropout, (batch_size,))
+    return Draws(
+        step=jax.random.randint(key_step, (batch_size,), 0, num_steps),
+        noise=jax.random.normal(key_noise, (batch_size, horizon + 1, channels)),
+        conditioned=kept.astype(jnp.float32),
+    )
+
+
+def loss(
+    params: Params,
+    window: Window,
+    draws: Draws,
+    *,
+    network: TemporalUNet,
+    alpha_bar: jax.Array,
+    prediction: str,
+    statistics: Statistics,
+) -> tuple[jax.Array, Metrics]:
+    """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
+
+    The normaliser is the number of tokens, not the mask's sum: the loss of a batch is then
+    exactly the mean of its parts' losses, whatever device holds which part.
+
+    Returns:
+      A scalar, and metrics.
+    """
+    x0 = to_tokens(window, statistics)
+    alpha_bar_k = alpha_bar[draws.step][:, None, None]
+    x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar_k), x0[:, 0])
+    output = network.apply(
+        params, x, draws.step, window.action, window.return_to_go, draws.conditioned
+    )
+    target = diffusion.prediction_target(prediction, x0, draws.noise, alpha_bar_k)
+    squared = jnp.square(output - target)[:, 1:] * window.mask[..., None]
+    value = squared.mean()
+    return value, {"loss": value}
+
+
+def denoising_errors(
+    params: Params,
+    window: Window,
+    noise: jax.Array,
+    *,
+    levels: tuple[int, ...],
+    network: TemporalUNet,
+    alpha_bar: jax.Array,
+    prediction: str,
+    statistics: Statistics,
+) -> jax.Array:
+    """Mean squared error of the predicted x_0 at some diffusion steps, [levels].
+
+    In normalised units, over real steps only: the network's health by noise level.
+    """
+    x0 = to_tokens(window, statistics)
+    ones = jnp.ones(len(x0))
+    weight = window.mask[..., None] / (window.mask.sum() * x0.shape[-1])
+
+    def error(step):
+        x = _clamp(diffusion.add_noise(x0, noise, alpha_bar[step]), x0[:, 0])
+        output = network.apply(
+            params, x, jnp.full(len(x0), step), window.action, window.return_to_go, ones
+        )
+        predicted = diffusion.predicted_x0(prediction, output, x, alpha_bar[step])
+        return jnp.sum(jnp.square(predicted - x0)[:, 1:] * weight)
+
+    return jax.lax.map(error, jnp.asarray(levels))
+
+
+def sample(
+    params: Params,
+    key: jax.Array,
+    condition: Condition,
+    *,
+    network: TemporalUNet,
+    alpha_bar: jax.Array,
+    prediction: str,
+    statistics: Statistics,
+    horizon: int,
+    num_steps: int,
+    guidance: float,
+    eta: float,
+    temperature: float,
+) -> Imagined:
+    """Generates a window from each condition by DDIM.
+
+    Args:
+      params: of the denoiser, the averaged ones.
+      key: random number generator state, the key is consumed.
+      condition: where to start and what return to aim at, leading axis B.
+      network: the denoiser.
+      alpha_bar: [K] the schedule it was trained with.
+      prediction: what it predicts.
+      statistics: of the training data.
+      horizon: H.
+      num_steps: DDIM steps.
+      guidance: weight of classifier-free guidance, see `diffusion.guide`.
+      eta: DDIM's stochasticity.
+      temperature: standard deviation of the noise.
+
+    Returns:
+      Windows whose first state is bit for bit the given one.
+    """
+    batch, state_size = condition.state.shape
+    first = jnp.pad(condition.state, ((0, 0), (0, EXTRA_CHANNELS)))
+    low, high = _token_bounds(statistics)
+
+    def denoise(x, step, condition, conditioned):
+        steps = jnp.full(len(x), step)
+        return network.apply(
+            params, x, steps, condition.action, condition.return_to_go, conditioned
+        )
+
+    tokens = diffusion.ddim_sample(
+        diffusion.guide(denoise, condition, weight=guidance),
+        key,
+        (batch, horizon + 1, state_size + EXTRA_CHANNELS),
+        alpha_bar=alpha_bar,
+        num_steps=num_steps,
+        prediction=prediction,
+        eta=eta,
+        temperature=temperature,
+        clamp=functools.partial(_clamp, first=first),
+        clip=lambda x: jnp.clip(x, low, high),
+    )
+    return from_tokens(tokens, statistics)
+
+
+def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
+    """Writes the known first token into a sample."""
+    return x.at[:, 0].set(first)
+
+
+def _token_bounds(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest clean token of the data, [S + 2] each."""
+
+    def bound(observation, reward, ended):
+        state = (observation - statistics.observation_mean) / statistics.observation_std
+        reward = (reward - statistics.reward_mean) / statistics.reward_std
+        return jnp.concatenate([state, jnp.stack([reward, ended])])
+
+    one = jnp.ones(())
+    return (
+        bound(statistics.observation_low, statistics.reward_low, -one),
+        bound(statistics.observation_high, statistics.reward_high, one),
+    )
