@@ -81,7 +81,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     roll.windows_per_round = 256  # generated before each round of updates
     roll.updates_per_round = 100  # gradient updates of the critics between generations
     roll.prefill_transitions = 50_000  # generated before the first update
-    roll.buffer_capacity = 2_000_000  # latest synthetic transitions kept, per seed
+    roll.buffer_capacity = 500_000  # latest synthetic transitions kept, per seed
 
     # --- agent training ---
     train = config.training = ml_collections.ConfigDict()
@@ -137,7 +137,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     config.num_seeds = 1
     config.world_model.update(
         dim=32,
-        steps=4_000,
+        steps=3_000,
         batch_size=128,
         learning_rate=1e-3,
         warmup_steps=100,
@@ -148,7 +148,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     config.inverse_dynamics.update(
         hidden=(256, 256, 256), steps=8_000, checkpoint_steps=2_000, log_steps=500
     )
-    config.rollout.update(windows_per_round=64, prefill_transitions=20_000, buffer_capacity=300_000)
+    config.rollout.update(windows_per_round=64, prefill_transitions=20_000, buffer_capacity=100_000)
     config.training.update(updates=20_000, checkpoint_updates=5_000, log_updates=500)
     config.evaluation.update(interval=5_000, final_episodes=10)
 

@@ -111,6 +111,14 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
     return Assembly(model, inverse, agent, imagine)
 
 
+def raw_action(
+    agent: agents.Agent, statistics: Statistics, state: Any, observation: jax.Array
+) -> jax.Array:
+    """An agent's action in environment units, [..., S] raw -> [..., A]."""
+    action = agent.act(state, windows.normalise_observation(statistics, observation))
+    return windows.denormalise_action(statistics, action)
+
+
 def _world_model(config, statistics, *, state_size, action_size) -> WorldModel:
     section = config.world_model
     if section.dtype not in _DTYPES:

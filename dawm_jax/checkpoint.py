@@ -24,7 +24,9 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
         self._folder = folder
         self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
+            folder.absolute(),
+            item_handlers=ocp.StandardCheckpointHandler(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
         )
 
     def latest_step(self) -> int | None:
@@ -45,6 +47,8 @@ class Checkpoints:
     def restore(self, state: Any) -> tuple[Any, int] | None:
         """The newest readable checkpoint and its step, or None if there is none.
 
+        Newer ones that cannot be read are deleted once an older one was.
+
         Args:
           state: a tree of the same structure; shapes, types and placement are taken from it.
 
@@ -52,21 +56,31 @@ class Checkpoints:
           UserError: checkpoints exist, but none fits `state` or can be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        failure = None
+        failure, unreadable = None, []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
                 _check_shapes(restored, abstract)
-                return restored, step
             except Exception as error:
                 failure = failure or error
+                unreadable.append(step)
                 _log.warning("%s/%d cannot be restored: %s", self._folder, step, _line(error))
+                continue
+            # Training will reach these steps again and must be able to save there.
+            for damaged in unreadable:
+                self._manager.delete(damaged)
+            return restored, step
         if failure is not None:
             raise UserError(
                 f"{self._folder}: no checkpoint can be restored ({_line(failure)}); it is "
                 "damaged or of another configuration: use a new --workdir"
             ) from failure
         return None
+
+    def shapes(self) -> Any:
+        """Shapes of the newest checkpoint's arrays, as nested dictionaries."""
+        metadata = self._manager.item_metadata(self.latest_step())
+        return jax.tree.map(lambda leaf: tuple(leaf.shape), dict(metadata))
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.

@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -114,12 +114,13 @@ def validate(dataset: OfflineDataset) -> OfflineDataset:
     if steps == 0:
         raise UserError(f"dataset {name} is empty: expected at least one transition")
     for field in ("observations", "actions", "next_observations"):
-        array = getattr(dataset, field)
-        if array.ndim != 2 or len(array) != steps or array.shape[1] == 0:
-            raise UserError(
-                f"dataset {name}: expected {field} of shape [{steps}, size], got "
-                f"{list(array.shape)}; only flat vector spaces are supported"
-            )
+        _check_vectors(getattr(dataset, field), steps, field, name)
+    if dataset.next_observations.shape != dataset.observations.shape:
+        raise UserError(
+            f"dataset {name}: expected next_observations of shape "
+            f"{list(dataset.observations.shape)} like observations, got "
+            f"{list(dataset.next_observations.shape)}; repair the data"
+        )
     for field in ("observations", "actions", "rewards", "next_observations"):
         bad = ~np.isfinite(getattr(dataset, field))
         if bad.any():
@@ -169,16 +170,20 @@ def _read_d4rl(path: pathlib.Path, name: str) -> OfflineDataset:
     keys = ("observations", "actions", "rewards", "terminals")
     try:
         with h5py.File(path, "r") as file:
-            missing = [key for key in keys if key not in file]
+            stored = lambda key: isinstance(file.get(key), h5py.Dataset)
+            missing = [key for key in keys if not stored(key)]
             if missing:
                 raise UserError(
                     f"{path}: expected the D4RL arrays {', '.join(keys)}, "
                     f"got no {', '.join(missing)}"
                 )
             optional = ("timeouts", "next_observations")
-            arrays = {key: file[key][()] for key in (*keys, *optional) if key in file}
+            arrays = {key: file[key][()] for key in (*keys, *optional) if stored(key)}
     except OSError as error:
         raise UserError(f"{path}: not a readable HDF5 file ({_first_line(error)})") from error
+    for key, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise UserError(f"{path}: expected numbers in {key}, got {array.dtype}")
     _check_continuous(arrays["actions"], name)
     return from_flat_arrays(name, **arrays)
 
@@ -202,16 +207,19 @@ def from_flat_arrays(
     Raises:
       UserError: array lengths differ, or the result is not valid data.
     """
-    lengths = {
-        len(observations),
-        len(actions),
-        len(rewards),
-        len(terminals),
-        *([] if timeouts is None else [len(timeouts)]),
-        *([] if next_observations is None else [len(next_observations)]),
+    vectors = {
+        "observations": observations,
+        "actions": actions,
+        "next_observations": next_observations,
     }
+    given = lambda arrays: [array for array in arrays if array is not None]
+    lengths = {len(array) for array in given(vectors.values())}
+    lengths |= {np.size(array) for array in given([rewards, terminals, timeouts])}
     if len(lengths) > 1:
         raise UserError(f"dataset {name}: arrays differ in length: {sorted(lengths)}")
+    for field, array in vectors.items():
+        if array is not None:
+            _check_vectors(array, len(observations), field, name)
     terminations = np.asarray(terminals).reshape(-1).astype(bool)
     truncations = np.zeros_like(terminations)
     if timeouts is not None:
@@ -301,7 +309,7 @@ def _read_minari(name: str) -> OfflineDataset:
     ):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(
-                f"dataset {name}: expected a flat Box space of {kind}, got {space}; "
+                f"dataset {name}: expected a flat Box space of {kind}, got {one_line(space)}; "
                 "only continuous control from vectors is supported"
             )
     try:
@@ -347,6 +355,14 @@ def from_episodes(name: str, episodes, environment: str | None = None) -> Offlin
             environment=environment,
         )
     )
+
+
+def _check_vectors(array: np.ndarray, steps: int, field: str, name: str) -> None:
+    if array.ndim != 2 or len(array) != steps or array.shape[1] == 0:
+        raise UserError(
+            f"dataset {name}: expected {field} of shape [{steps}, size], got "
+            f"{list(array.shape)}; only flat vector spaces are supported"
+        )
 
 
 def _check_continuous(actions: np.ndarray, name: str) -> None:
@@ -451,7 +467,7 @@ def _cached(name: str, fingerprint: str, read, enabled: bool) -> OfflineDataset:
     if path.is_file():
         try:
             return validate(read_flat(path, name))
-        except (OSError, KeyError, ValueError):
+        except Exception:  # a damaged archive fails in many ways: zipfile, zlib, EOF, JSON
             _log.warning("the cached copy %s is damaged; reading %s again", path, name)
     dataset = read()
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, one_line
 
 # Returns of a random and an expert policy, by task: D4RL's infos.py, all versions.
 _REFERENCE_RETURNS = {
@@ -53,8 +53,8 @@ def make_environment(environment: str) -> Any:
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             env.close()
             raise UserError(
-                f"environment {environment}: expected a flat Box space of {kind}, got {space}; "
-                "only continuous control from vectors is supported"
+                f"environment {environment}: expected a flat Box space of {kind}, got "
+                f"{one_line(space)}; only continuous control from vectors is supported"
             )
     if not np.isfinite([env.action_space.low, env.action_space.high]).all():
         env.close()

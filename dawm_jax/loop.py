@@ -197,7 +197,9 @@ class _Recorder:
 
     def assess_if_due(self, state, step: int) -> None:
         stage = self._stage
-        due = step > 0 and (step % stage.assess_steps == 0 or step == stage.total_steps)
+        # Due once a chunk has passed a multiple of `assess_steps`, and at the end.
+        passed = step % stage.assess_steps < stage.chunk_steps
+        due = step > 0 and (passed or step == stage.total_steps)
         if not due or any(e["step"] == step for e in self._log.lines(stage.name, "assess")):
             return
         self.flush()

@@ -175,10 +175,12 @@ class TemporalConv(nn.Module):
             ]
             matrix = jnp.concatenate(rows)  # [T * C, T' * features]
             out = x.reshape(batch, length * channels) @ matrix
-            return out.reshape(batch, len(starts), self.features) + bias
+            return out.reshape(batch, len(starts), self.features) + bias[None, None]
         padded = jnp.pad(x, ((0, 0), (pad, pad), (0, 0)))
         columns = [padded[:, tap : tap + length : self.stride] for tap in range(taps)]
-        return jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, self.features) + bias
+        return (
+            jnp.concatenate(columns, axis=-1) @ kernel.reshape(-1, self.features) + bias[None, None]
+        )
 
 
 class TemporalUpsample(nn.Module):
@@ -199,21 +201,19 @@ class TemporalUpsample(nn.Module):
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         after = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))[:, 1:]
-        even = jnp.concatenate([before, x], -1) @ kernel[jnp.array([3, 1])].reshape(
-            -1, self.features
-        )
-        odd = jnp.concatenate([x, after], -1) @ kernel[jnp.array([2, 0])].reshape(-1, self.features)
-        return jnp.stack([even, odd], axis=2).reshape(batch, 2 * length, -1) + bias
+        even = jnp.concatenate([before, x], -1) @ jnp.concatenate([kernel[3], kernel[1]])
+        odd = jnp.concatenate([x, after], -1) @ jnp.concatenate([kernel[2], kernel[0]])
+        return jnp.stack([even, odd], axis=2).reshape(batch, 2 * length, -1) + bias[None, None]
 
 
 # --- the denoiser -------------------------------------------------------------------------
 
 
 def sinusoidal_embedding(step: jax.Array, size: int) -> jax.Array:
-    """Transformer position embedding of a diffusion step, [...] -> [..., size]."""
+    """Transformer position embedding of diffusion steps, [B] -> [B, size]."""
     half = size // 2
     frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - 1))
-    angles = step[..., None] * frequencies
+    angles = step[:, None] * frequencies[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

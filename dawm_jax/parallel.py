@@ -55,6 +55,14 @@ def describe_devices() -> str:
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
+def on_one_device(tree: Any) -> Any:
+    """Shapes of `tree` placed on the first device, to restore a checkpoint into."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def place(mode: str, *, num_seeds: int, batch_sizes: dict[str, int]) -> Placement:
     """Chooses a placement over all local devices.
 
@@ -124,9 +132,18 @@ def _pmap_placement(devices: list[jax.Device]) -> Placement:
     count = len(devices)
 
     def compile_training(f):
-        return jax.pmap(
-            f, axis_name=_AXIS, in_axes=None, out_axes=None, donate_argnums=0, devices=devices
-        )
+        def spread(state, *args):
+            # pmap wants an argument with a device axis, though `own_part` asks the axis itself.
+            program = jax.pmap(
+                lambda _, *args: f(*args),
+                axis_name=_AXIS,
+                in_axes=(0, None, *[None] * len(args)),
+                out_axes=None,
+                devices=devices,
+            )
+            return program(jnp.arange(count), state, *args)
+
+        return jax.jit(spread, donate_argnums=0)
 
     def own_part(tree):
         index = jax.lax.axis_index(_AXIS)

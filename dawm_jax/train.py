@@ -28,10 +28,11 @@ from dawm_jax import (
     rollout,
     windows,
 )
-from dawm_jax.assembly import Assembly, assemble
+from dawm_jax.assembly import Assembly, assemble, raw_action
 from dawm_jax.metrics import MetricsFile, make_writers
 from dawm_jax.types import Statistics, UserError
 from dawm_jax.windows import Replay
+from dawm_jax.world_model import EXTRA_CHANNELS
 
 _log = logging.getLogger(__name__)
 
@@ -138,12 +139,13 @@ def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Sta
 
 def _train_world_model(config, parts: Assembly, replay, placement, key, run_stage):
     """Fits the world model; returns its averaged parameters."""
-    section, functions = config.world_model, parts.world_model
-    key_init, key_steps = jax.random.split(jax.random.fold_in(key, _MODEL_STREAM))
+    functions = parts.world_model
     gather = jax.jit(functools.partial(windows.gather_windows, horizon=config.horizon))
     held_out = gather(replay, _held_out_rows(replay))
-    tokens = (len(held_out.action), config.horizon + 1, replay.state_size + 2)
-    noise = jax.random.normal(jax.random.key(0), tokens)
+    channels = replay.state_size + EXTRA_CHANNELS
+    noise = jax.random.normal(
+        jax.random.key(0), (len(held_out.action), config.horizon + 1, channels)
+    )
     errors = jax.jit(functions.errors)
 
     def assess(state, step):
@@ -152,26 +154,21 @@ def _train_world_model(config, parts: Assembly, replay, placement, key, run_stag
         _log.info("world model, held-out x0 error by noise level: %s", _short(named))
         return named
 
-    state = run_stage(
-        loop.Stage(
-            name="world_model",
-            unit="step",
-            total_steps=section.steps,
-            chunk_steps=section.log_steps,
-            checkpoint_steps=section.checkpoint_steps,
-            compile=_model_program(functions.step, key_steps, replay, placement),
-            assess=assess,
-            assess_steps=section.checkpoint_steps,
-        ),
-        placement.replicate(jax.jit(functions.init)(key_init)),
+    return _train_model(
+        "world_model",
+        config.world_model,
+        functions,
+        assess,
+        replay,
+        placement,
+        jax.random.fold_in(key, _MODEL_STREAM),
+        run_stage,
     )
-    return state.average
 
 
 def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run_stage):
     """Fits the inverse dynamics model; returns its averaged parameters."""
-    section, functions = config.inverse_dynamics, parts.inverse_dynamics
-    key_init, key_steps = jax.random.split(jax.random.fold_in(key, _INVERSE_STREAM))
+    functions = parts.inverse_dynamics
     held_out = windows.gather_transitions(replay, _held_out_rows(replay))
     errors = jax.jit(functions.errors)
 
@@ -185,14 +182,40 @@ def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run
         )
         return values
 
+    return _train_model(
+        "inverse_dynamics",
+        config.inverse_dynamics,
+        functions,
+        assess,
+        replay,
+        placement,
+        jax.random.fold_in(key, _INVERSE_STREAM),
+        run_stage,
+    )
+
+
+def _train_model(name, section, functions, assess, replay, placement, key, run_stage):
+    """Runs one model's stage; returns its averaged parameters."""
+    key_init, key_steps = jax.random.split(key)
+
+    def compile_steps(num_steps):
+        def program(state, replay, first_step):
+            def one_step(state, index):
+                key_step = jax.random.fold_in(key_steps, index)
+                return functions.step(state, key_step, replay, placement.shard, placement.mean)
+
+            return learner.scan_steps(one_step, state, first_step, num_steps)
+
+        return _Bound(placement.compile_training(program), lambda first: (replay, first))
+
     state = run_stage(
         loop.Stage(
-            name="inverse_dynamics",
+            name=name,
             unit="step",
             total_steps=section.steps,
             chunk_steps=section.log_steps,
             checkpoint_steps=section.checkpoint_steps,
-            compile=_model_program(functions.step, key_steps, replay, placement),
+            compile=compile_steps,
             assess=assess,
             assess_steps=section.checkpoint_steps,
         ),
@@ -204,14 +227,12 @@ def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run
 def _train_agents(config, parts: Assembly, models, replay, statistics, placement, key, run_stage):
     """Trains all seeds' agents in the fused program, evaluating as it goes."""
     training, roll = config.training, config.rollout
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        jax.random.fold_in(key, _AGENT_STREAM), jnp.arange(config.num_seeds)
-    )
+    # Three streams a seed: its initial parameters, its prefill and its rounds.
     key_init, key_prefill, key_train = (
-        placement.place_seeds(jax.vmap(lambda k, i=i: jax.random.fold_in(k, i))(keys))
-        for i in range(3)
+        placement.place_seeds(keys)
+        for keys in _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
     )
-    imagine = {
+    generation = {
         "imagine": None if models is None else parts.imagine,
         "num_windows": roll.windows_per_round,
         "shard": placement.shard_windows,
@@ -225,52 +246,29 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             updates_per_round=roll.updates_per_round,
             batch_size=training.batch_size,
             real_fraction=training.real_fraction,
-            **imagine,
+            **generation,
         )
-        program = placement.map_seeds(rounds)
         return _Bound(
-            program, lambda update: (key_train, update // roll.updates_per_round, models, replay)
+            placement.map_seeds(rounds),
+            lambda update: (key_train, update // roll.updates_per_round, models, replay),
         )
 
-    act = jax.jit(
-        jax.vmap(
-            lambda agent, observation: windows.denormalise_action(
-                statistics,
-                parts.agent.act(agent, windows.normalise_observation(statistics, observation)),
+    def fill_buffers(runs):
+        if models is None or not roll.prefill_transitions:
+            return runs
+        rounds = -(-roll.prefill_transitions // (roll.windows_per_round * config.horizon))
+        fill = functools.partial(fused.prefill, num_rounds=rounds, **generation)
+        buffer = placement.map_seeds(fill)(runs.buffer, key_prefill, models, replay)
+        return runs.replace(buffer=buffer)
+
+    def init(key):
+        buffer = None
+        if models is not None:
+            buffer = rollout.empty_buffer(
+                roll.buffer_capacity, replay.state_size, replay.action_size
             )
-        )
-    )
+        return fused.Run(parts.agent.init(key), buffer)
 
-    def assess(runs, step):
-        final = step == training.updates
-        returns = evaluate.run_episodes(
-            functools.partial(act, runs.agent),
-            config.environment,
-            num_policies=config.num_seeds,
-            num_episodes=(
-                config.evaluation.final_episodes if final else config.evaluation.episodes
-            ),
-            seed=config.evaluation.seed,
-        )
-        return report.evaluation_entry(config.environment, returns, step)
-
-    buffer = None
-    if models is not None:
-        empty = rollout.empty_buffer(roll.buffer_capacity, replay.state_size, replay.action_size)
-        buffer = jax.tree.map(
-            lambda leaf: jnp.zeros((config.num_seeds, *leaf.shape), leaf.dtype), empty
-        )
-    runs = placement.place_seeds(fused.Run(jax.jit(jax.vmap(parts.agent.init))(key_init), buffer))
-    if models is not None and roll.prefill_transitions:
-        fill = functools.partial(
-            fused.prefill,
-            num_rounds=-(-roll.prefill_transitions // (roll.windows_per_round * config.horizon)),
-            **imagine,
-        )
-        fill = placement.map_seeds(fill)
-        prepare = lambda runs: runs.replace(buffer=fill(runs.buffer, key_prefill, models, replay))
-    else:
-        prepare = lambda runs: runs
     return run_stage(
         loop.Stage(
             name="agent",
@@ -279,12 +277,37 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             chunk_steps=training.log_updates,
             checkpoint_steps=training.checkpoint_updates,
             compile=compile_rounds,
-            assess=assess,
+            assess=_evaluator(config, parts, statistics),
             assess_steps=config.evaluation.interval,
-            prepare=prepare,
+            prepare=fill_buffers,
         ),
-        runs,
+        placement.place_seeds(jax.jit(jax.vmap(init))(key_init)),
     )
+
+
+def _evaluator(config, parts: Assembly, statistics):
+    """(runs, update) -> what an evaluation of all seeds found."""
+    act = jax.jit(jax.vmap(functools.partial(raw_action, parts.agent, statistics)))
+
+    def evaluate_runs(runs, update):
+        section = config.evaluation
+        final = update == config.training.updates
+        returns = evaluate.run_episodes(
+            functools.partial(act, runs.agent),
+            config.environment,
+            num_policies=config.num_seeds,
+            num_episodes=section.final_episodes if final else section.episodes,
+            seed=section.seed,
+        )
+        return report.evaluation_entry(config.environment, returns, update)
+
+    return evaluate_runs
+
+
+def _seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
+    """Keys [num_seeds] of each of a seed's three streams."""
+    seeds = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_seeds))
+    return [jax.vmap(jax.random.fold_in, (0, None))(seeds, stream) for stream in range(3)]
 
 
 class _Bound:
@@ -300,27 +323,6 @@ class _Bound:
     def compile(self, state, first_step):
         compiled = self._program.lower(state, *self._arguments(first_step)).compile()
         return lambda state, first_step: compiled(state, *self._arguments(first_step))
-
-
-def _model_program(step, key, replay, placement):
-    """num_steps -> the scanned training program of a model."""
-
-    def compile_steps(num_steps):
-        def program(state, replay, first_step):
-            def one_step(state, index):
-                return step(
-                    state,
-                    jax.random.fold_in(key, index),
-                    replay,
-                    placement.shard,
-                    placement.mean,
-                )
-
-            return learner.scan_steps(one_step, state, first_step, num_steps)
-
-        return _Bound(placement.compile_training(program), lambda first: (replay, first))
-
-    return compile_steps
 
 
 # --- checks and the folder ----------------------------------------------------------------

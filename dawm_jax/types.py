@@ -17,6 +17,12 @@ class UserError(ValueError):
     """A mistake in the input. Its message is one line: expected, got, fix."""
 
 
+def one_line(value: object, limit: int = 200) -> str:
+    """`value` as text for such a message, without line breaks, cut to `limit`."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 class Transition(NamedTuple):
     """One environment step (or a batch of them, with leading axes).
 
@@ -69,6 +75,8 @@ class Statistics:
     reward_std: jax.Array  # [], never 0
     reward_low: jax.Array  # []
     reward_high: jax.Array  # []
+    termination_rate: jax.Array  # [], share of steps that end in a termination
+    termination_std: jax.Array  # [], never 0; scales the termination channel
     return_scale: jax.Array  # [], > 0
     return_low: jax.Array  # [], scaled units
     return_high: jax.Array  # [], scaled units

@@ -10,6 +10,8 @@ from dawm_jax.types import Condition, Statistics, Transition, UserError, Window
 
 # TD3+BC's constant (Fujimoto & Gu 2021): it also keeps constant dimensions finite.
 _STD_FLOOR = 1e-3
+# One termination in 2,500 steps: rarer ones would be tens of deviations from the mean.
+_TERMINATION_STD_FLOOR = 0.02
 
 
 @struct.dataclass
@@ -129,7 +131,8 @@ def build(
     scale = return_scale or float(np.abs(rtg[train]).max()) or 1.0
     statistics = _fit(dataset, train, rtg[train] / scale, scale, action_low, action_high)
 
-    standardise = lambda x: (x - statistics.observation_mean) / statistics.observation_std
+    mean, std = (np.asarray(x) for x in (statistics.observation_mean, statistics.observation_std))
+    standardise = lambda x: (x - mean) / std
     ends = (dataset.terminations | dataset.truncations)[order]
     end_rows = np.flatnonzero(ends)
     transitions = Transition(
@@ -161,7 +164,7 @@ def gather_windows(replay: Replay, starts: jax.Array, *, horizon: int) -> Window
     Returns:
       A batch of windows; see `Window` for the padding.
     """
-    steps = starts[:, None] + jnp.arange(horizon)  # [B, H]
+    steps = starts[:, None] + jnp.arange(horizon)[None]  # [B, H]
     ends = replay.episode_end[starts][:, None]
     exists = (steps <= ends).astype(jnp.float32)
     steps = jnp.minimum(steps, ends)
@@ -190,18 +193,25 @@ def gather_conditions(replay: Replay, starts: jax.Array) -> Condition:
 
 def normalise_observation(statistics: Statistics, observation: jax.Array) -> jax.Array:
     """Raw observations [..., S] in standardised units."""
-    return (observation - statistics.observation_mean) / statistics.observation_std
+    mean = _along_last(statistics.observation_mean, observation)
+    return (observation - mean) / _along_last(statistics.observation_std, observation)
 
 
 def denormalise_observation(statistics: Statistics, observation: jax.Array) -> jax.Array:
     """Standardised observations [..., S] in raw units."""
-    return observation * statistics.observation_std + statistics.observation_mean
+    std = _along_last(statistics.observation_std, observation)
+    return observation * std + _along_last(statistics.observation_mean, observation)
 
 
 def denormalise_action(statistics: Statistics, action: jax.Array) -> jax.Array:
     """Actions [..., A] from [-1, 1] to the environment's units."""
-    half_range = (statistics.action_high - statistics.action_low) / 2
-    return statistics.action_low + (action + 1.0) * half_range
+    half_range = _along_last((statistics.action_high - statistics.action_low) / 2, action)
+    return _along_last(statistics.action_low, action) + (action + 1.0) * half_range
+
+
+def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector shaped to broadcast along the last axis of `like`, without rank promotion."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def _split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:
@@ -231,6 +241,8 @@ def _fit(dataset, train, rtg, scale, action_low, action_high) -> Statistics:
         "reward_std": rewards.std() + _STD_FLOOR,
         "reward_low": rewards.min(),
         "reward_high": rewards.max(),
+        "termination_rate": dataset.terminations[train].mean(),
+        "termination_std": max(dataset.terminations[train].std(), _TERMINATION_STD_FLOOR),
         "return_scale": scale,
         "return_low": rtg.min(),
         "return_high": rtg.max(),

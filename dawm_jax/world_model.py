@@ -55,7 +55,8 @@ def init(
 def to_tokens(window: Window, statistics: Statistics) -> jax.Array:
     """Windows as clean tokens, [B, H + 1, S + 2]."""
     reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
-    extra = jnp.stack([reward, 2.0 * window.terminated - 1.0], axis=-1)
+    ended = (window.terminated - statistics.termination_rate) / statistics.termination_std
+    extra = jnp.stack([reward, ended], axis=-1)
     extra = jnp.pad(extra, ((0, 0), (1, 0), (0, 0)))
     return jnp.concatenate([window.states, extra], axis=-1)
 
@@ -66,7 +67,9 @@ def from_tokens(tokens: jax.Array, statistics: Statistics) -> Imagined:
     return Imagined(
         states=tokens[..., :-EXTRA_CHANNELS],
         rewards=reward * statistics.reward_std + statistics.reward_mean,
-        terminated=(ended > 0.0).astype(jnp.float32),
+        terminated=(
+            ended > (0.5 - statistics.termination_rate) / statistics.termination_std
+        ).astype(jnp.float32),
     )
 
 
@@ -203,7 +206,7 @@ def sample(
         eta=eta,
         temperature=temperature,
         clamp=functools.partial(_clamp, first=first),
-        clip=lambda x: jnp.clip(x, low, high),
+        clip=lambda x: jnp.clip(x, low[None, None], high[None, None]),
     )
     return from_tokens(tokens, statistics)
 
@@ -219,10 +222,10 @@ def _token_bounds(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
     def bound(observation, reward, ended):
         state = (observation - statistics.observation_mean) / statistics.observation_std
         reward = (reward - statistics.reward_mean) / statistics.reward_std
+        ended = (ended - statistics.termination_rate) / statistics.termination_std
         return jnp.concatenate([state, jnp.stack([reward, ended])])
 
-    one = jnp.ones(())
     return (
-        bound(statistics.observation_low, statistics.reward_low, -one),
-        bound(statistics.observation_high, statistics.reward_high, one),
+        bound(statistics.observation_low, statistics.reward_low, 0.0),
+        bound(statistics.observation_high, statistics.reward_high, 1.0),
     )

@@ -101,8 +101,8 @@ def actor_loss(
 ) -> tuple[jax.Array, Metrics]:
     """-mean min(exp(beta advantage), max_weight) log pi(a | s) (IQL, eq. 7)."""
     mean, log_std = networks.actor.apply(actor, batch.observation)
-    scaled = (batch.action - mean) * jnp.exp(-log_std)
-    log_prob = -(0.5 * jnp.square(scaled) + log_std + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+    scaled = (batch.action - mean) * jnp.exp(-log_std)[None]
+    log_prob = -(0.5 * jnp.square(scaled) + log_std[None] + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
     weight = jnp.minimum(jnp.exp(beta * advantage), max_weight)
     loss = -(weight * log_prob).mean()
     return loss, {"actor_loss": loss, "cloning_mse": jnp.square(batch.action - mean).mean()}
@@ -113,7 +113,7 @@ def critic_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Sum over both critics of the mean squared TD error (IQL, eq. 6)."""
     q = networks.critics.apply(critics, batch.observation, batch.action)
-    loss = jnp.square(q - target).mean(1).sum()
+    loss = jnp.square(q - target[None]).mean(1).sum()
     return loss, {"critic_loss": loss, "q_mean": q.mean()}
 
 

@@ -100,7 +100,7 @@ def critic_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Sum over both critics of the mean squared TD error, and metrics."""
     q = networks.critics.apply(critics, batch.observation, batch.action)
-    value = jnp.square(q - target).mean(1).sum()
+    value = jnp.square(q - target[None]).mean(1).sum()
     return value, {"critic_loss": value, "q_mean": q.mean()}
 
 
