@@ -131,7 +131,7 @@ def run_stage(
         else:
             state = stage.prepare(state)
         log.rewind(stage.name, step)
-        recorder = _Recorder(stage, log, writers, step, checkpoints)
+        recorder = _Recorder(stage, log, writers, checkpoints)
         # A run stopped between its last checkpoint and the assessment there makes up for it.
         recorder.assess_if_due(state, step)
         while step < stage.total_steps:
@@ -162,7 +162,7 @@ def _save(checkpoints: Checkpoints, step: int, state: Any, statistics: Statistic
 class _Recorder:
     """Compiles, times and records a stage's chunks, one behind what the device works on."""
 
-    def __init__(self, stage, log, writers, first_step, checkpoints):
+    def __init__(self, stage, log, writers, checkpoints):
         self._stage, self._log, self._writers = stage, log, writers
         self._checkpoints = checkpoints
         last = list(log.lines(stage.name, "train"))
@@ -170,7 +170,7 @@ class _Recorder:
         self._compile_seconds = last[-1]["compile_seconds"] if last else 0.0
         self._programs: dict[int, Any] = {}
         self._pending: tuple[int, Any] | None = None
-        self._progress = Progress(stage.name, stage.total_steps, stage.unit, first_step)
+        self._progress: Progress | None = None
         self._mark = time.monotonic()
 
     def run_chunk(self, state, step, steps):
@@ -181,6 +181,9 @@ class _Recorder:
             self._programs[steps] = self._stage.compile(steps).compile(state, first)
             self._compile_seconds += time.monotonic() - start
             self._mark = time.monotonic()
+        if self._progress is None:  # not before compilation: it would spoil the time left
+            stage = self._stage
+            self._progress = Progress(stage.name, stage.total_steps, stage.unit, step)
         return self._programs[steps](state, first)
 
     def dispatched(self, step: int, metrics: Any) -> None:
@@ -212,7 +215,8 @@ class _Recorder:
 
     def close(self) -> None:
         self.flush()
-        self._progress.close()
+        if self._progress is not None:
+            self._progress.close()
 
     def _record(self, step: int, metrics: Any) -> None:
         values = {name: float(np.mean(x)) for name, x in jax.device_get(metrics).items()}

@@ -74,11 +74,11 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(0)
     try:
         positional = flags.FLAGS(argv)
+        # Reading the value raises what went wrong while the file was loaded.
         if _CONFIG.value is None:
             _fail("--config is missing: expected e.g. --config=configs/hopper.py:quick", 2)
-    except flags.Error as error:
-        _fail(_with_suggestion(str(error), argv), 2)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _CONFIG.value.to_dict()
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         _fail(_with_suggestion(str(error), argv), 2)
     if len(positional) > 1:
         _fail(f"unexpected argument {positional[1]!r}: flags are written --name=value", 2)
@@ -107,7 +107,8 @@ def _with_suggestion(message: str, argv: list[str]) -> str:
             wrong = match.group(1)
             near = difflib.get_close_matches(wrong, [f"config.{n}" for n in names], 1, 0.0)
             return f"unknown flag --{wrong}: did you mean --{near[0]}?"
-    return line
+    # What a configuration file raised stands at the end of a quoted traceback.
+    return line.rsplit("Error: ", 1)[-1] if "Traceback" in line else line
 
 
 def _flatten_fields() -> dict[str, object]:
@@ -147,7 +148,9 @@ def _set_up_logging() -> None:
     """Our lines with the time of day; of the libraries (Orbax is talkative) only warnings."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    # On a terminal a line first erases the progress that stands there.
+    erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    handler.setFormatter(logging.Formatter(erase + "%(asctime)s  %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("dawm_jax")
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)

@@ -80,6 +80,6 @@ class Statistics:
     return_scale: jax.Array  # [], > 0
     return_low: jax.Array  # [], scaled units
     return_high: jax.Array  # [], scaled units
-    return_range: jax.Array  # [], max - min undiscounted episode return, > 0
+    return_range: jax.Array  # [], max - min undiscounted return of all episodes, > 0
     action_low: jax.Array  # [A]
     action_high: jax.Array  # [A]

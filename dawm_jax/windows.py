@@ -75,7 +75,7 @@ def returns_to_go(
     tails = np.zeros(len(ends))
     if timeout_value == "average":
         mean_rewards = np.add.reduceat(rewards, starts) / lengths
-        tails = np.where(truncations[ends], mean_rewards / (1.0 - discount), 0.0)
+        tails = np.where(~terminations[ends], mean_rewards / (1.0 - discount), 0.0)
     # All episodes at once, backwards: the number of Python steps is the longest episode's.
     result = np.zeros_like(rewards)
     carry = tails

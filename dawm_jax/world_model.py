@@ -2,7 +2,8 @@
 
 A window of H steps is H + 1 tokens. Token k > 0 holds what the k-th step arrives at,
   (s_{t+k}, r_{t+k-1}, d_{t+k-1}),
-standardised state and reward, termination as -1 or 1. Token 0 is the known (s_t, 0, 0): it
+all standardised. Terminations are rare, so that a standardised one is a large number, which
+the loss cannot overlook. Token 0 is the known (s_t, 0, 0): it
 is written into the sample before every evaluation and never counts in the loss. Actions
 after a_t are not modelled (DAWM, section 3; DWM, section 3.2).
 """
@@ -62,7 +63,7 @@ def to_tokens(window: Window, statistics: Statistics) -> jax.Array:
 
 
 def from_tokens(tokens: jax.Array, statistics: Statistics) -> Imagined:
-    """Inverts `to_tokens`; a termination channel above 0 is a termination."""
+    """Inverts `to_tokens`; terminations are cut halfway between 0 and 1."""
     reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
     return Imagined(
         states=tokens[..., :-EXTRA_CHANNELS],

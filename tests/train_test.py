@@ -1,0 +1,312 @@
+"""The whole program on a tiny configuration: results, resuming, refusals."""
+
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from dawm_jax import estimate, evaluate, loading, loop, train
+from dawm_jax.types import UserError
+
+
+def tiny_config(**overrides):
+    """Seconds to run; every stage still has several chunks and two checkpoints."""
+    config = common.get_config("smoke")
+    config.world_model.update(multipliers=(1,), groups=4)
+    for name, value in overrides.items():
+        section, _, field = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, field, value)
+    return config
+
+
+def fake_episodes(policy, environment, *, num_policies, num_episodes, seed):
+    """An evaluation without physics, deterministic in the policy."""
+    observations = np.ones((num_policies, num_episodes, 11), np.float32)
+    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_simulator():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "run_episodes", fake_episodes)
+        # The estimate lowers every program once more and has a test of its own.
+        patch.setattr(estimate, "plan", lambda *args: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(no_simulator, tmp_path_factory):
+    """What the tiny configuration gives when nothing interrupts it."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    return workdir, train.run(tiny_config(), workdir)
+
+
+def learnt(workdir):
+    run = loading.load_run(workdir)
+    return jax.device_get((run.policies, run.models, run.statistics))
+
+
+def recorded(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if "seconds" not in k} for line in lines]
+
+
+def assert_same_run(workdir, other):
+    jax.tree.map(np.testing.assert_array_equal, learnt(workdir), learnt(other))
+    assert recorded(workdir) == recorded(other)
+
+
+class Crash(Exception):
+    """Stands for a process that dies."""
+
+
+def crash_at(monkeypatch, stage, step, method):
+    """Makes the loop die when `stage` reaches `step`, before or after `method` ran."""
+    original = getattr(loop._Recorder, method)
+
+    def dying(self, *args):
+        if method == "run_chunk":
+            result = original(self, *args)
+            reached = args[1] + args[2]
+        else:
+            result, reached = None, args[0]
+        if self._stage.name == stage and reached == step:
+            raise Crash
+        return original(self, *args) if result is None else result
+
+    monkeypatch.setattr(loop._Recorder, method, dying)
+
+
+# --- results ------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_what_is_promised(undisturbed):
+    workdir, results = undisturbed
+    names = {path.name for path in workdir.iterdir()}
+    assert {"config.json", "metrics.jsonl", "results.json", "returns.npz", "curves.png"} <= names
+    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert set(results["stages"]) == {"world_model", "inverse_dynamics", "agent"}
+    assert len(results["final"]["return_per_seed"]) == 2
+    # Every evaluation's returns are kept, by seed and episode.
+    returns = np.load(workdir / "returns.npz")
+    last = returns[f"update_{returns['updates'][-1]}"]
+    assert last.shape == (2, 2)
+    np.testing.assert_allclose(last.mean(1), results["final"]["return_per_seed"])
+
+
+def test_scores_follow_from_returns(undisturbed):
+    _, results = undisturbed
+    returns = np.asarray(results["final"]["return_per_seed"])
+    expected = 100 * (returns + 20.272305) / (3234.3 + 20.272305)  # D4RL's hopper
+    np.testing.assert_allclose(results["final"]["score_per_seed"], expected)
+
+
+def test_the_same_command_again_changes_nothing(undisturbed):
+    workdir, results = undisturbed
+    before = recorded(workdir)
+    again = train.run(tiny_config(), workdir)
+    assert again["final"] == results["final"]
+    assert recorded(workdir) == before
+
+
+def test_real_data_needs_no_models(tmp_path):
+    results = train.run(tiny_config(training__real_fraction=1.0), tmp_path)
+    assert set(results["stages"]) == {"agent"}
+    run = loading.load_run(tmp_path)
+    assert run.models is None
+    with pytest.raises(UserError, match="real data only"):
+        run.inverse_dynamics(np.zeros(11), np.zeros(11))
+
+
+def test_iql_runs(tmp_path):
+    results = train.run(tiny_config(agent="iql"), tmp_path)
+    assert np.isfinite(results["final"]["score_mean"])
+
+
+def test_each_program_is_compiled_once(tmp_path, monkeypatch):
+    compiled = []
+    original = train._Bound.compile
+
+    def counting(self, state, first_step):
+        compiled.append(1)
+        return original(self, state, first_step)
+
+    monkeypatch.setattr(train._Bound, "compile", counting)
+    train.run(tiny_config(), tmp_path)
+    assert len(compiled) == 3  # world model, inverse dynamics, fused agent program
+
+
+def test_a_loaded_run_acts_imagines_and_infers(undisturbed):
+    workdir, _ = undisturbed
+    run = loading.load_run(workdir)
+    observation = np.random.default_rng(0).normal(size=(5, 11))
+    for seed in range(2):
+        action = run.policy(observation, seed)
+        assert action.shape == (5, 3) and np.abs(action).max() <= 1.0
+    assert np.abs(run.policy(observation, 0) - run.policy(observation, 1)).max() > 0
+    assert run.inverse_dynamics(observation, observation).shape == (5, 3)
+    first = np.clip(np.random.default_rng(1).normal(size=(5, 3)), -1, 1)
+    imagined, valid = run.imagine(jax.random.key(0), observation, first, np.full(5, 100.0))
+    assert valid.shape == (5, 7) and valid[:, 0].all()
+    np.testing.assert_allclose(imagined.observation[:, 0], observation, atol=1e-5)
+    np.testing.assert_allclose(imagined.action[:, 0], first, atol=1e-6)
+    # A transition ends where the next begins.
+    np.testing.assert_array_equal(imagined.next_observation[:, :-1], imagined.observation[:, 1:])
+
+
+# --- resuming -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "method"),
+    [
+        ("world_model", 5, "run_chunk"),  # before the first checkpoint
+        ("world_model", 15, "dispatched"),  # after one, with metrics it must not repeat
+        ("inverse_dynamics", 10, "run_chunk"),  # in the second stage
+        ("agent", 24, "dispatched"),  # with a partly filled buffer and an evaluation behind
+        ("agent", 40, "run_chunk"),  # in the last chunk
+    ],
+)
+def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
+    undisturbed, tmp_path, monkeypatch, stage, step, method
+):
+    with monkeypatch.context() as patch:
+        crash_at(patch, stage, step, method)
+        with pytest.raises(Crash):
+            train.run(tiny_config(), tmp_path)
+    train.run(tiny_config(), tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
+    original = loop._Recorder.dispatched
+
+    def signalled(self, step, metrics):
+        original(self, step, metrics)
+        if (self._stage.name, step) == ("inverse_dynamics", 5):
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Recorder, "dispatched", signalled)
+        with pytest.raises(loop.Interrupted, match="inverse_dynamics at step 5"):
+            train.run(tiny_config(), tmp_path)
+    # Step 5 is no multiple of the checkpoint interval: it was saved because of the signal.
+    assert (tmp_path / "checkpoints" / "inverse_dynamics" / "5").is_dir()
+    train.run(tiny_config(), tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_an_evaluation_lost_to_a_kill_is_made_up_for(undisturbed, tmp_path, monkeypatch):
+    """The checkpoint at the evaluation's step was written, the evaluation was not."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            evaluate, "run_episodes", lambda *args, **kwargs: (_ for _ in ()).throw(Crash)
+        )
+        with pytest.raises(Crash):
+            train.run(tiny_config(), tmp_path)
+    train.run(tiny_config(), tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+# --- refusals -----------------------------------------------------------------------------
+
+
+def one_line(error):
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_another_configuration_is_refused_with_the_difference(undisturbed):
+    workdir, _ = undisturbed
+    before = learnt(workdir)
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 here.*another --workdir") as error:
+        train.run(tiny_config(seed=1), workdir)
+    one_line(error)
+    jax.tree.map(np.testing.assert_array_equal, learnt(workdir), before)
+
+
+def test_two_runs_on_one_folder_are_refused(tmp_path):
+    with train._own(tmp_path, tiny_config()):
+        with pytest.raises(UserError, match="in use by another run") as error:
+            train.run(tiny_config(), tmp_path)
+    one_line(error)
+
+
+def test_an_unwritable_folder_is_refused(tmp_path):
+    # A file where the folder should be: works for root too, unlike permissions.
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written") as error:
+        train.run(tiny_config(), tmp_path / "file" / "run")
+    one_line(error)
+
+
+def test_a_full_disk_keeps_what_was_saved(undisturbed, tmp_path, monkeypatch):
+    from dawm_jax import checkpoint
+
+    original = checkpoint.ocp.CheckpointManager.save
+
+    def full(self, step, *args, **kwargs):
+        if step == 20 and pathlib.Path(str(self.directory)).name == "inverse_dynamics":
+            raise OSError(28, "No space left on device")
+        return original(self, step, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+        with pytest.raises(UserError, match=r"disk is full.*make room") as error:
+            train.run(tiny_config(), tmp_path)
+    one_line(error)
+    train.run(tiny_config(), tmp_path)
+    assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_a_diverged_training_stops_before_it_saves(tmp_path):
+    config = tiny_config(world_model__learning_rate=float("inf"), world_model__warmup_steps=0)
+    with pytest.raises(loop.Diverged, match=r"world_model: loss is not a finite.*at None") as error:
+        train.run(config, tmp_path)
+    one_line(error)
+
+
+def test_a_dataset_of_another_environment_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"11 observation dimensions, Walker2d-v5 17") as error:
+        train.run(tiny_config(environment="Walker2d-v5"), tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"agent": "sac"}, "config.agent: expected one of td3_bc, iql"),
+        ({"horizon": 0}, "config.horizon: expected at least 1"),
+        ({"parallel": "shards"}, "config.parallel: expected one of"),
+        ({"discount": 1.0}, "config.discount: expected between 0 and 1"),
+        ({"held_out_fraction": 1.0}, "held_out_fraction: expected"),
+        ({"timeout_value": "half"}, "timeout_value: expected"),
+        ({"training__real_fraction": 1.5}, "real_fraction: expected 0 to 1"),
+        ({"training__updates": 41}, "training.updates: expected a multiple"),
+        ({"rollout__updates_per_round": 5}, "updates_per_round: expected a multiple of the policy"),
+        ({"rollout__buffer_capacity": 8}, "buffer_capacity: expected room for a round"),
+        ({"rollout__sampling_steps": 500}, "sampling steps: expected 1 to 100"),
+        ({"rollout__target_rule": "best"}, "target rule: expected one of"),
+        ({"world_model__prediction": "y"}, "world_model.prediction: expected one of"),
+        ({"world_model__dtype": "float8"}, "world_model.dtype: expected one of"),
+        ({"world_model__dim": 6}, "world_model.dim: expected a multiple"),
+        ({"world_model__schedule": "linear"}, "schedule: expected 'constant' or 'cosine'"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        train.run(tiny_config(**overrides), tmp_path)
+    one_line(error)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is not a run"):
+        loading.load_run(tmp_path)
