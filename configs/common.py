@@ -34,9 +34,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     # --- data ---
     config.discount = 0.99  # per step; return-to-go and agents (DWM, TD3+BC, IQL)
     config.horizon = 7  # generated steps of a window, H (DWM: windows of 8 states)
-    config.return_scale = (
-        0.0  # divisor of the return-to-go; 0: the data's largest (DWM: 400 hopper)
-    )
+    config.return_scale = 0.0  # of the return-to-go; 0: the data's largest (DWM hopper: 400)
     config.timeout_value = "zero"  # zero | average: what a cut episode is worth after its end
     config.held_out_fraction = 0.05  # share of episodes kept for the models' diagnostics
 

@@ -44,13 +44,13 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise _write_error(self._folder, error) from error
 
-    def restore(self, state: Any) -> tuple[Any, int] | None:
+    def restore(self, state: Any, *, discard_damaged: bool = False) -> tuple[Any, int] | None:
         """The newest readable checkpoint and its step, or None if there is none.
-
-        Newer ones that cannot be read are deleted once an older one was.
 
         Args:
           state: a tree of the same structure; shapes, types and placement are taken from it.
+          discard_damaged: delete newer ones that cannot be read, once an older one was:
+            training will reach their steps again and must be able to save there.
 
         Raises:
           UserError: checkpoints exist, but none fits `state` or can be read.
@@ -66,9 +66,9 @@ class Checkpoints:
                 unreadable.append(step)
                 _log.warning("%s/%d cannot be restored: %s", self._folder, step, _line(error))
                 continue
-            # Training will reach these steps again and must be able to save there.
-            for damaged in unreadable:
-                self._manager.delete(damaged)
+            if discard_damaged:
+                for damaged in unreadable:
+                    self._manager.delete(damaged)
             return restored, step
         if failure is not None:
             raise UserError(

@@ -122,7 +122,7 @@ def run_stage(
     checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
     try:
         saved = {"state": state, "statistics": statistics}
-        restored = checkpoints.restore(saved)
+        restored = checkpoints.restore(saved, discard_damaged=True)
         step = 0
         if restored is not None:
             saved, step = restored

@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
         _fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
     except loop.Interrupted as interruption:
         _fail(f"stopped in {interruption}; the same command resumes there", 143)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command resumes at the last checkpoint", 130)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -93,9 +95,7 @@ def run() -> None:
 def _with_suggestion(message: str, argv: list[str]) -> str:
     """An absl or ml_collections error as one line, with the nearest valid name."""
     line = " ".join(message.split())
-    config_path = next((a.split("=", 1)[1] for a in argv if re.match(r"--?config=", a)), "").split(
-        ":"
-    )[0]
+    config_path = next((m[1] for m in map(re.compile(r"--?config=([^:]*)").match, argv) if m), "")
     if config_path and not pathlib.Path(config_path).is_file():
         known = sorted(str(p.relative_to(_ROOT)) for p in _ROOT.glob("configs/*.py"))
         known = [k for k in known if not k.endswith(("__init__.py", "common.py"))]
@@ -128,14 +128,18 @@ def _flatten_fields() -> dict[str, object]:
 
 
 def _config_fields() -> str:
-    """The configuration's source: every field with its default, unit and source."""
+    """Every field as a flag with its default, unit and source, from configs/common.py."""
     text = (_ROOT / "configs" / "common.py").read_text()
-    body = text[text.index("# --- what to run") : text.index("    if variant ==")]
-    lines = [line.removeprefix("    ") for line in body.rstrip().splitlines()]
-    return (
-        "Configuration fields, each also a flag: --config.FIELD=VALUE, "
-        "e.g. --config.world_model.steps=1000\n\n" + "\n".join(lines)
-    )
+    prefixes, lines = {"config": "config"}, []
+    for line in text[: text.index("    if variant ==")].splitlines():
+        if section := re.match(r"    (\w+) = (config\.\w+) = ml_collections", line):
+            prefixes[section[1]] = section[2]
+        elif field := re.match(r"    (\w+)\.(\w+) = (.*?)  # (.*)", line):
+            flag = f"--{prefixes[field[1]]}.{field[2]}={field[3]}"
+            lines.append(f"  {flag:<58} {field[4]}")
+        elif heading := re.match(r"    # --- (.*) ---", line):
+            lines.append(f"\n{heading[1]}:")
+    return "Configuration fields and their defaults:\n" + "\n".join(lines)
 
 
 def _default_workdir(config) -> str:

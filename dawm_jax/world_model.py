@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dawm_jax import diffusion
+from dawm_jax import diffusion, networks
 from dawm_jax.learner import Metrics, Params
 from dawm_jax.networks import TemporalUNet
 from dawm_jax.types import Condition, Statistics, Window
@@ -43,7 +43,8 @@ def init(
     key: jax.Array, *, network: TemporalUNet, horizon: int, state_size: int, action_size: int
 ) -> Params:
     """Parameters of the denoiser; `key` is consumed."""
-    return network.init(
+    return networks.init_in_one_draw(
+        network,
         key,
         jnp.zeros((1, horizon + 1, state_size + EXTRA_CHANNELS)),
         jnp.zeros(1),

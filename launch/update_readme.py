@@ -29,7 +29,7 @@ def _row(run: dict) -> str:
     source = {0.0: "synthetic", 1.0: "real"}.get(
         run["real_fraction"], f"{100 * run['real_fraction']:.0f} % real"
     )
-    interval = "–"
+    interval = "one seed"
     if final["score_interval"]:
         low, high = final["score_interval"]
         interval = f"{low:.1f} to {high:.1f}"

@@ -181,7 +181,7 @@ def test_damaged_newest_falls_back(open_checkpoints, folder, caplog, kind):
 
     checkpoints = open_checkpoints()
     with caplog.at_level(logging.WARNING):
-        restored, step = checkpoints.restore(_state())
+        restored, step = checkpoints.restore(_state(), discard_damaged=True)
     assert step == 10
     _assert_bits(restored, states[10])
     assert "20 cannot be restored" in caplog.text

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from dawm_jax import networks
 
@@ -288,3 +289,28 @@ def test_gaussian_policy_clips_its_log_std():
     mean, log_std = module.apply(params, inputs)
     np.testing.assert_array_equal(log_std, [-1.0, 0.5])
     assert mean.shape == (6, ACTIONS) and np.all(np.abs(mean) < 1.0)
+
+
+def test_init_in_one_draw_has_pytorchs_distribution():
+    network = networks.TemporalUNet(dim=16, multipliers=(1, 2), kernel_size=5, groups=4)
+    inputs = (jnp.zeros((1, 8, 5)), jnp.zeros(1), jnp.zeros((1, 2)), jnp.zeros(1), jnp.ones(1))
+    params = networks.init_in_one_draw(network, jax.random.key(0), *inputs)
+    expected = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda leaf: leaf.shape, expected)
+    scaled = []
+
+    def visit(node):
+        for name, leaf in node.items():
+            if isinstance(leaf, dict):
+                visit(leaf)
+            elif "kernel" in node:
+                fan_in = np.prod(node["kernel"].shape[:-1])
+                scaled.append(np.asarray(leaf).ravel() * np.sqrt(fan_in))
+            else:
+                np.testing.assert_array_equal(leaf, float(name == "scale"))
+
+    visit(params)
+    everything = np.concatenate(scaled)
+    assert stats.kstest(everything, stats.uniform(-1, 2).cdf).pvalue > 0.01
+    # No slice is used twice.
+    assert len(np.unique(everything)) > 0.99 * len(everything)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import estimate, evaluate, loading, loop, train
+from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, train
 from dawm_jax.types import UserError
 
 
@@ -36,6 +37,7 @@ def no_simulator():
         patch.setattr(evaluate, "run_episodes", fake_episodes)
         # The estimate lowers every program once more and has a test of its own.
         patch.setattr(estimate, "plan", lambda *args: [])
+        patch.setattr(report, "_plot", lambda *args: None)
         yield
 
 
@@ -43,7 +45,24 @@ def no_simulator():
 def undisturbed(no_simulator, tmp_path_factory):
     """What the tiny configuration gives when nothing interrupts it."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    return workdir, train.run(tiny_config(), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_plot", PLOT)
+        return workdir, train.run(tiny_config(), workdir)
+
+
+STAGES = ("world_model", "inverse_dynamics", "agent")
+PLOT = report._plot
+
+
+def before_stage(stage, undisturbed, workdir):
+    """Makes `workdir` what the undisturbed run's folder was when `stage` began."""
+    source = undisturbed[0]
+    done = STAGES[: STAGES.index(stage)]
+    for name in done:
+        shutil.copytree(source / "checkpoints" / name, workdir / "checkpoints" / name)
+    lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["stage"] in done]
+    (workdir / "metrics.jsonl").write_text("".join(kept))
 
 
 def learnt(workdir):
@@ -129,6 +148,7 @@ def test_iql_runs(tmp_path):
     assert np.isfinite(results["final"]["score_mean"])
 
 
+@pytest.mark.slow
 def test_each_program_is_compiled_once(tmp_path, monkeypatch):
     compiled = []
     original = train._Bound.compile
@@ -166,16 +186,17 @@ def test_a_loaded_run_acts_imagines_and_infers(undisturbed):
 @pytest.mark.parametrize(
     ("stage", "step", "method"),
     [
-        ("world_model", 5, "run_chunk"),  # before the first checkpoint
-        ("world_model", 15, "dispatched"),  # after one, with metrics it must not repeat
-        ("inverse_dynamics", 10, "run_chunk"),  # in the second stage
+        ("inverse_dynamics", 5, "run_chunk"),  # before the first checkpoint
+        ("inverse_dynamics", 15, "dispatched"),  # after one, with metrics it must not repeat
         ("agent", 24, "dispatched"),  # with a partly filled buffer and an evaluation behind
-        ("agent", 40, "run_chunk"),  # in the last chunk
+        pytest.param("agent", 40, "run_chunk", marks=pytest.mark.slow),  # in the last chunk
+        pytest.param("world_model", 15, "dispatched", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
     undisturbed, tmp_path, monkeypatch, stage, step, method
 ):
+    before_stage(stage, undisturbed, tmp_path)
     with monkeypatch.context() as patch:
         crash_at(patch, stage, step, method)
         with pytest.raises(Crash):
@@ -184,8 +205,16 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
     assert_same_run(tmp_path, undisturbed[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
+    before_stage("inverse_dynamics", undisturbed, tmp_path)
     original = loop._Recorder.dispatched
 
     def signalled(self, step, metrics):
@@ -205,6 +234,7 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
 
 def test_an_evaluation_lost_to_a_kill_is_made_up_for(undisturbed, tmp_path, monkeypatch):
     """The checkpoint at the evaluation's step was written, the evaluation was not."""
+    before_stage("agent", undisturbed, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
             evaluate, "run_episodes", lambda *args, **kwargs: (_ for _ in ()).throw(Crash)
@@ -249,8 +279,7 @@ def test_an_unwritable_folder_is_refused(tmp_path):
 
 
 def test_a_full_disk_keeps_what_was_saved(undisturbed, tmp_path, monkeypatch):
-    from dawm_jax import checkpoint
-
+    before_stage("inverse_dynamics", undisturbed, tmp_path)
     original = checkpoint.ocp.CheckpointManager.save
 
     def full(self, step, *args, **kwargs):
