@@ -56,7 +56,8 @@ def make_environment(environment: str) -> Any:
                 f"environment {environment}: expected a flat Box space of {kind}, got "
                 f"{one_line(space)}; only continuous control from vectors is supported"
             )
-    if not np.isfinite([env.action_space.low, env.action_space.high]).all():
+    actions: Any = env.action_space
+    if not np.isfinite([actions.low, actions.high]).all():
         env.close()
         raise UserError(f"environment {environment}: expected bounded actions")
     return env

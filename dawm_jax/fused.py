@@ -98,6 +98,8 @@ def draw_batches(
         rows = jax.random.randint(key_real, (num_batches, num_real), 0, len(replay))
         parts.append(windows.gather_transitions(replay, rows))
     if num_real < batch_size:
+        if buffer is None:
+            raise ValueError("synthetic rows need a buffer")
         shape = (num_batches, batch_size - num_real)
         parts.append(rollout.draw_rows(key_synthetic, buffer, shape))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)

@@ -168,9 +168,10 @@ def _load(workdir: pathlib.Path, stage: str, init, key: jax.Array, statistics: S
     """A stage's newest checkpoint; `init` and `statistics` give its structure."""
     shapes = {"state": jax.eval_shape(init, key), "statistics": statistics}
     checkpoints = _checkpoints(workdir, stage)
-    saved, _ = checkpoints.restore(parallel.on_one_device(shapes))
+    restored = checkpoints.restore(parallel.on_one_device(shapes))
     checkpoints.close()
-    return saved
+    assert restored is not None  # `_checkpoints` found one
+    return restored[0]
 
 
 def _checkpoints(workdir: pathlib.Path, stage: str) -> Checkpoints:

@@ -234,7 +234,8 @@ class _Recorder:
         times = {"seconds": self._seconds, "compile_seconds": self._compile_seconds}
         self._log.append(self._stage.name, "train", step, {**values, **times})
         self._write(step, values)
-        self._progress.report(step, values)
+        if self._progress is not None:
+            self._progress.report(step, values)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}

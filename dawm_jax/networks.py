@@ -4,14 +4,12 @@ The denoiser is Decision Diffuser's temporal U-Net (Ajay et al. 2023, appendix B
 change of form and none of function: its convolutions are matrix multiplications.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-
-Initializer = nn.initializers.Initializer
 
 
 def mish(x: jax.Array) -> jax.Array:
@@ -22,7 +20,7 @@ def mish(x: jax.Array) -> jax.Array:
 # --- multi-layer perceptrons --------------------------------------------------------------
 
 
-def torch_bias_init(fan_in: int) -> Initializer:
+def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
     """Uniform in ±1 / sqrt(fan_in): PyTorch's default for the bias of a linear layer."""
 
     def init(key, shape, dtype=jnp.float32):

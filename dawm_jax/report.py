@@ -80,11 +80,8 @@ def finish(
         "commit": commit(),
     }
     _write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    np.savez(
-        workdir / "returns.npz",
-        updates=np.asarray(updates),
-        **{f"update_{u}": r for u, r in zip(updates, returns, strict=True)},
-    )
+    arrays: dict[str, Any] = {f"update_{u}": r for u, r in zip(updates, returns, strict=True)}
+    np.savez(workdir / "returns.npz", updates=np.asarray(updates), **arrays)
     _plot(workdir / "curves.png", config, log, results)
     _log.info("%s", headline(results))
     _log.info("results, curves and checkpoints are in %s", workdir)

@@ -5,6 +5,9 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -339,3 +342,28 @@ def test_a_wrong_value_is_refused_in_one_line(tmp_path, overrides, message):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run"):
         loading.load_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_at_most_one_checkpoint_interval(undisturbed, tmp_path):
+    """A real process, really killed, somewhere in the agent stage; then resumed."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "import pathlib, conftest, train_test\n"
+        "from dawm_jax import estimate, evaluate, report, train\n"
+        "evaluate.run_episodes = train_test.fake_episodes\n"
+        "estimate.plan = lambda *args: []\n"
+        "report._plot = lambda *args: None\n"
+        f"train.run(train_test.tiny_config(), pathlib.Path({str(tmp_path)!r}))\n"
+    )
+    root = pathlib.Path(__file__).resolve().parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root)
+    metrics = tmp_path / "metrics.jsonl"
+    while process.poll() is None:
+        if metrics.exists() and '"stage": "agent"' in metrics.read_text():
+            process.kill()
+            break
+        time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    assert_same_run(tmp_path, undisturbed[0])

@@ -4,6 +4,7 @@ Networks are module-level constants of the algorithm's shape; parameters are exp
 Observations are standardised and actions lie in [-1, 1].
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -170,9 +171,7 @@ def update(
             discount=discount,
         )
         critics, critic_opt, critic_metrics = learner.gradient_step(
-            lambda params, batch=batch, target=target: critic_loss(
-                params, batch, target, networks=networks
-            ),
+            functools.partial(critic_loss, batch=batch, target=target, networks=networks),
             critics,
             critic_opt,
             critic_optimizer,
