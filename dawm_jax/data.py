@@ -283,13 +283,17 @@ def _minari_folder(name: str) -> pathlib.Path:
     return folder
 
 
-def _check_network(host: str = "huggingface.co", seconds: float = 5.0) -> None:
-    """Fails within `seconds` where the default dataset host cannot be reached."""
+def _check_network(seconds: float = 5.0) -> None:
+    """Fails within `seconds` where Minari's default host cannot be reached."""
     import socket
+    import urllib.parse
 
-    if os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://"):
-        if not any(key in os.environ for key in ("HTTPS_PROXY", "https_proxy")):
-            socket.create_connection((host, 443), timeout=seconds).close()
+    from huggingface_hub import constants
+
+    behind_proxy = any(key in os.environ for key in ("HTTPS_PROXY", "https_proxy"))
+    if os.environ.get("MINARI_REMOTE", "hf://").startswith("hf://") and not behind_proxy:
+        host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+        socket.create_connection((host, 443), timeout=seconds).close()
 
 
 def _read_minari(name: str) -> OfflineDataset:

@@ -14,6 +14,8 @@ from dawm_jax.metrics import MetricsFile, format_seconds
 
 _log = logging.getLogger(__name__)
 
+# A mean over minibatches should stay below the largest return; noise does not reach this.
+_Q_WARNING = 1.5
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "minari", "gymnasium", "mujoco")
 
 
@@ -37,7 +39,12 @@ def evaluation_entry(environment: str, returns: np.ndarray, step: int) -> dict[s
 
 
 def finish(
-    config: Any, workdir: pathlib.Path, log: MetricsFile, dataset_text: str
+    config: Any,
+    workdir: pathlib.Path,
+    log: MetricsFile,
+    *,
+    dataset_text: str,
+    largest_return_to_go: float,
 ) -> dict[str, Any]:
     """Writes the run's results from its metrics and logs the score.
 
@@ -46,6 +53,7 @@ def finish(
       workdir: its folder.
       log: its metrics.jsonl, the only source of numbers.
       dataset_text: one line about the data.
+      largest_return_to_go: discounted, of the data, in the units of the agent's rewards.
 
     Returns:
       What results.json holds.
@@ -73,6 +81,7 @@ def finish(
             {"update": update, **_summary(config.environment, r)}
             for update, r in zip(updates, returns, strict=True)
         ],
+        "value_check": _check_values(log, largest_return_to_go),
         "evaluation_seconds": sum(entry["seconds"] for entry in evaluations),
         "stages": _stages(log),
         "device": parallel.describe_devices(),
@@ -131,6 +140,19 @@ def commit() -> str | None:
         return None
 
 
+def _check_values(log: MetricsFile, largest_return_to_go: float) -> dict[str, float]:
+    """The last mean Q beside the best the data ever returned; says so when it is far above."""
+    q_mean = list(log.lines("agent", "train"))[-1]["q_mean"]
+    if q_mean > _Q_WARNING * largest_return_to_go:
+        _log.warning(
+            "the mean Q of %.0f is far above the data's largest discounted return of %.0f: "
+            "the values have run away and the policy cannot be trusted",
+            q_mean,
+            largest_return_to_go,
+        )
+    return {"q_mean": q_mean, "largest_return_to_go": largest_return_to_go}
+
+
 def _summary(environment: str, returns: np.ndarray) -> dict[str, Any]:
     """Returns and scores by seed, their mean and 95 % interval over seeds."""
     per_seed = returns.mean(axis=1)
@@ -178,7 +200,8 @@ def _plot(path: pathlib.Path, config: Any, log: MetricsFile, results: dict[str, 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(18, 4), constrained_layout=True)
+    figure, grid = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    axes = grid.ravel()
     curve = results["curve"]
     field = "score" if "score_mean" in curve[0] else "return"
     steps = [point["update"] for point in curve]
@@ -199,9 +222,13 @@ def _plot(path: pathlib.Path, config: Any, log: MetricsFile, results: dict[str, 
             axis.text(0.5, 0.5, "not trained: real data only", ha="center", va="center")
     entries = list(log.lines("agent", "train"))
     axes[3].plot([e["step"] for e in entries], [e["q_mean"] for e in entries])
+    limit = results["value_check"]["largest_return_to_go"]
+    axes[3].axhline(limit, color="tab:gray", linestyle="--", label="largest return-to-go of data")
     axes[3].set(title="mean Q on minibatches", xlabel="updates")
+    axes[3].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
+        axis.locator_params(axis="x", nbins=6)
     figure.suptitle(f"{config.environment}, {config.dataset}")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -102,7 +102,14 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             writer.close()
 
         # --- report ---
-        return report.finish(config, workdir, log, data.describe(dataset))
+        best = float(statistics.return_high * statistics.return_scale)
+        return report.finish(
+            config,
+            workdir,
+            log,
+            dataset_text=data.describe(dataset),
+            largest_return_to_go=best * float(parts.agent.reward_scale),
+        )
 
 
 def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Statistics]:

@@ -115,6 +115,8 @@ def test_the_folder_holds_what_is_promised(undisturbed):
     assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
     assert set(results["stages"]) == {"world_model", "inverse_dynamics", "agent"}
     assert len(results["final"]["return_per_seed"]) == 2
+    # The data's largest discounted return in raw units, 383 on this set.
+    assert 300 < results["value_check"]["largest_return_to_go"] < 450
     # Every evaluation's returns are kept, by seed and episode.
     returns = np.load(workdir / "returns.npz")
     last = returns[f"update_{returns['updates'][-1]}"]

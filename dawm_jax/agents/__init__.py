@@ -21,12 +21,14 @@ class Agent(NamedTuple):
       update: (state, batches [batches_per_update, B, ...], key) -> (state, metrics).
       act: (state, standardised observation [..., S]) -> action [..., A] in [-1, 1].
       batches_per_update: how many gradient updates of the critics one `update` makes.
+      reward_scale: factor between the environment's rewards and those it learns from.
     """
 
     init: Callable[[jax.Array], Any]
     update: Callable[..., tuple[Any, learner.Metrics]]
     act: Callable[[Any, jax.Array], jax.Array]
     batches_per_update: int
+    reward_scale: float | jax.Array = 1.0
 
 
 def make(
@@ -83,6 +85,8 @@ def _make_td3_bc(config, sizes, total_updates, return_range) -> Agent:
 
 def _make_iql(config, sizes, total_updates, return_range) -> Agent:
     section = config.iql
+    # The official reward scaling: a range of 1000 between the best and worst episode.
+    reward_scale = 1000.0 / return_range
     networks = iql.make_networks(tuple(section.hidden), sizes["action_size"])
     constant, decayed = (
         learner.adam(section.learning_rate, schedule=schedule, total_steps=total_updates)
@@ -104,9 +108,9 @@ def _make_iql(config, sizes, total_updates, return_range) -> Agent:
             expectile=section.expectile,
             beta=section.beta,
             max_weight=section.max_weight,
-            # The official reward scaling: a range of 1000 between the best and worst episode.
-            reward_scale=1000.0 / return_range,
+            reward_scale=reward_scale,
         ),
         act=functools.partial(iql.act, networks=networks),
         batches_per_update=1,
+        reward_scale=reward_scale,
     )
