@@ -177,6 +177,7 @@ class _Recorder:
         first = jnp.int32(step)
         if steps not in self._programs:
             self.flush()
+            _log.info("%s: compiling", self._stage.name)
             start = time.monotonic()
             self._programs[steps] = self._stage.compile(steps).compile(state, first)
             self._compile_seconds += time.monotonic() - start

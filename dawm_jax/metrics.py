@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import pathlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -129,6 +130,8 @@ class Progress:
             f"({100 * done / self._total:3.0f} %)  {speed:,.1f}/s  {left} left  {numbers}"
         )
         if self._terminal:
+            # A line that wraps could not be erased.
+            text = text[: shutil.get_terminal_size().columns - 1]
             sys.stderr.write(f"\r\x1b[2K{text}")
             sys.stderr.flush()
         else:
