@@ -10,6 +10,8 @@ mesh, devices that seeds leave over share the generated windows.
 """
 
 import math
+import os
+import platform
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -52,7 +54,19 @@ class Placement(NamedTuple):
 def describe_devices() -> str:
     """Platform and kind of the local devices, for logs and results."""
     devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        # JAX calls every CPU "cpu"; times mean something only with its kind and cores.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{len(devices)} x cpu ({cores} cores, {_cpu_model()})"
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def on_one_device(tree: Any) -> Any:
