@@ -80,6 +80,11 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
     Raises:
       UserError: a value out of its range.
     """
+    if config.rollout.target_rule not in rollout.TARGET_RULES:
+        raise UserError(
+            "config.rollout.target_rule: expected one of "
+            f"{', '.join(rollout.TARGET_RULES)}, got {config.rollout.target_rule!r}"
+        )
     sizes = {
         "state_size": statistics.observation_mean.shape[0],
         "action_size": statistics.action_low.shape[0],

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dawm_jax import fused, parallel, windows
+from dawm_jax import fused, networks, parallel, windows
 from dawm_jax.assembly import Assembly
 from dawm_jax.metrics import format_seconds
 from dawm_jax.windows import Replay
@@ -62,7 +62,8 @@ def _stages(config, parts, replay):
         ):
             states[name] = jax.eval_shape(functions.init, key)
             step = lambda s, r, f=functions: f.step(s, key, r, keep, keep)
-            text = f"{name}, {section.steps:,} steps of {section.batch_size}"
+            size = networks.count_parameters(states[name].params)
+            text = f"{name}, {size:,} parameters, {section.steps:,} steps of {section.batch_size}"
             yield text, section.steps, _cost(step, states[name], replay)
         models = fused.Models(*(state.average for state in states.values()))
         starts = jnp.zeros(roll.windows_per_round, jnp.int32)

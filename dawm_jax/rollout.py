@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -56,6 +57,8 @@ def complete(
     Returns:
       Transitions [B * H] and valid [B * H] bool: steps after a termination are not.
     """
+    chex.assert_rank([imagined.states, imagined.rewards, imagined.terminated], [3, 2, 2])
+    chex.assert_equal_shape([imagined.rewards, imagined.terminated])
     state, following = imagined.states[:, :-1], imagined.states[:, 1:]
     action = jnp.concatenate([first_action[:, None], infer(state[:, 1:], following[:, 1:])], axis=1)
     ended_before = jnp.cumsum(imagined.terminated, axis=1) - imagined.terminated

@@ -57,7 +57,11 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       loop.Interrupted: a signal asked to stop; the same call resumes.
     """
     _check(config)
-    with _own(workdir, config), loop.stop_on_signals() as stop:
+    with (
+        _own(workdir, config),
+        loop.stop_on_signals() as stop,
+        contextlib.ExitStack() as cleanup,
+    ):
         # --- data ---
         dataset = data.load_dataset(config.dataset)
         _log.info("%s", data.describe(dataset))
@@ -73,12 +77,16 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             _log.info("%s", line)
 
         # --- models, then agents ---
+        # Only now: a run that was refused above must not claim the folder.
+        _write_config(workdir / "config.json", config)
         writers = make_writers(
             workdir,
             tensorboard=config.tensorboard,
             wandb_project=config.wandb_project,
             config=config.to_dict(),
         )
+        for writer in writers:
+            cleanup.callback(writer.close)
         log = MetricsFile(workdir / "metrics.jsonl")
         run_stage = functools.partial(
             loop.run_stage,
@@ -98,8 +106,6 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
                 ),
             )
         _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
-        for writer in writers:
-            writer.close()
 
         # --- report ---
         best = float(statistics.return_high * statistics.return_scale)
@@ -389,7 +395,7 @@ def _shared_batches(config: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
-    """Makes and locks the folder; refuses another configuration's."""
+    """Makes and locks the folder; refuses one of another configuration."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")
@@ -404,28 +410,31 @@ def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
             raise UserError(
                 f"--workdir {workdir} is in use by another run; wait for it or choose another"
             ) from None
-        _settle_config(workdir / "config.json", config)
+        _refuse_other_config(workdir / "config.json", config)
         yield
 
 
-def _settle_config(path: pathlib.Path, config: Any) -> None:
-    """Writes config.json, or refuses if it holds another configuration."""
-    new = json.loads(config.to_json())
-    if path.exists():
-        old = _flatten(json.loads(path.read_text()))
-        changed = [
-            f"{name}: {old.get(name)!r} there, {value!r} here"
-            for name, value in sorted({**dict.fromkeys(old), **_flatten(new)}.items())
-            if old.get(name) != value
-        ]
-        if changed:
-            raise UserError(
-                f"{path.parent} holds a run of another configuration ({'; '.join(changed[:4])}"
-                f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
-            )
+def _refuse_other_config(path: pathlib.Path, config: Any) -> None:
+    """Raises if config.json holds another configuration, with the difference."""
+    if not path.exists():
         return
+    old = _flatten(json.loads(path.read_text()))
+    new = _flatten(json.loads(config.to_json()))
+    changed = [
+        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{path.parent} holds a run of another configuration ({'; '.join(changed[:4])}"
+            f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
+        )
+
+
+def _write_config(path: pathlib.Path, config: Any) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
     temporary.replace(path)
 
 

@@ -11,6 +11,7 @@ after a_t are not modelled (DAWM, section 3; DWM, section 3.2).
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -113,6 +114,7 @@ def loss(
       A scalar, and metrics.
     """
     x0 = to_tokens(window, statistics)
+    chex.assert_equal_shape([x0, draws.noise])
     alpha_bar_k = alpha_bar[draws.step][:, None, None]
     x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar_k), x0[:, 0])
     output = network.apply(

@@ -328,7 +328,7 @@ def test_a_dataset_of_another_environment_is_refused(tmp_path):
         ({"rollout__updates_per_round": 5}, "updates_per_round: expected a multiple of the policy"),
         ({"rollout__buffer_capacity": 8}, "buffer_capacity: expected room for a round"),
         ({"rollout__sampling_steps": 500}, "sampling steps: expected 1 to 100"),
-        ({"rollout__target_rule": "best"}, "target rule: expected one of"),
+        ({"rollout__target_rule": "best"}, "target_rule: expected one of"),
         ({"world_model__prediction": "y"}, "world_model.prediction: expected one of"),
         ({"world_model__dtype": "float8"}, "world_model.dtype: expected one of"),
         ({"world_model__dim": 6}, "world_model.dim: expected a multiple"),
@@ -339,6 +339,8 @@ def test_a_wrong_value_is_refused_in_one_line(tmp_path, overrides, message):
     with pytest.raises(UserError, match=message) as error:
         train.run(tiny_config(**overrides), tmp_path)
     one_line(error)
+    # A refused run does not claim the folder: corrected, it may use it.
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

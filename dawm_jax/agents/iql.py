@@ -5,6 +5,7 @@ Observations are standardised, actions lie in [-1, 1], rewards arrive already sc
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -155,6 +156,7 @@ def update(
     """
     del key
     batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    chex.assert_rank([batch.reward, batch.terminated], 1)
     batch = batch._replace(reward=batch.reward * reward_scale)
     q = networks.critics.apply(state.target_critics, batch.observation, batch.action).min(0)
     value, value_opt, value_metrics = learner.gradient_step(

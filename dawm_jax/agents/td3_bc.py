@@ -7,6 +7,7 @@ Observations are standardised and actions lie in [-1, 1].
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -90,6 +91,8 @@ def td_target(
       networks: of the agent.
       discount: gamma.
     """
+    chex.assert_rank([batch.reward, batch.terminated], 1)
+    chex.assert_equal_shape([batch.action, noise])
     next_action = networks.actor.apply(target_actor, batch.next_observation)
     next_action = jnp.clip(next_action + noise, -1.0, 1.0)
     q = networks.critics.apply(target_critics, batch.next_observation, next_action)
