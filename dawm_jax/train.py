@@ -294,7 +294,9 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             assess_steps=config.evaluation.interval,
             prepare=fill_buffers,
         ),
-        placement.place_seeds(jax.jit(jax.vmap(init))(key_init)),
+        # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
+        # beside each other can wait for each other's threads for ever on a CPU.
+        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, init))(key_init)),
     )
 
 
