@@ -12,8 +12,8 @@ from dawm_jax.metrics import format_seconds
 from dawm_jax.windows import Replay
 
 # Share of the matrix-multiply rate that the training programs reach: on two CPU cores 0.3
-# (world model) to 0.7 (TD3+BC) were measured. On an accelerator small kernels are bound by their launch, of
-# about this many seconds each; both are only good for "minutes or hours?".
+# (world model) to 0.7 (TD3+BC) were measured. On an accelerator small kernels are bound by
+# their launch, of about this many seconds each; both only answer "minutes or hours?".
 _EFFICIENCY = 0.4
 _LAUNCH_SECONDS = 3e-6
 _LONG_SECONDS = 3600.0
