@@ -62,12 +62,21 @@ class InverseDynamics(NamedTuple):
 
 
 class Assembly(NamedTuple):
-    """Everything a run computes with."""
+    """Everything a run computes with.
+
+    Attributes:
+      world_model: its functions.
+      inverse_dynamics: its functions.
+      agent: the algorithm.
+      imagine: see `fused.ImagineFn`.
+      init_run: key -> a fresh agent with its empty buffer (none on real data only).
+    """
 
     world_model: WorldModel
     inverse_dynamics: InverseDynamics
     agent: agents.Agent
     imagine: fused.ImagineFn
+    init_run: Callable[[jax.Array], fused.Run]
 
 
 def assemble(config: Any, statistics: Statistics) -> Assembly:
@@ -113,7 +122,13 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
             infer=functools.partial(inverse.infer, models.inverse_dynamics),
         )
 
-    return Assembly(model, inverse, agent, imagine)
+    def init_run(key: jax.Array) -> fused.Run:
+        buffer = None
+        if config.training.real_fraction < 1.0:
+            buffer = rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
+        return fused.Run(agent.init(key), buffer)
+
+    return Assembly(model, inverse, agent, imagine, init_run)
 
 
 def raw_action(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Checkpoints:
             except Exception as error:
                 failure = failure or error
                 unreadable.append(step)
-                _log.warning("%s/%d cannot be restored: %s", self._folder, step, _line(error))
+                _log.warning("%s/%d cannot be restored: %s", self._folder, step, first_line(error))
                 continue
             if discard_damaged:
                 for damaged in unreadable:
@@ -72,7 +72,7 @@ class Checkpoints:
             return restored, step
         if failure is not None:
             raise UserError(
-                f"{self._folder}: no checkpoint can be restored ({_line(failure)}); it is "
+                f"{self._folder}: no checkpoint can be restored ({first_line(failure)}); it is "
                 "damaged or of another configuration: use a new --workdir"
             ) from failure
         return None
@@ -108,13 +108,8 @@ def _check_shapes(restored: Any, abstract: Any) -> None:
 
 def _write_error(folder: pathlib.Path, error: Exception) -> UserError:
     full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-    reason = "the disk is full" if full else _line(error)
+    reason = "the disk is full" if full else first_line(error)
     return UserError(
         f"{folder}: a checkpoint could not be written ({reason}); earlier ones are intact: "
         "make room and run the same command again"
     )
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

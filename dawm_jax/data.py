@@ -18,7 +18,7 @@ import tempfile
 
 import numpy as np
 
-from dawm_jax.types import UserError, one_line
+from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def _read_d4rl(path: pathlib.Path, name: str) -> OfflineDataset:
             optional = ("timeouts", "next_observations")
             arrays = {key: file[key][()] for key in (*keys, *optional) if stored(key)}
     except OSError as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({_first_line(error)})") from error
+        raise UserError(f"{path}: not a readable HDF5 file ({first_line(error)})") from error
     for key, array in arrays.items():
         if array.dtype.kind not in "biuf":
             raise UserError(f"{path}: expected numbers in {key}, got {array.dtype}")
@@ -277,7 +277,7 @@ def _minari_folder(name: str) -> pathlib.Path:
     except Exception as error:
         raise UserError(
             f"dataset {name} is not in {folder} and could not be downloaded "
-            f"({_first_line(error)}); copy it there, set MINARI_DATASETS_PATH, or use a "
+            f"({first_line(error)}); copy it there, set MINARI_DATASETS_PATH, or use a "
             f"bundled one ({bundled})"
         ) from error
     return folder
@@ -304,7 +304,7 @@ def _read_minari(name: str) -> OfflineDataset:
         source = minari.load_dataset(name)
     except Exception as error:
         raise UserError(
-            f"dataset {name}: Minari cannot open it ({_first_line(error)}); if a download "
+            f"dataset {name}: Minari cannot open it ({first_line(error)}); if a download "
             f"broke off, run: minari download --force {name}"
         ) from error
     for kind, space in (
@@ -320,7 +320,7 @@ def _read_minari(name: str) -> OfflineDataset:
         episodes = list(source.iterate_episodes())
     except Exception as error:
         raise UserError(
-            f"dataset {name}: its episodes cannot be read ({_first_line(error)}); "
+            f"dataset {name}: its episodes cannot be read ({first_line(error)}); "
             f"run: minari download --force {name}"
         ) from error
     spec = source.env_spec
@@ -479,8 +479,3 @@ def _cached(name: str, fingerprint: str, read, enabled: bool) -> OfflineDataset:
     except OSError as error:
         _log.warning("no cached copy of %s was kept (%s)", name, error)
     return dataset
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dawm_jax.types import UserError, one_line
+from dawm_jax.types import UserError, first_line, one_line
 
 # Returns of a random and an expert policy, by task: D4RL's infos.py, all versions.
 _REFERENCE_RETURNS = {
@@ -44,9 +44,8 @@ def make_environment(environment: str) -> Any:
     try:
         env = gym.make(environment)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
-            f"environment {environment!r} cannot be made ({type(error).__name__}: {text}); "
+            f"environment {environment!r} cannot be made ({first_line(error)}); "
             "check config.environment and that gymnasium[mujoco] is installed"
         ) from error
     for kind, space in (("actions", env.action_space), ("observations", env.observation_space)):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dawm_jax import fused, parallel, rollout, windows
+from dawm_jax import fused, parallel, windows
 from dawm_jax.assembly import Assembly, assemble, raw_action
 from dawm_jax.checkpoint import Checkpoints
 from dawm_jax.types import Condition, Statistics, Transition, UserError
@@ -123,18 +123,8 @@ def load_run(workdir: str | pathlib.Path) -> LoadedRun:
     functions = assemble(config, blank)
     key = jax.random.key(0)
 
-    def init_run(key):
-        buffer = None
-        if config.training.real_fraction < 1.0:
-            buffer = rollout.empty_buffer(
-                config.rollout.buffer_capacity,
-                len(blank.observation_mean),
-                len(blank.action_low),
-            )
-        return fused.Run(functions.agent.init(key), buffer)
-
     keys = jax.random.split(key, config.num_seeds)
-    saved = _load(workdir, "agent", jax.vmap(init_run), keys, blank)
+    saved = _load(workdir, "agent", jax.vmap(functions.init_run), keys, blank)
     models = None
     if config.training.real_fraction < 1.0:
         models = fused.Models(

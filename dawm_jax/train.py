@@ -25,7 +25,6 @@ from dawm_jax import (
     loop,
     parallel,
     report,
-    rollout,
     windows,
 )
 from dawm_jax.assembly import Assembly, assemble, raw_action
@@ -274,14 +273,6 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
         buffer = placement.map_seeds(fill)(runs.buffer, key_prefill, models, replay)
         return runs.replace(buffer=buffer)
 
-    def init(key):
-        buffer = None
-        if models is not None:
-            buffer = rollout.empty_buffer(
-                roll.buffer_capacity, replay.state_size, replay.action_size
-            )
-        return fused.Run(parts.agent.init(key), buffer)
-
     return run_stage(
         loop.Stage(
             name="agent",
@@ -296,7 +287,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
         ),
         # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
         # beside each other can wait for each other's threads for ever on a CPU.
-        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, init))(key_init)),
+        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, parts.init_run))(key_init)),
     )
 
 

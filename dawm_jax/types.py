@@ -23,6 +23,12 @@ def one_line(value: object, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of what it says, for such a message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {one_line(lines[0])}" if lines else type(error).__name__
+
+
 class Transition(NamedTuple):
     """One environment step (or a batch of them, with leading axes).
 
