@@ -25,6 +25,7 @@ from dawm_jax import (
     loop,
     parallel,
     report,
+    simulate,
     windows,
 )
 from dawm_jax.assembly import Assembly, assemble, raw_action
@@ -119,7 +120,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
 def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Statistics]:
     """The dataset on the device, checked against the environment it will be evaluated in."""
-    env = evaluate.make_environment(config.environment)
+    env = simulate.make_environment(config.environment)
     action_space, observation_space = env.action_space, env.observation_space
     env.close()
     if observation_space.shape[0] != dataset.observations.shape[1]:
