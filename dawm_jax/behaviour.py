@@ -87,6 +87,11 @@ def load_policies(path: pathlib.Path) -> Policies:
         raise UserError(f"{path} holds no behaviour policies ({first_line(error)})") from error
 
 
+def shipped_environments() -> list[str]:
+    """Gymnasium ids that the package has policies for."""
+    return sorted(file.stem for file in _ASSETS.glob("*.npz"))
+
+
 def shipped_policies(environment: str) -> Policies:
     """The policies in the package for a Gymnasium id.
 
@@ -95,7 +100,7 @@ def shipped_policies(environment: str) -> Policies:
     """
     path = _ASSETS / f"{environment}.npz"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in _ASSETS.glob("*.npz")))
+        known = ", ".join(shipped_environments())
         raise UserError(
             f"no policies are shipped for {environment} (there are {known}): train some with "
             f"--env={environment} --train --workdir=DIR, then pass --policies=DIR/policies.npz"
