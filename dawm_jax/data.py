@@ -23,7 +23,7 @@ from dawm_jax.types import UserError, first_line, one_line
 _log = logging.getLogger(__name__)
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
-_BUNDLED_PREFIX = "bundled/"
+BUNDLED_PREFIX = "bundled/"
 _CACHE_FORMAT = 1  # part of the cache's key: bump it when the stored arrays change
 # Actions of continuous-control data are float32 policies' outputs; this much above the
 # bound is rounding, more is another action space.
@@ -83,7 +83,7 @@ def load_dataset(name: str, *, cache: bool = True) -> OfflineDataset:
     Raises:
       UserError: the dataset is missing, unreachable, malformed or not continuous control.
     """
-    if name.startswith(_BUNDLED_PREFIX):
+    if name.startswith(BUNDLED_PREFIX):
         return _read_bundled(name)
     if name.endswith((".hdf5", ".h5")) or os.path.sep == name[:1]:
         path = pathlib.Path(name).expanduser()
@@ -447,12 +447,12 @@ def _successors(observations, ends, final_observations) -> np.ndarray:
 
 
 def _bundled_path(name: str) -> pathlib.Path:
-    return _ASSETS / (name.removeprefix(_BUNDLED_PREFIX).replace("/", "_") + ".npz")
+    return _ASSETS / (name.removeprefix(BUNDLED_PREFIX).replace("/", "_") + ".npz")
 
 
 def _bundled_names() -> list[str]:
     paths = sorted(_ASSETS.glob("*.npz"))
-    return [_BUNDLED_PREFIX + path.stem.replace("_", "/") for path in paths]
+    return [BUNDLED_PREFIX + path.stem.replace("_", "/") for path in paths]
 
 
 def _read_bundled(name: str) -> OfflineDataset:
