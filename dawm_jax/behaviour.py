@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax import evaluate, learner, loop, rollout, simulate
+from dawm_jax import evaluate, learner, loop, rollout, run_folder, simulate
 from dawm_jax.agents import sac
 from dawm_jax.metrics import MetricsFile
 from dawm_jax.rollout import Buffer
@@ -87,6 +87,20 @@ def load_policies(path: pathlib.Path) -> Policies:
         raise UserError(f"{path} holds no behaviour policies ({first_line(error)})") from error
 
 
+def check_environment(policies: Policies, environment: str) -> None:
+    """Raises UserError if the policies are of another environment."""
+    if policies.environment != environment:
+        raise UserError(
+            f"the policies are for {policies.environment}, --env is {environment}: "
+            "name the environment that they were trained in"
+        )
+
+
+def shipped_environments() -> list[str]:
+    """Gymnasium ids that the package has policies for."""
+    return sorted(file.stem for file in _ASSETS.glob("*.npz"))
+
+
 def shipped_policies(environment: str) -> Policies:
     """The policies in the package for a Gymnasium id.
 
@@ -95,7 +109,7 @@ def shipped_policies(environment: str) -> Policies:
     """
     path = _ASSETS / f"{environment}.npz"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in _ASSETS.glob("*.npz")))
+        known = ", ".join(shipped_environments())
         raise UserError(
             f"no policies are shipped for {environment} (there are {known}): train some with "
             f"--env={environment} --train --workdir=DIR, then pass --policies=DIR/policies.npz"
@@ -103,28 +117,22 @@ def shipped_policies(environment: str) -> Policies:
     return load_policies(path)
 
 
-def make_sampler(environment_actions: Any):
-    """(actor, observations [..., S], key) -> sampled actions [..., A] in environment units.
+def make_sampler(action_space: Any):
+    """A jitted (actor, observations [n, S], key) -> sampled actions [n, A], environment units.
 
     Args:
-      environment_actions: the Box of actions.
+      action_space: the environment's.
     """
-    low, high = (jnp.asarray(x, jnp.float32) for x in _bounds(environment_actions))
+    low, high = jnp.asarray(action_space.low), jnp.asarray(action_space.high)
     networks = functools.partial(_networks_of, action_size=low.size)
 
     @jax.jit
     def sampled(actor, observations, key):
-        noise = jax.random.normal(key, (*observations.shape[:-1], low.size))
+        noise = jax.random.normal(key, (len(observations), low.size))
         action, _ = sac.sample(actor, observations, noise, networks=networks(actor))
-        shape = (1,) * (action.ndim - 1) + (-1,)
-        middle, half = ((x.reshape(shape)) for x in ((high + low) / 2, (high - low) / 2))
-        return middle + half * action
+        return (high + low)[None] / 2 + (high - low)[None] / 2 * action
 
     return sampled
-
-
-def _bounds(action_space) -> tuple[np.ndarray, np.ndarray]:
-    return action_space.low, action_space.high
 
 
 def _networks_of(actor: learner.Params, action_size: int) -> sac.Networks:
@@ -208,10 +216,16 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
     Raises:
       UserError, loop.Interrupted: see `loop.run_stage`.
     """
+    with run_folder.own(workdir, dataclasses.asdict(settings)):
+        return _train(settings, workdir, stop)
+
+
+def _train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Policies:
     env = simulate.make_environment(settings.environment)
+    run_folder.write_config(workdir, dataclasses.asdict(settings))
     action_space, state_size = env.action_space, env.observation_space.shape[0]
     env.close()
-    low, high = _bounds(action_space)
+    low, high = action_space.low, action_space.high
     functions = _bind(settings, state_size, low.size)
     sampler = make_sampler(action_space)
     simulator = simulate.make_simulator(settings.environment, settings.copies)
@@ -384,8 +398,8 @@ def _score(actor, settings: Settings, sampler, step: int) -> np.ndarray:
     """Returns of whole episodes with sampled actions, as datasets are collected."""
     key, count = jax.random.key(step), iter(range(10**9))
 
-    def policy(observations):
-        return sampler(actor, observations, jax.random.fold_in(key, next(count)))
+    def policy(observations):  # [1, episodes, S]
+        return sampler(actor, observations[0], jax.random.fold_in(key, next(count)))[None]
 
     return evaluate.run_episodes(
         policy,
