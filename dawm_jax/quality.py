@@ -1,176 +1,86 @@
-"""How good synthetic transitions are: a run's, or any dataset's.
+"""How good synthetic transitions are: what a run generates, or any dataset.
 
 Holds transitions against real data (distributions, novelty, returns, terminations) and against
 one simulator step from each of their states. Writes quality.json, quality.md and quality.png.
 
 Examples:
-  python -m dawm_jax.quality --workdir=runs/hopper                        what the run generates
-  python -m dawm_jax.quality --workdir=runs/hopper --study                what its settings change
+  python -m dawm_jax.quality --workdir=runs/hopper                  what the run generates
+  python -m dawm_jax.quality --workdir=runs/hopper --study          what its settings change
   python -m dawm_jax.quality --workdir=runs/hopper --dataset_id=me/synthetic-v0
-  python -m dawm_jax.quality --dataset_id=other.hdf5 --reference=mujoco/hopper/medium-v0 --out=q
+  python -m dawm_jax.quality --dataset_id=other.hdf5 --reference=mujoco/hopper/medium-v0 \\
+      --environment=Hopper-v5 --out=quality
 """
 
-import functools
-import json
-import logging
-import os
 import pathlib
-from typing import Any, NamedTuple
 
 from absl import flags
 
+from dawm_jax import cli
+
 _WORKDIR = flags.DEFINE_string("workdir", None, "A finished run's folder")
-_DATASET = flags.DEFINE_string(
-    "dataset_id", None, "Judge this Minari id or D4RL file instead of what the run generates"
+_DATASET_ID = flags.DEFINE_string(
+    "dataset_id", None, "Judge this Minari id or D4RL file, not what the run generates"
 )
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "Real data to judge against, without --workdir: the run's is its own"
+    "reference", None, "Real data to judge against, without --workdir; a run has its own"
 )
 _ENVIRONMENT = flags.DEFINE_string(
-    "environment", None, "Gymnasium id of the simulator. Default: the run's or the dataset's"
+    "environment", None, "Gymnasium id of the simulator. Default: the run's or the reference's"
 )
-_OUT = flags.DEFINE_string("out", None, "Folder to write to. Default: quality in --workdir")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder of the report. Default: <workdir>/quality, and a dataset's name in it"
+)
 _TRANSITIONS = flags.DEFINE_integer(
-    "transitions", 14_336, "How many to generate or draw, and judge", lower_bound=16
+    "transitions", 14_336, "How many to judge, of each setting of a study", lower_bound=16
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the samples and of the generation")
+_SEED = flags.DEFINE_integer("seed", 0, "Of samples and generation")
 _STUDY = flags.DEFINE_bool(
-    "study", False, "Vary guidance, DDIM steps, temperature and target instead: study.json"
+    "study", False, "Vary guidance, DDIM steps, temperature and target: study.json, .md, .png"
 )
 
-_log = logging.getLogger(__name__)
-_HELD_OUT = 0.05  # share of the reference's episodes, where no run says what it held out
 
+def main() -> None:
+    """Judges and writes the report; see the module's text."""
+    from dawm_jax import audit
 
-class Request(NamedTuple):
-    """What to judge: the flags, checked."""
-
-    workdir: str | None
-    dataset_id: str | None
-    reference: str | None
-    environment: str | None
-    out: pathlib.Path
-    transitions: int
-    seed: int
-    study: bool
-
-
-def make_report(request: Request) -> str:
-    """Measures, writes the files to `request.out`, and returns the Markdown.
-
-    Raises:
-      UserError: the run, a dataset or the folder cannot be used.
-    """
-    from dawm_jax import data, judge, quality_report, report, study
-
-    run = _load_run(request)
-    _make_folder(request.out)
-    real = data.load_dataset(run.config.dataset if run else str(request.reference))
-    other = data.load_dataset(request.dataset_id) if request.dataset_id else None
-    environment = _environment(request, run, real, other)
-    _log.info("replaying real steps of %s in %s", real.name, environment)
-    reference = judge.prepare(
-        real,
-        environment,
-        held_out_fraction=run.config.held_out_fraction if run else _HELD_OUT,
-        seed=request.seed,
+    print(
+        audit.make_report(
+            audit.Request(
+                workdir=_WORKDIR.value,
+                dataset_id=_DATASET_ID.value,
+                reference=_REFERENCE.value,
+                environment=_ENVIRONMENT.value,
+                out=pathlib.Path(_OUT.value or _default_out()).expanduser(),
+                transitions=_TRANSITIONS.value,
+                seed=_SEED.value,
+                study=_STUDY.value,
+            )
+        )
     )
-    numbers: dict[str, Any] = {
-        "judged": _public(other.name) if other else f"what a run on {_public(real.name)} generates",
-        "reference": _public(real.name),
-        "environment": environment,
-        "commit": report.commit(),
-        "versions": report.versions(),
-        "seed": request.seed,
-        "notes": reference.notes,
-    }
-    if other:
-        windows = judge.dataset_windows(other, limit=request.transitions, seed=request.seed)
-        measured = judge.measure(windows, reference)
-    else:
-        sizes = {"num_windows": -(-request.transitions // run.config.horizon), "seed": request.seed}
-        if request.study:
-            numbers |= study.run_study(run, reference, **sizes)
-            draw = functools.partial(quality_report.plot_study, study=numbers)
-            return _write(request.out, "study", numbers, quality_report.study_markdown, draw)
-        numbers["settings"] = run.config.rollout.to_dict()
-        measured = judge.measure_run(run, reference, **sizes)
-    numbers |= {"floor": reference.floor, **measured.numbers}
-    draw = functools.partial(quality_report.plot_quality, numbers=numbers, arrays=measured.arrays)
-    return _write(request.out, "quality", numbers, quality_report.quality_markdown, draw)
 
 
-def _load_run(request: Request) -> Any:
-    from dawm_jax import loading
-    from dawm_jax.types import UserError
-
-    if request.workdir is None:
-        return None
-    run = loading.load_run(request.workdir)
-    if run.models is None and request.dataset_id is None:
-        raise UserError(
-            f"{request.workdir} was trained on real data only: it has no models to judge; "
-            "name a dataset with --dataset_id"
-        )
-    return run
+def _check() -> None:
+    """Refuses combinations of flags that name nothing to judge."""
+    workdir, dataset_id = _WORKDIR.value, _DATASET_ID.value
+    if workdir and _REFERENCE.value:
+        raise ValueError("--reference is for judging without --workdir: a run has its own data")
+    if not workdir and not (dataset_id and _REFERENCE.value and _OUT.value):
+        raise ValueError("expected --workdir, or --dataset_id with --reference and --out")
+    if _STUDY.value and (dataset_id or not workdir):
+        raise ValueError("--study varies what a run generates: it needs --workdir alone")
 
 
-def _environment(request: Request, run, real, other) -> str:
-    """The simulator's Gymnasium id; refuses datasets that do not fit each other."""
-    from dawm_jax.types import UserError
-
-    sizes = lambda dataset: (dataset.observations.shape[1], dataset.actions.shape[1])
-    if other and sizes(other) != sizes(real):
-        raise UserError(
-            f"{other.name} has {sizes(other)} observation and action dimensions, "
-            f"{real.name} {sizes(real)}: judge it against data of its own environment"
-        )
-    environment = request.environment or (run.config.environment if run else real.environment)
-    if environment is None:
-        raise UserError(
-            f"{real.name} does not say which environment it is from: name it, for instance "
-            "--environment=Hopper-v5"
-        )
-    return environment
+def _default_out() -> str:
+    parts = [_WORKDIR.value or "", "quality"]
+    if _DATASET_ID.value:
+        parts.append(pathlib.Path(_DATASET_ID.value.strip("/").replace("/", "-")).stem)
+    return "/".join(parts)
 
 
-def _public(name: str) -> str:
-    """A dataset's name without the folders of whoever ran this."""
-    return pathlib.Path(name).name if name.startswith((os.sep, "~", ".")) else name
+def run() -> None:
+    """Entry point of the console script."""
+    cli.run(main, __doc__, check=_check)
 
 
-# --- files --------------------------------------------------------------------------------
-
-
-def _make_folder(path: pathlib.Path) -> None:
-    from dawm_jax.types import UserError
-
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--out {path} cannot be written ({error.strerror}); choose another folder"
-        ) from error
-
-
-def _write(out: pathlib.Path, name: str, numbers: dict[str, Any], describe, draw) -> str:
-    """Writes out/name.json, .md and .png, each whole or not at all; returns the Markdown."""
-    from dawm_jax import report
-
-    text = describe(numbers)
-    temporary = out / f".{name}.png"
-    draw(temporary)
-    temporary.replace(out / f"{name}.png")
-    report.write_atomically(out / f"{name}.md", text)
-    rounded = json.dumps(_rounded(numbers), indent=2)
-    report.write_atomically(out / f"{name}.json", rounded + "\n")
-    return text
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to six digits: more would only be noise in a file under version control."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+if __name__ == "__main__":
+    run()
