@@ -145,7 +145,8 @@ def _config_fields() -> str:
 def _default_workdir(config) -> str:
     name = config.environment.split("-")[0].lower()
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join(filter(None, ["runs/" + name, *config.variant.split(","), config.agent, digest]))
+    parts = ["runs/" + name, *config.variant.split(","), config.agent, digest]
+    return "-".join(filter(None, parts))
 
 
 def _set_up_logging() -> None:
