@@ -49,7 +49,7 @@ def main() -> None:
 
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
-    logging.getLogger(__name__).info("workdir: %s", workdir)
+    logging.getLogger("dawm_jax").info("workdir: %s", workdir)
     try:
         train.run(config, workdir)
     except OSError as error:
