@@ -67,7 +67,7 @@ def test_other_files_are_no_policies(tmp_path):
 def test_policies_of_another_environment_are_refused():
     with pytest.raises(UserError, match="are for Hopper-v5, --env is Ant-v5"):
         behaviour.check_environment(Policies("Hopper-v5", {}, {}), "Ant-v5")
-    with pytest.raises(UserError, match="no policies are shipped for Ant-v5.*--train"):
+    with pytest.raises(UserError, match=r"no policies are shipped for Ant-v5.*--train"):
         behaviour.shipped_policies("Ant-v5")
 
 
