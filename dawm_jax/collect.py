@@ -20,9 +20,14 @@ from absl import flags
 
 from dawm_jax import cli
 
-_ENV = flags.DEFINE_string("env", None, "Gymnasium id of a continuous-control environment")
-_TIER = flags.DEFINE_string(
-    "tier", "medium", "random | medium | medium-replay | expert | medium-expert"
+_ENV = flags.DEFINE_string(
+    "env", None, "Gymnasium id of a continuous-control environment", required=True
+)
+_TIER = flags.DEFINE_enum(
+    "tier",
+    "medium",
+    ["random", "medium", "medium-replay", "expert", "medium-expert"],
+    "D4RL's: see above",
 )
 _STEPS = flags.DEFINE_integer(
     "steps",
@@ -42,9 +47,8 @@ _TRAIN = flags.DEFINE_bool("train", False, "Train policies with soft actor-criti
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Collects or trains; see the module's text."""
-    del argv
     if _TRAIN.value:
         _train()
     else:
@@ -65,7 +69,7 @@ def _collect() -> None:
     name = _DATASET_ID.value or f"dawm/{environment.split('-')[0].lower()}/{tier}-v1"
     tiers.make(name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value)
     dataset = data.load_dataset(name)
-    logging.getLogger(__name__).info("%s", data.describe(dataset))
+    logging.getLogger("dawm_jax").info("%s", data.describe(dataset))
 
 
 def _train() -> None:
@@ -74,8 +78,11 @@ def _train() -> None:
     task = _ENV.value.split("-")[0].lower()
     workdir = pathlib.Path(_WORKDIR.value or f"runs/sac-{task}").expanduser()
     settings = behaviour.Settings(_ENV.value, seed=_SEED.value, steps=_STEPS.value or 1_000_000)
-    with loop.stop_on_signals() as stop:
-        policies = behaviour.train(settings, workdir, stop)
+    try:
+        with loop.stop_on_signals() as stop:
+            policies = behaviour.train(settings, workdir, stop)
+    except loop.Interrupted as interruption:
+        cli.fail(f"stopped in {interruption}; the same command resumes there", 143)
     for name, facts in policies.card["policies"].items():
         print(f"{name:<10} step {facts['step']:>9,}  return {facts['return_mean']:.0f}")
     print(f"policies: {workdir / 'policies.npz'}")
@@ -83,7 +90,7 @@ def _train() -> None:
 
 def run() -> None:
     """Entry point of the console script."""
-    cli.run(main, __doc__, required=("env",))
+    cli.run(main, __doc__)
 
 
 if __name__ == "__main__":

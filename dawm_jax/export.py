@@ -11,6 +11,7 @@ and 14.6 KB with Minari's `update_episodes` (it makes every array chunked and re
 """
 
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -21,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dawm_jax import data, evaluate
+from dawm_jax import data, evaluate, simulate
 from dawm_jax.types import UserError, one_line
 
 # What a simulator needs to give the same episodes again.
@@ -81,7 +82,7 @@ class DatasetWriter:
         self._staging = self._target.with_name(f".{self._target.name}.partial")
         _check_metadata(metadata)
         self._environment = environment
-        env = evaluate.make_environment(environment)
+        env = simulate.make_environment(environment)
         self._spec, self._spaces = env.spec, (env.observation_space, env.action_space)
         env.close()
         self._storage: Any = None
@@ -218,19 +219,29 @@ class _EpisodeFile:
         # Every byte of every array is written at once.
         self._properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         self._properties.set_obj_track_times(False)
-        self._scalar = h5py.h5s.create(h5py.h5s.SCALAR)
 
     def write(self, index: int, episode: dict[str, np.ndarray]) -> None:
         group = h5py.h5g.create(self._file.id, b"episode_%d" % index)
         for name, value in ((b"id", index), (b"total_steps", len(episode["rewards"]))):
-            attribute = h5py.h5a.create(group, name, h5py.h5t.NATIVE_INT64, self._scalar)
+            attribute = h5py.h5a.create(group, name, h5py.h5t.NATIVE_INT64, _space(()))
             attribute.write(np.array(value, np.int64))
         for key, array in episode.items():
-            space = h5py.h5s.create_simple(array.shape)
-            # `logical` stores bool as h5py does, by which it is read as bool again.
-            kind = h5py.h5t.py_create(array.dtype, logical=True)
-            dataset = h5py.h5d.create(group, key.encode(), kind, space, self._properties)
+            dataset = h5py.h5d.create(
+                group, key.encode(), _kind(array.dtype), _space(array.shape), self._properties
+            )
             dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
+
+
+# Every HDF5 object costs tens of microseconds: those that repeat are kept.
+@functools.lru_cache
+def _kind(dtype: np.dtype) -> h5py.h5t.TypeID:
+    # `logical` stores bool as h5py does, by which it is read as bool again.
+    return h5py.h5t.py_create(dtype, logical=True)
+
+
+@functools.lru_cache
+def _space(shape: tuple[int, ...]) -> h5py.h5s.SpaceID:
+    return h5py.h5s.create_simple(shape)
 
 
 def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:

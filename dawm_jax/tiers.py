@@ -111,7 +111,7 @@ def episodes(
                     if made[i] >= quota:
                         done.append(i)
                     else:
-                        observations[i] = reset(i)
+                        observations[i] = reset(int(i))
             active = np.setdiff1d(active, done)
     finally:
         simulator.close()
@@ -139,16 +139,9 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
 
 
 def _episode(observations: list[np.ndarray], rows: list[tuple]) -> Episode:
-    actions, rewards, terminations, truncations = zip(*rows, strict=True)
+    actions, rewards, terminated, truncated = (np.array(x) for x in zip(*rows, strict=True))
     # Gymnasium may report both at once; a termination is never also a time-out here.
-    terminations, truncations = np.array(terminations, bool), np.array(truncations, bool)
-    return Episode(
-        np.array(observations),
-        np.array(actions, np.float32),
-        np.array(rewards),
-        terminations,
-        truncations & ~terminations,
-    )
+    return Episode(np.array(observations), actions, rewards, terminated, truncated & ~terminated)
 
 
 def _reset_seed(seed: int, index: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, train
+from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, run_folder, train
 from dawm_jax.types import UserError
 
 
