@@ -208,7 +208,8 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
 
     Args:
       settings: of the training.
-      workdir: for metrics, checkpoints, snapshots and at the end policies.npz.
+      workdir: for metrics, checkpoints, snapshots and policies.npz, which a training that is
+        stopped leaves as well.
       stop: looked at between rounds of training.
 
     Returns:
@@ -264,8 +265,10 @@ def _train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Po
         )
     finally:
         simulator.close()
-    policies = select(settings, workdir, list(log.lines("sac", "assess")))
-    save_policies(policies, workdir / "policies.npz")
+        # Also of a training that was stopped: whoever has seen enough can take these.
+        if scored := list(log.lines("sac", "assess")):
+            policies = select(settings, workdir, scored)
+            save_policies(policies, workdir / "policies.npz")
     return policies
 
 
@@ -465,6 +468,7 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
         {
             "algorithm": "SAC",
             "settings": dataclasses.asdict(settings),
+            "trained_steps": steps[-1],
             "policies": {
                 name: {"step": steps[index], "return_mean": float(returns[index])}
                 for name, index in chosen.items()

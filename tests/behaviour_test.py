@@ -117,6 +117,7 @@ def test_training_leaves_scored_snapshots_and_policies(trained):
     ]
     assert {"medium", "expert", "replay-0"} <= set(policies.actors)
     saved = behaviour.load_policies(workdir / "policies.npz")
+    assert saved.card["trained_steps"] == SETTINGS.steps
     assert saved.card["policies"] == policies.card["policies"]
     snapshots = [
         behaviour.load_policies(path).actors["actor"]
@@ -157,6 +158,7 @@ def test_a_stopped_training_resumes(tmp_path):
         stop.signal = signal.SIGTERM
         with pytest.raises(loop.Interrupted):
             behaviour.train(SETTINGS, tmp_path, stop)
+        assert not (tmp_path / "policies.npz").exists()  # nothing was scored yet
         stop.signal = None
         behaviour.train(SETTINGS, tmp_path, stop)
     assert (tmp_path / "policies.npz").is_file()
