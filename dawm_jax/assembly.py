@@ -17,12 +17,12 @@ from dawm_jax import (
     agents,
     data,
     diffusion,
-    evaluate,
     fused,
     inverse_dynamics,
     learner,
     networks,
     rollout,
+    simulate,
     windows,
     world_model,
 )
@@ -91,7 +91,7 @@ def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Rep
     Raises:
       UserError: they do not fit, or an option is bad; see `windows.build`.
     """
-    env = evaluate.make_environment(config.environment)
+    env = simulate.make_environment(config.environment)
     action_space, observation_space = env.action_space, env.observation_space
     env.close()
     if observation_space.shape[0] != dataset.observations.shape[1]:

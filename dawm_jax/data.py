@@ -98,6 +98,13 @@ def load_dataset(name: str, *, cache: bool = True) -> OfflineDataset:
     return _cached(name, _fingerprint(*files), lambda: _read_minari(name), cache)
 
 
+def is_local(name: str) -> bool:
+    """Whether a Minari dataset is on this machine (or half of it, from a broken download)."""
+    import minari
+
+    return (pathlib.Path(minari.storage.get_dataset_path(name)) / "data").is_dir()
+
+
 def describe(dataset: OfflineDataset) -> str:
     """One line about a dataset, for the log."""
     returns = dataset.episode_returns
@@ -273,7 +280,7 @@ def _minari_folder(name: str) -> pathlib.Path:
             f"the path of a D4RL .hdf5 file, or a bundled one ({bundled})"
         ) from None
     folder = pathlib.Path(minari.storage.get_dataset_path(name))
-    if (folder / "data").is_dir():
+    if is_local(name):
         return folder
     _log.info("%s is not in %s; downloading it", name, folder.parent)
     try:

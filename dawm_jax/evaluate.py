@@ -1,11 +1,10 @@
 """Episodes in Gymnasium with the deterministic policy, and D4RL's normalised score."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from dawm_jax.types import UserError, first_line, one_line
+from dawm_jax.simulate import make_simulator
 
 # Returns of a random and an expert policy, by task: D4RL's infos.py, all versions.
 _REFERENCE_RETURNS = {
@@ -33,35 +32,6 @@ def normalised_score(environment: str, returns: np.ndarray) -> np.ndarray | None
     return 100.0 * (np.asarray(returns) - low) / (high - low)
 
 
-def make_environment(environment: str) -> Any:
-    """A Gymnasium environment with flat Box observations and bounded Box actions.
-
-    Raises:
-      UserError: it is unknown, cannot be built, or has other spaces.
-    """
-    import gymnasium as gym
-
-    try:
-        env = gym.make(environment)
-    except Exception as error:
-        raise UserError(
-            f"environment {environment!r} cannot be made ({first_line(error)}); "
-            "check config.environment and that gymnasium[mujoco] is installed"
-        ) from error
-    for kind, space in (("actions", env.action_space), ("observations", env.observation_space)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            env.close()
-            raise UserError(
-                f"environment {environment}: expected a flat Box space of {kind}, got "
-                f"{one_line(space)}; only continuous control from vectors is supported"
-            )
-    actions: Any = env.action_space
-    if not np.isfinite([actions.low, actions.high]).all():
-        env.close()
-        raise UserError(f"environment {environment}: expected bounded actions")
-    return env
-
-
 def run_episodes(
     policy: PolicyFn, environment: str, *, num_policies: int, num_episodes: int, seed: int
 ) -> np.ndarray:
@@ -81,27 +51,22 @@ def run_episodes(
       [num_policies, num_episodes] float64.
     """
     shape = (num_policies, num_episodes)
-    environments = [make_environment(environment) for _ in range(num_policies * num_episodes)]
+    total = num_policies * num_episodes
+    simulator = make_simulator(environment, total)
     try:
         observations = np.stack(
-            [env.reset(seed=seed + i % num_episodes)[0] for i, env in enumerate(environments)]
+            [simulator.reset(i, seed + i % num_episodes) for i in range(total)]
         ).astype(np.float32)
-        returns = np.zeros(len(environments))
-        alive = list(range(len(environments)))
-        while alive:
-            actions = np.asarray(policy(observations.reshape(*shape, -1)))
-            actions = actions.reshape(len(environments), -1)
-            still_alive = []
-            for i in alive:
-                observation, reward, terminated, truncated, _ = environments[i].step(actions[i])
-                observations[i] = observation
-                returns[i] += reward
-                if not (terminated or truncated):
-                    still_alive.append(i)
-            alive = still_alive
+        returns = np.zeros(total)
+        alive = np.arange(total)
+        while len(alive):
+            actions = np.asarray(policy(observations.reshape(*shape, -1))).reshape(total, -1)
+            steps = simulator.step(alive, actions[alive])
+            observations[alive] = steps.observations
+            returns[alive] += steps.rewards
+            alive = alive[~(steps.terminated | steps.truncated)]
     finally:
-        for env in environments:
-            env.close()
+        simulator.close()
     return returns.reshape(shape)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dawm_jax import data, evaluate
+from dawm_jax import data, evaluate, simulate
 from dawm_jax.types import UserError, one_line
 
 # What a simulator needs to give the same episodes again.
@@ -82,7 +82,7 @@ class DatasetWriter:
         self._staging = self._target.with_name(f".{self._target.name}.partial")
         _check_metadata(metadata)
         self._environment = environment
-        env = evaluate.make_environment(environment)
+        env = simulate.make_environment(environment)
         self._spec, self._spaces = env.spec, (env.observation_space, env.action_space)
         env.close()
         self._storage: Any = None

@@ -97,13 +97,13 @@ def generate(
     """
     import jax
 
-    from dawm_jax import export, loading
+    from dawm_jax import export, loading, tiers
     from dawm_jax.types import UserError
 
     learnt = loading.load_run(workdir).with_rollout(**(rollout or {}))
     config = learnt.config
-    if dataset_id == config.dataset:
-        raise UserError(f"--dataset_id {dataset_id} is what the run was trained on; choose another")
+    if dataset_id == config.dataset or tiers.recipe_of(dataset_id):
+        raise UserError(f"--dataset_id {dataset_id} names real data; choose another id")
     provenance = _provenance(config, transitions=transitions, seed=seed, batch=batch)
     with export.DatasetWriter(
         dataset_id,
@@ -129,9 +129,10 @@ def _training_data(learnt):
     """The run's data on the device, which must still be what its models were trained on."""
     import jax
 
-    from dawm_jax import assembly, data
+    from dawm_jax import assembly, data, tiers
     from dawm_jax.types import UserError
 
+    tiers.ensure(learnt.config.dataset)
     dataset = data.load_dataset(learnt.config.dataset)
     cli.log.info("%s", data.describe(dataset))
     replay, statistics = assembly.build_replay(learnt.config, dataset)

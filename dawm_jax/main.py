@@ -109,7 +109,7 @@ def _config_fields() -> str:
     """Every field as a flag with its default, unit and source, from configs/common.py."""
     text = (_ROOT / "configs" / "common.py").read_text()
     prefixes, lines = {"config": "config"}, []
-    for line in text[: text.index("    if variant ==")].splitlines():
+    for line in text[: text.index("    if tier or not bundled")].splitlines():
         if section := re.match(r"    (\w+) = (config\.\w+) = ml_collections", line):
             prefixes[section[1]] = section[2]
         elif field := re.match(r"    (\w+)\.(\w+) = (.*?)  # (.*)", line):
@@ -123,7 +123,8 @@ def _config_fields() -> str:
 def _default_workdir(config) -> str:
     name = config.environment.split("-")[0].lower()
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join(filter(None, ["runs/" + name, config.variant, config.agent, digest]))
+    parts = ["runs/" + name, *config.variant.split(","), config.agent, digest]
+    return "-".join(filter(None, parts))
 
 
 if __name__ == "__main__":

@@ -4,12 +4,9 @@ load -> world model -> inverse dynamics -> agents on synthetic transitions -> re
 """
 
 import contextlib
-import fcntl
 import functools
-import json
 import logging
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,6 +22,8 @@ from dawm_jax import (
     loop,
     parallel,
     report,
+    run_folder,
+    tiers,
     windows,
 )
 from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
@@ -57,11 +56,12 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     """
     _check(config)
     with (
-        _own(workdir, config),
+        run_folder.own(workdir, config.to_dict()),
         loop.stop_on_signals() as stop,
         contextlib.ExitStack() as cleanup,
     ):
         # --- data ---
+        tiers.ensure(config.dataset)
         dataset = data.load_dataset(config.dataset)
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
@@ -77,7 +77,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
         # --- models, then agents ---
         # Only now: a run that was refused above must not claim the folder.
-        _write_config(workdir / "config.json", config)
+        run_folder.write_config(workdir, config.to_dict())
         writers = make_writers(
             workdir,
             tensorboard=config.tensorboard,
@@ -355,61 +355,6 @@ def _shared_batches(config: Any) -> dict[str, int]:
         "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
         "config.rollout.windows_per_round": config.rollout.windows_per_round,
     }
-
-
-@contextlib.contextmanager
-def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
-    """Makes and locks the folder; refuses one of another configuration."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--workdir {workdir} is in use by another run; wait for it or choose another"
-            ) from None
-        _refuse_other_config(workdir / "config.json", config)
-        yield
-
-
-def _refuse_other_config(path: pathlib.Path, config: Any) -> None:
-    """Raises if config.json holds another configuration, with the difference."""
-    if not path.exists():
-        return
-    old = _flatten(json.loads(path.read_text()))
-    new = _flatten(json.loads(config.to_json()))
-    changed = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(changed[:4])}"
-            f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
-        )
-
-
-def _write_config(path: pathlib.Path, config: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    temporary.replace(path)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:

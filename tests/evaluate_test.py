@@ -6,7 +6,6 @@ import pytest
 from scipy import stats
 
 from dawm_jax import evaluate
-from dawm_jax.types import UserError
 
 
 @pytest.mark.parametrize(
@@ -141,50 +140,6 @@ def test_terminations_and_time_outs_both_end_an_episode(register, limit, expecte
 
 
 # --- what cannot be evaluated -------------------------------------------------------------
-
-
-class _Odd(_Count):
-    def __init__(self, action_space, observation_space=_Count.observation_space):
-        super().__init__()
-        self.action_space, self.observation_space = action_space, observation_space
-
-
-_WIDE = gym.spaces.Box(np.linspace(-9, -1, 60), np.linspace(1, 9, 60), dtype=np.float64)
-_FLAT = gym.spaces.Box(-1, 1, (1,))
-
-
-@pytest.mark.parametrize(
-    ("spaces", "message"),
-    [
-        ((gym.spaces.Box(-1, 1, (2, 2)),), "flat Box space of actions"),
-        ((gym.spaces.Box(-np.inf, 1, (2,)),), "bounded actions"),
-        ((_FLAT, gym.spaces.Dict(state=_WIDE)), "flat Box space of observations"),
-        ((_FLAT, gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)), "flat Box space of observations"),
-    ],
-    ids=["matrix", "unbounded", "dict", "image"],
-)
-def test_other_spaces(register, spaces, message):
-    name = register("DawmOdd-v0", lambda: _Odd(*spaces), disable_env_checker=True)
-    with pytest.raises(UserError, match=message) as error:
-        evaluate.make_environment(name)
-    assert "DawmOdd-v0" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ("CartPole-v1", "flat Box space of actions"),
-        ("NoSuchTask-v0", "cannot be made"),
-        ("Hopper-v99", "cannot be made"),
-        ("not an id", "cannot be made"),
-    ],
-)
-def test_unusable_environments(environment, message):
-    with pytest.raises(UserError, match=message) as error:
-        evaluate.make_environment(environment)
-    assert environment in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_environments_are_closed_when_a_policy_fails(register):
