@@ -436,7 +436,8 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
     """D4RL's tiers from the scored snapshots of a training.
 
     expert: the best score (mean of a snapshot and its two neighbours, against luck).
-    medium: the first score of a third of the expert's, both above a random policy's.
+    medium: the first that passes a third of the way from a random policy's return to an
+    expert's: D4RL's references, or else this training's own.
     replay-i: evenly spaced snapshots up to medium, whose data together stand for the
     replay buffer that SAC had there.
 
@@ -452,9 +453,9 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
     steps = [entry["step"] for entry in scored]
     padded = np.pad(returns, 1, mode="edge")
     expert = int(np.argmax((padded[:-2] + padded[1:-1] + padded[2:]) / 3))
-    references = evaluate.reference_returns(settings.environment)
-    random = references[0] if references else returns[0]
-    third = random + (returns[expert] - random) / 3
+    own = (float(returns[0]), float(returns[expert]))
+    low, high = evaluate.reference_returns(settings.environment) or own
+    third = min(low + (high - low) / 3, returns.max())
     medium = int(np.argmax(returns >= third))
     spaced = np.linspace(0, medium, min(REPLAY_POLICIES, medium + 1)).round().astype(int)
     chosen = {"medium": medium, "expert": expert}
