@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
 
     _set_up_logging()
     _cache_compilations()
+    fail = lambda message, code: _fail(message, code, parallel.describe_process())
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
     try:
@@ -71,13 +72,13 @@ def main(argv: list[str]) -> None:
         train.run(config, workdir)
         parallel.leave()
     except UserError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except OSError as error:
-        _fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
+        fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
     except loop.Interrupted as interruption:
-        _fail(f"stopped in {interruption}; the same command resumes there", 143)
+        fail(f"stopped in {interruption}; the same command resumes there", 143)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command resumes at the last checkpoint", 130)
+        fail("interrupted; the same command resumes at the last checkpoint", 130)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -186,8 +187,8 @@ def _cache_compilations() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _fail(message: str, code: int) -> None:
-    print(f"dawm_jax: {message}", file=sys.stderr)
+def _fail(message: str, code: int, who: str = "") -> None:
+    print(f"dawm_jax{who}: {message}", file=sys.stderr)
     sys.exit(code)
 
 

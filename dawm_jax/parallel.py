@@ -37,6 +37,7 @@ MODES = ("mesh", "pmap")
 _AXIS = "devices"  # the only axis of pmap
 _SEED, _DATA = "seed", "data"  # the axes of the mesh
 _MESSAGE = 1024  # bytes that processes exchange at a time
+_FAREWELL_SECONDS = 20
 
 
 class Placement(NamedTuple):
@@ -106,7 +107,12 @@ def join(
     # steps that grow by one.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(*given, local_device_ids=_slurm_devices(os.environ))
+        jax.distributed.initialize(
+            *given,
+            local_device_ids=_slurm_devices(os.environ),
+            # How long a process that fails alone keeps the others waiting for it.
+            shutdown_timeout_seconds=_FAREWELL_SECONDS,
+        )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
             f"the {size} processes of this job did not find each other ({first_line(error)}); "
@@ -115,8 +121,9 @@ def join(
 
 
 def leave() -> None:
-    """Waits for the other processes to come to their end too, and disconnects."""
+    """Waits, however long, for the other processes to come to their end, and disconnects."""
     if jax.distributed.is_initialized():
+        exchange(None)
         jax.distributed.shutdown()
 
 
