@@ -33,6 +33,7 @@ _CONFIG = (
     "--config.world_model.kernel_size=3",
     "--config.world_model.steps=10",
     "--config.inverse_dynamics.steps=10",
+    "--config.td3_bc.hidden=(8,)",
     "--config.evaluation.interval=40",
 )
 
@@ -232,6 +233,7 @@ def test_a_killed_process_ends_the_others_and_the_job_is_resumed(
     _assert_same_run(tmp_path, undisturbed())
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_all_in_one_line_each(tmp_path):
     """Only the first process reads the folder's owner; the error reaches every one."""
     (tmp_path / "config.json").write_text('{"seed": 1}')
