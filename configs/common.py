@@ -7,25 +7,34 @@ DWM (2402.03570), DD (Decision Diffuser, 2211.15657), TD3+BC (2106.06860), IQL (
 
 import ml_collections
 
-VARIANTS = ("", "quick", "smoke")
+TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert")
+# Steps of a tier that is collected for a shorter variant; the full size is D4RL's.
+_SIZES = {"": "", "quick": "-200k", "smoke": "-10k"}
 
 
-def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """The default protocol, or a shorter variant of it.
+def get_config(
+    variant: str = "", *, environment: str = "Hopper-v5", bundled: str = "bundled/hopper/medium-v0"
+) -> ml_collections.ConfigDict:
+    """The default protocol, a shorter variant of it, or either on one of D4RL's tiers.
 
     Args:
       variant: "" is the full protocol (a GPU's work), "quick" takes minutes on two CPU
-        cores, "smoke" seconds: it only proves that everything runs.
+        cores, "smoke" seconds: it only proves that everything runs. A tier, alone or before
+        these ("medium-replay", "medium-replay,quick"), takes a dataset that
+        `python -m dawm_jax.collect` makes, or else the first run that needs it.
+      environment: Gymnasium id.
+      bundled: the dataset without a tier; "" stands for the medium tier.
 
     Raises:
       ValueError: an unknown variant.
     """
+    tier, scale = _parse(variant)
     config = ml_collections.ConfigDict()
 
     # --- what to run ---
     config.variant = variant  # set by the config's argument
-    config.environment = "Hopper-v5"  # Gymnasium id, for evaluation and action bounds
-    config.dataset = "bundled/hopper/medium-v0"  # bundled name, Minari id or D4RL .hdf5 path
+    config.environment = environment  # Gymnasium id, for evaluation and action bounds
+    config.dataset = bundled  # bundled name, Minari id or D4RL .hdf5 path
     config.agent = "td3_bc"  # td3_bc | iql
     config.seed = 0  # of everything random
     config.num_seeds = 5  # agents trained together on the same models (DWM: 5)
@@ -119,15 +128,28 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.tensorboard = False  # also write TensorBoard files (extra: tensorboard)
     config.wandb_project = ""  # also log to this W&B project (extra: wandb)
 
-    if variant == "quick":
+    if tier or not bundled:
+        task = environment.split("-")[0].lower()
+        config.dataset = f"dawm/{task}/{tier or 'medium'}{_SIZES[scale]}-v1"
+    if scale:
         _quick(config)
-    elif variant == "smoke":
-        _quick(config)
+    if scale == "smoke":
         _smoke(config)
-    elif variant:
-        raise ValueError(f"unknown variant {variant!r}: expected :quick, :smoke or none")
     config.lock()
     return config
+
+
+def _parse(variant: str) -> tuple[str, str]:
+    """A tier and a scale, either may be ""."""
+    parts = [part for part in variant.split(",") if part]
+    tier = parts.pop(0) if parts and parts[0] in TIERS else ""
+    scale = parts.pop(0) if parts and parts[0] in _SIZES else ""
+    if parts:
+        raise ValueError(
+            f"unknown variant {variant!r}: expected quick, smoke, one of {', '.join(TIERS)}, "
+            "or both with a comma: medium-replay,quick"
+        )
+    return tier, scale
 
 
 def _quick(config: ml_collections.ConfigDict) -> None:

@@ -1,7 +1,8 @@
-"""Walker2d-v5, on Minari's mujoco/walker2d/medium-v0 (downloaded once).
+"""Walker2d-v5, on the medium tier that the package's own policies collect on first use.
 
-python -m dawm_jax.main --config=configs/walker2d.py          the full protocol, for a GPU
-python -m dawm_jax.main --config=configs/walker2d.py:quick    minutes on two CPU cores
+python -m dawm_jax.main --config=configs/walker2d.py                       the full protocol
+python -m dawm_jax.main --config=configs/walker2d.py:quick                 minutes on two CPU cores
+python -m dawm_jax.main --config=configs/walker2d.py:medium-replay,quick   another tier
 """
 
 from configs import common
@@ -9,7 +10,4 @@ from configs import common
 
 def get_config(variant: str = ""):
     """See common.get_config."""
-    config = common.get_config(variant)
-    config.environment = "Walker2d-v5"
-    config.dataset = "mujoco/walker2d/medium-v0"
-    return config
+    return common.get_config(variant, environment="Walker2d-v5", bundled="")

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax import evaluate, learner, loop, rollout, simulate
+from dawm_jax import evaluate, learner, loop, rollout, run_folder, simulate
 from dawm_jax.agents import sac
 from dawm_jax.metrics import MetricsFile
 from dawm_jax.rollout import Buffer
@@ -49,7 +49,7 @@ class Policies:
 
 def save_policies(policies: Policies, path: pathlib.Path) -> None:
     """Writes one compressed .npz, atomically; weights are rounded to 16 bits."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{name}/{leaf}": np.asarray(value, np.float16)
         for name, actor in policies.actors.items()
         for leaf, value in flax.traverse_util.flatten_dict(actor, sep="/").items()
@@ -59,6 +59,7 @@ def save_policies(policies: Policies, path: pathlib.Path) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     with os.fdopen(handle, "wb") as file:
         np.savez_compressed(file, about=np.array(text), **arrays)
+    os.chmod(temporary, 0o644)  # temporary files are made private
     os.replace(temporary, path)
 
 
@@ -87,6 +88,20 @@ def load_policies(path: pathlib.Path) -> Policies:
         raise UserError(f"{path} holds no behaviour policies ({first_line(error)})") from error
 
 
+def check_environment(policies: Policies, environment: str) -> None:
+    """Raises UserError if the policies are of another environment."""
+    if policies.environment != environment:
+        raise UserError(
+            f"the policies are for {policies.environment}, --env is {environment}: "
+            "name the environment that they were trained in"
+        )
+
+
+def shipped_environments() -> list[str]:
+    """Gymnasium ids that the package has policies for."""
+    return sorted(file.stem for file in _ASSETS.glob("*.npz"))
+
+
 def shipped_policies(environment: str) -> Policies:
     """The policies in the package for a Gymnasium id.
 
@@ -95,7 +110,7 @@ def shipped_policies(environment: str) -> Policies:
     """
     path = _ASSETS / f"{environment}.npz"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in _ASSETS.glob("*.npz")))
+        known = ", ".join(shipped_environments())
         raise UserError(
             f"no policies are shipped for {environment} (there are {known}): train some with "
             f"--env={environment} --train --workdir=DIR, then pass --policies=DIR/policies.npz"
@@ -103,28 +118,22 @@ def shipped_policies(environment: str) -> Policies:
     return load_policies(path)
 
 
-def make_sampler(environment_actions: Any):
-    """(actor, observations [..., S], key) -> sampled actions [..., A] in environment units.
+def make_sampler(action_space: Any):
+    """A jitted (actor, observations [n, S], key) -> sampled actions [n, A], environment units.
 
     Args:
-      environment_actions: the Box of actions.
+      action_space: the environment's.
     """
-    low, high = (jnp.asarray(x, jnp.float32) for x in _bounds(environment_actions))
+    low, high = jnp.asarray(action_space.low), jnp.asarray(action_space.high)
     networks = functools.partial(_networks_of, action_size=low.size)
 
     @jax.jit
     def sampled(actor, observations, key):
-        noise = jax.random.normal(key, (*observations.shape[:-1], low.size))
+        noise = jax.random.normal(key, (len(observations), low.size))
         action, _ = sac.sample(actor, observations, noise, networks=networks(actor))
-        shape = (1,) * (action.ndim - 1) + (-1,)
-        middle, half = ((x.reshape(shape)) for x in ((high + low) / 2, (high - low) / 2))
-        return middle + half * action
+        return (high + low)[None] / 2 + (high - low)[None] / 2 * action
 
     return sampled
-
-
-def _bounds(action_space) -> tuple[np.ndarray, np.ndarray]:
-    return action_space.low, action_space.high
 
 
 def _networks_of(actor: learner.Params, action_size: int) -> sac.Networks:
@@ -147,12 +156,12 @@ class Settings:
       steps: environment steps.
       copies: environments stepped together.
       round_steps: steps of each copy between two calls of the training program.
-      updates_per_step: critic updates per environment step (the paper: 1).
+      updates_per_step: critic updates per environment step (the paper: 1; steps are cheap).
       policy_delay: critic updates per policy update (the paper: 1; 2 saves a fourth).
-      batch_size: transitions.
+      batch_size: transitions (the paper: 256; half of it learns faster on a CPU).
       hidden: units of policy and critics.
       actor_learning_rate: Adam.
-      critic_learning_rate: Adam, also of the temperature.
+      critic_learning_rate: Adam, also of the temperature (the paper: 3e-4).
       discount: per step.
       tau: share of the new parameters in the targets.
       start_steps: uniformly random actions before learning starts.
@@ -168,7 +177,7 @@ class Settings:
     round_steps: int = 8
     updates_per_step: float = 0.5
     policy_delay: int = 2
-    batch_size: int = 256
+    batch_size: int = 128
     hidden: tuple[int, ...] = (256, 256)
     actor_learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
@@ -208,10 +217,16 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
     Raises:
       UserError, loop.Interrupted: see `loop.run_stage`.
     """
+    with run_folder.own(workdir, dataclasses.asdict(settings)):
+        return _train(settings, workdir, stop)
+
+
+def _train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Policies:
     env = simulate.make_environment(settings.environment)
+    run_folder.write_config(workdir, dataclasses.asdict(settings))
     action_space, state_size = env.action_space, env.observation_space.shape[0]
     env.close()
-    low, high = _bounds(action_space)
+    low, high = action_space.low, action_space.high
     functions = _bind(settings, state_size, low.size)
     sampler = make_sampler(action_space)
     simulator = simulate.make_simulator(settings.environment, settings.copies)
@@ -321,7 +336,7 @@ class _Collector:
         """The next transitions, [copies * round_steps, ...], actions in [-1, 1]."""
         settings, indices = self._settings, np.arange(self._settings.copies)
         if self._observations is None:
-            self._observations = np.stack([self._reset(i, first_step) for i in indices])
+            self._observations = np.stack([self._reset(int(i), first_step) for i in indices])
         rows = []
         for t in range(settings.round_steps):
             step = first_step + t * settings.copies
@@ -330,16 +345,15 @@ class _Collector:
             steps = self._simulator.step(indices, actions)
             after = steps.observations.astype(np.float32)
             scaled = 2 * (actions - self._low) / (self._high - self._low) - 1
-            rows.append(
-                Transition(before, scaled, steps.rewards, steps.terminated, after)  # type: ignore
-            )
+            rows.append((before, scaled, steps.rewards, steps.terminated, after))
             self._observations = steps.observations.copy()
             self._returns += steps.rewards
             for i in np.flatnonzero(steps.terminated | steps.truncated):
                 self.finished.append(self._returns[i])
                 self._returns[i] = 0.0
-                self._observations[i] = self._reset(i, step)
-        return Transition(*(np.concatenate(x).astype(np.float32) for x in zip(*rows, strict=True)))
+                self._observations[i] = self._reset(int(i), step)
+        columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return Transition(*(jnp.asarray(column, jnp.float32) for column in columns))
 
     def _reset(self, index: int, step: int) -> np.ndarray:
         return self._simulator.reset(index, _seed(self._settings.seed, step + index))
@@ -384,8 +398,8 @@ def _score(actor, settings: Settings, sampler, step: int) -> np.ndarray:
     """Returns of whole episodes with sampled actions, as datasets are collected."""
     key, count = jax.random.key(step), iter(range(10**9))
 
-    def policy(observations):
-        return sampler(actor, observations, jax.random.fold_in(key, next(count)))
+    def policy(observations):  # [1, episodes, S]
+        return sampler(actor, observations[0], jax.random.fold_in(key, next(count)))[None]
 
     return evaluate.run_episodes(
         policy,

@@ -23,7 +23,7 @@ from dawm_jax.types import UserError, first_line, one_line
 _log = logging.getLogger(__name__)
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
-_BUNDLED_PREFIX = "bundled/"
+BUNDLED_PREFIX = "bundled/"
 _CACHE_FORMAT = 1  # part of the cache's key: bump it when the stored arrays change
 # Actions of continuous-control data are float32 policies' outputs; this much above the
 # bound is rounding, more is another action space.
@@ -83,7 +83,7 @@ def load_dataset(name: str, *, cache: bool = True) -> OfflineDataset:
     Raises:
       UserError: the dataset is missing, unreachable, malformed or not continuous control.
     """
-    if name.startswith(_BUNDLED_PREFIX):
+    if name.startswith(BUNDLED_PREFIX):
         return _read_bundled(name)
     if name.endswith((".hdf5", ".h5")) or os.path.sep == name[:1]:
         path = pathlib.Path(name).expanduser()
@@ -95,6 +95,13 @@ def load_dataset(name: str, *, cache: bool = True) -> OfflineDataset:
     folder = _minari_folder(name)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return _cached(name, _fingerprint(*files), lambda: _read_minari(name), cache)
+
+
+def is_local(name: str) -> bool:
+    """Whether a Minari dataset is on this machine (or half of it, from a broken download)."""
+    import minari
+
+    return (pathlib.Path(minari.storage.get_dataset_path(name)) / "data").is_dir()
 
 
 def describe(dataset: OfflineDataset) -> str:
@@ -267,7 +274,7 @@ def _minari_folder(name: str) -> pathlib.Path:
             f"the path of a D4RL .hdf5 file, or a bundled one ({bundled})"
         ) from None
     folder = pathlib.Path(minari.storage.get_dataset_path(name))
-    if (folder / "data").is_dir():
+    if is_local(name):
         return folder
     _log.info("%s is not in %s; downloading it", name, folder.parent)
     try:
@@ -440,12 +447,12 @@ def _successors(observations, ends, final_observations) -> np.ndarray:
 
 
 def _bundled_path(name: str) -> pathlib.Path:
-    return _ASSETS / (name.removeprefix(_BUNDLED_PREFIX).replace("/", "_") + ".npz")
+    return _ASSETS / (name.removeprefix(BUNDLED_PREFIX).replace("/", "_") + ".npz")
 
 
 def _bundled_names() -> list[str]:
     paths = sorted(_ASSETS.glob("*.npz"))
-    return [_BUNDLED_PREFIX + path.stem.replace("_", "/") for path in paths]
+    return [BUNDLED_PREFIX + path.stem.replace("_", "/") for path in paths]
 
 
 def _read_bundled(name: str) -> OfflineDataset:

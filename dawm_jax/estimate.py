@@ -32,7 +32,7 @@ def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
         total += seconds
         lines.append(f"will run {name}: about {format_seconds(seconds)}")
     lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
-    if total > _LONG_SECONDS and not config.variant:
+    if total > _LONG_SECONDS and "quick" not in config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
     return lines
 

@@ -16,7 +16,7 @@ import numpy as np
 from dawm_jax import parallel
 from dawm_jax.checkpoint import Checkpoints
 from dawm_jax.metrics import MetricsFile, Progress, Writer
-from dawm_jax.types import Statistics, UserError
+from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
 def run_stage(
     stage: Stage,
     state: Any,
-    statistics: Statistics,
+    statistics: Any,
     *,
     workdir: pathlib.Path,
     log: MetricsFile,
@@ -106,7 +106,7 @@ def run_stage(
     Args:
       stage: what to run.
       state: its initial state, placed; donated.
-      statistics: stored beside the state.
+      statistics: a tree of arrays that stays the same, stored beside the state.
       workdir: checkpoints go to `workdir`/checkpoints/`stage.name`.
       log: metrics.jsonl.
       writers: optional further writers.
@@ -158,7 +158,7 @@ def run_stage(
         checkpoints.close()
 
 
-def _save(checkpoints: Checkpoints, step: int, state: Any, statistics: Statistics) -> None:
+def _save(checkpoints: Checkpoints, step: int, state: Any, statistics: Any) -> None:
     if checkpoints.latest_step() != step:
         checkpoints.save(step, {"state": state, "statistics": statistics})
 

@@ -21,13 +21,13 @@ protocol, for a GPU), configs/X.py:quick (minutes on a CPU), configs/X.py:smoke 
 import difflib
 import hashlib
 import logging
-import os
 import pathlib
 import re
 import sys
 
-from absl import app, flags
-from absl import logging as absl_logging
+from absl import flags
+
+from dawm_jax import cli
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Environment files import configs.common, from wherever the program is started.
@@ -52,23 +52,19 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the j
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0")
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Runs the configured training; see the module's text."""
-    del argv
-    # After the flags: --help and a wrong flag should not wait for JAX.
     from dawm_jax import loop, parallel, train
     from dawm_jax.types import UserError
 
-    _set_up_logging()
-    _cache_compilations()
-    fail = lambda message, code: _fail(message, code, parallel.describe_process())
+    fail = lambda message, code: cli.fail(message, code, parallel.describe_process())
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
     try:
         parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        if not parallel.is_first():
-            logging.getLogger("dawm_jax").setLevel(logging.WARNING)
-        logging.getLogger(__name__).info("workdir: %s", workdir)
+        log = logging.getLogger("dawm_jax")
+        log.setLevel(logging.INFO if parallel.is_first() else logging.WARNING)
+        log.info("workdir: %s", workdir)
         train.run(config, workdir)
         parallel.leave()
     except UserError as error:
@@ -81,34 +77,20 @@ def main(argv: list[str]) -> None:
         fail("interrupted; the same command resumes at the last checkpoint", 130)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; any mistake is one line and exit code 2."""
-    if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
-        print(__doc__)
-        print("Flags:\n  --config  a configuration file\n  --workdir  the run's folder\n")
-        print(_config_fields())
-        sys.exit(0)
-    try:
-        positional = flags.FLAGS(argv)
-        # Reading the value raises what went wrong while the file was loaded.
-        if _CONFIG.value is None:
-            _fail("--config is missing: expected e.g. --config=configs/hopper.py:quick", 2)
-        _CONFIG.value.to_dict()
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        _fail(_with_suggestion(str(error), argv), 2)
-    if len(positional) > 1:
-        _fail(f"unexpected argument {positional[1]!r}: flags are written --name=value", 2)
-    return positional
-
-
 def run() -> None:
     """Entry point of the console script."""
-    app.run(main, flags_parser=parse_flags)
+    cli.run(main, __doc__, check=_check_config, explain=_with_suggestion, more_help=_config_fields)
+
+
+def _check_config() -> None:
+    """Reading the value raises what went wrong while the file was loaded."""
+    if _CONFIG.value is None:
+        raise ValueError("--config is missing: expected e.g. --config=configs/hopper.py:quick")
+    _CONFIG.value.to_dict()
 
 
 def _with_suggestion(message: str, argv: list[str]) -> str:
-    """An absl or ml_collections error as one line, with the nearest valid name."""
-    line = " ".join(message.split())
+    """A mistake on the command line, with the nearest valid name."""
     config_path = next((m[1] for m in map(re.compile(r"--?config=([^:]*)").match, argv) if m), "")
     if config_path and not pathlib.Path(config_path).is_file():
         known = sorted(str(p.relative_to(_ROOT)) for p in _ROOT.glob("configs/*.py"))
@@ -122,7 +104,7 @@ def _with_suggestion(message: str, argv: list[str]) -> str:
             near = difflib.get_close_matches(wrong, [f"config.{n}" for n in names], 1, 0.0)
             return f"unknown flag --{wrong}: did you mean --{near[0]}?"
     # What a configuration file raised stands at the end of a quoted traceback.
-    return line.rsplit("Error: ", 1)[-1] if "Traceback" in line else line
+    return message.rsplit("Error: ", 1)[-1] if "Traceback" in message else message
 
 
 def _flatten_fields() -> dict[str, object]:
@@ -145,7 +127,7 @@ def _config_fields() -> str:
     """Every field as a flag with its default, unit and source, from configs/common.py."""
     text = (_ROOT / "configs" / "common.py").read_text()
     prefixes, lines = {"config": "config"}, []
-    for line in text[: text.index("    if variant ==")].splitlines():
+    for line in text[: text.index("    if tier or not bundled")].splitlines():
         if section := re.match(r"    (\w+) = (config\.\w+) = ml_collections", line):
             prefixes[section[1]] = section[2]
         elif field := re.match(r"    (\w+)\.(\w+) = (.*?)  # (.*)", line):
@@ -159,37 +141,8 @@ def _config_fields() -> str:
 def _default_workdir(config) -> str:
     name = config.environment.split("-")[0].lower()
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    return "-".join(filter(None, ["runs/" + name, config.variant, config.agent, digest]))
-
-
-def _set_up_logging() -> None:
-    """Our lines with the time of day; of the libraries (Orbax is talkative) only warnings."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
-    # On a terminal a line first erases the progress that stands there.
-    erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
-    handler.setFormatter(logging.Formatter(erase + "%(asctime)s  %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("dawm_jax")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
-
-
-def _cache_compilations() -> None:
-    """Compiled programs are kept between runs, unless the user chose a folder."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        folder = pathlib.Path(root).expanduser() / "dawm_jax" / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # The default keeps only what took a second; a run has dozens of smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def _fail(message: str, code: int, who: str = "") -> None:
-    print(f"dawm_jax{who}: {message}", file=sys.stderr)
-    sys.exit(code)
+    parts = ["runs/" + name, *config.variant.split(","), config.agent, digest]
+    return "-".join(filter(None, parts))
 
 
 if __name__ == "__main__":

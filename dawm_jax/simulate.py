@@ -4,7 +4,7 @@ MuJoCo's batch engine steps Hopper, Walker2d and HalfCheetah: bit for bit what G
 computes (tested), several times faster. Every other environment is stepped by Gymnasium.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ class Simulator(Protocol):
     def reset(self, index: int, seed: int) -> np.ndarray:
         """Starts an episode in one copy; its first observation [S]."""
 
-    def step(self, indices: Sequence[int], actions: np.ndarray) -> Steps:
+    def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
         """Steps the copies `indices` with actions [n, A] in environment units."""
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class _GymnasiumSimulator:
     def reset(self, index: int, seed: int) -> np.ndarray:
         return np.asarray(self._environments[index].reset(seed=seed)[0], np.float64)
 
-    def step(self, indices: Sequence[int], actions: np.ndarray) -> Steps:
+    def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
         results = [
             self._environments[index].step(action)[:4]
             for index, action in zip(indices, actions, strict=True)
@@ -171,7 +171,7 @@ class _BatchSimulator:
         self._elapsed[index] = 0
         return observation
 
-    def step(self, indices: Sequence[int], actions: np.ndarray) -> Steps:
+    def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
         task, ids = self._task, np.asarray(indices, np.int32)
         before = self._qpos[ids, 0]
         self._ctrl[ids] = actions

@@ -4,9 +4,7 @@ load -> world model -> inverse dynamics -> agents on synthetic transitions -> re
 """
 
 import contextlib
-import fcntl
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -25,7 +23,9 @@ from dawm_jax import (
     loop,
     parallel,
     report,
+    run_folder,
     simulate,
+    tiers,
     windows,
 )
 from dawm_jax.assembly import Assembly, assemble, raw_action
@@ -62,7 +62,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         parallel.in_turn(lambda: cleanup.enter_context(_own(workdir, config)))
 
         # --- data ---
-        dataset = parallel.in_turn(lambda: data.load_dataset(config.dataset))
+        dataset = parallel.in_turn(lambda: _load_dataset(config.dataset))
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -398,81 +398,35 @@ def _shared_batches(config: Any) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
-    """Makes and locks the folder; refuses one of another configuration.
-
-    The first process does; the others, which come after it, only look for the folder.
-    """
-    if not parallel.is_first():
-        if not (workdir / ".lock").exists():
-            raise UserError(
-                f"--workdir {workdir} is not shared: process 0 made it, another cannot see it; "
-                "choose a folder that all hosts mount"
-            )
+    """The first process owns the folder; the others, which come after it, look for it."""
+    if parallel.is_first():
+        with run_folder.own(workdir, config.to_dict()):
+            yield
+    elif (workdir / ".lock").exists():
         yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
+    else:
         raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--workdir {workdir} is in use by another run; wait for it or choose another"
-            ) from None
-        _refuse_other_config(workdir / "config.json", config)
-        yield
-
-
-def _refuse_other_config(path: pathlib.Path, config: Any) -> None:
-    """Raises if config.json holds another configuration, with the difference."""
-    if not path.exists():
-        return
-    old = _flatten(json.loads(path.read_text()))
-    new = _flatten(json.loads(config.to_json()))
-    changed = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{path.parent} holds a run of another configuration ({'; '.join(changed[:4])}"
-            f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
+            f"--workdir {workdir} is not shared: process 0 made it, another cannot see it; "
+            "choose a folder that all hosts mount"
         )
+
+
+def _load_dataset(name: str) -> data.OfflineDataset:
+    tiers.ensure(name)
+    return data.load_dataset(name)
 
 
 def _start_recording(workdir: pathlib.Path, config: Any) -> list[Writer]:
     """Claims the folder for this configuration; the optional writers, of the first process."""
     if not parallel.is_first():
         return []
-    _write_config(workdir / "config.json", config)
+    run_folder.write_config(workdir, config.to_dict())
     return make_writers(
         workdir,
         tensorboard=config.tensorboard,
         wandb_project=config.wandb_project,
         config=config.to_dict(),
     )
-
-
-def _write_config(path: pathlib.Path, config: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-    temporary.replace(path)
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:

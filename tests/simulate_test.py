@@ -103,10 +103,10 @@ def test_other_environments_are_stepped_by_gymnasium(register):
     simulator = simulate.make_simulator(name, 3)
     for i in range(3):
         np.testing.assert_array_equal(simulator.reset(i, seed=5 + i), [0, 5 + i])
-    steps = simulator.step([0, 2], np.array([[0.5], [-1.0]]))
+    steps = simulator.step(np.array([0, 2]), np.array([[0.5], [-1.0]]))
     np.testing.assert_array_equal(steps.observations, [[1, 5], [1, 7]])
     np.testing.assert_array_equal(steps.rewards, [0.5, -1.0])
-    steps = simulator.step([2], np.array([[0.25]]))
+    steps = simulator.step(np.array([2]), np.array([[0.25]]))
     np.testing.assert_array_equal(steps.observations, [[2, 7]])
     assert (steps.terminated[0], steps.truncated[0]) == (False, True)
     simulator.close()

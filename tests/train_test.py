@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, train
+from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, run_folder, train
 from dawm_jax.types import UserError
 
 
@@ -269,7 +269,7 @@ def test_another_configuration_is_refused_with_the_difference(undisturbed):
 
 
 def test_two_runs_on_one_folder_are_refused(tmp_path):
-    with train._own(tmp_path, tiny_config()):
+    with run_folder.own(tmp_path, tiny_config().to_dict()):
         with pytest.raises(UserError, match="in use by another run") as error:
             train.run(tiny_config(), tmp_path)
     one_line(error)

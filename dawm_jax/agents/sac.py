@@ -4,6 +4,7 @@ The offline agents of the package learn from data that such policies collected. 
 they are: pure functions over explicit parameters, actions in [-1, 1].
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -179,7 +180,8 @@ def update(
             state.critic_opt,
             critic_optimizer,
         )
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             critics=critics,
             critic_opt=critic_opt,
             target_critics=optax.incremental_update(critics, state.target_critics, tau),
@@ -207,7 +209,8 @@ def update(
         critic_optimizer,
     )
     metrics = {**critic_metrics, **actor_metrics, "temperature": jnp.exp(state.log_temperature)}
-    state = state.replace(
+    state = dataclasses.replace(
+        state,
         actor=actor,
         actor_opt=actor_opt,
         log_temperature=log_temperature,

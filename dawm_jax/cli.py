@@ -1,0 +1,123 @@
+"""What every command shares: flags, help, one line for every mistake, logging, compiled programs.
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder", required=True)
+
+def main() -> None: ...
+
+def run() -> None:
+    cli.run(main, __doc__)
+"""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+_MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+
+
+def run(
+    main: Callable[[], None],
+    doc: str | None,
+    *,
+    check: Callable[[], None] = lambda: None,
+    explain: Callable[[str, list[str]], str] = lambda message, argv: message,
+    more_help: Callable[[], str] = lambda: "",
+) -> None:
+    """Runs a command and exits; its flags are those of the module that defines `main`.
+
+    A mistake on the command line is one line and exit code 2; a `UserError` or an error of
+    the file system is one line and exit code 1; Ctrl-C is one line and exit code 130.
+
+    Args:
+      main: the command, called once flags, logging and the compile cache are set up. It
+        should import JAX only then, so that --help and a wrong flag need not wait.
+      doc: the module's text, which --help prints before the flags.
+      check: raises what is wrong with the parsed flags.
+      explain: (message, argv) -> a better message for a mistake on the command line.
+      more_help: what --help prints after the flags.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
+            print("\n".join(filter(None, [doc, _describe_flags(main.__module__), more_help()])))
+            sys.exit(0)
+        try:
+            positional = flags.FLAGS(argv)
+            check()
+        except _MISTAKES as error:
+            fail(explain(_readable(error), argv), 2)
+        if len(positional) > 1:
+            fail(f"unexpected argument {positional[1]!r}: flags are written --name=value", 2)
+        return positional
+
+    app.run(lambda argv: _call(main), flags_parser=parse)
+
+
+def fail(message: str, code: int, who: str = "") -> None:
+    """Ends the program with one line; `who` tells processes of one job apart."""
+    print(f"dawm_jax{who}: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _call(main: Callable[[], None]) -> None:
+    from dawm_jax.types import UserError
+
+    _set_up_logging()
+    _cache_compilations()
+    try:
+        main()
+    except UserError as error:
+        fail(str(error), 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        fail(f"{where}{error.strerror or error}", 1)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+
+
+def _describe_flags(module: str) -> str:
+    """The flags that `module` defines, a paragraph each."""
+    lines = ["Flags:"]
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
+        # A boolean flag is written without a value.
+        default = "" if flag.default in (None, False) else f"={flag.default}"
+        lines.append(f"  --{flag.name + default:<28} {' '.join((flag.help or '').split())}")
+    return "\n".join([*lines, ""])
+
+
+def _readable(error: BaseException) -> str:
+    """An error of absl's as one line."""
+    message = " ".join(str(error).split())
+    if message.endswith("must have a value other than None."):
+        return f"{message.split()[1].split('=')[0].rstrip(':')} is missing"
+    return message
+
+
+def _set_up_logging() -> None:
+    """Our lines with the time of day; of the libraries (Orbax is talkative) only warnings."""
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    handler = logging.StreamHandler()
+    # On a terminal a line first erases the progress that stands there.
+    erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
+    handler.setFormatter(logging.Formatter(erase + "%(asctime)s  %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("dawm_jax")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+
+
+def _cache_compilations() -> None:
+    """Compiled programs are kept between runs, unless the user chose a folder."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folder = pathlib.Path(root).expanduser() / "dawm_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # The default keeps only what took a second; a run has dozens of smaller programs.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
