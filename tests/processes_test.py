@@ -58,6 +58,8 @@ def _worker() -> None:
         def dispatched(self, reached, metrics):
             original(self, reached, metrics)
             if (self._stage.name, reached) == (stage, int(step)):
+                if number == "fail":
+                    raise UserError("alone")
                 os.kill(os.getpid(), int(number))
 
         loop._Recorder.dispatched = dispatched
@@ -194,6 +196,7 @@ def _undisturbed(tmp_path_factory):
 
 def test_a_signal_to_one_stops_both_and_slurm_resumes_them(undisturbed, tmp_path):
     """SIGTERM reaches the second process only; the first has the log and the files."""
+    reference = undisturbed(_REAL)  # first: it compiles what the two can read
     term = f"agent,16,{int(signal.SIGTERM)}"
     codes, outputs = _finish(_start_all(tmp_path, 2, _REAL, dying=1, die_at=term))
     assert codes == [143, 143], outputs
@@ -207,7 +210,7 @@ def test_a_signal_to_one_stops_both_and_slurm_resumes_them(undisturbed, tmp_path
     assert codes == [0, 0], outputs
     assert "agent: resumed at update 16 of 40" in outputs[0]
     assert "2 processes" in json.loads((tmp_path / "results.json").read_text())["device"]
-    _assert_same_run(tmp_path, undisturbed(_REAL))
+    _assert_same_run(tmp_path, reference)
 
 
 @pytest.mark.slow
@@ -243,6 +246,15 @@ def test_a_mistake_ends_all_in_one_line_each(tmp_path):
         who = "" if index == 0 else " (process 1 of 2)"
         last = output.strip().splitlines()[-1]
         assert last.startswith(f"dawm_jax{who}: {tmp_path} holds a run of another configuration")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_says_why_and_ends_the_other(tmp_path, failing):
+    processes = _start_all(tmp_path, 2, _REAL, dying=failing, die_at="agent,16,fail")
+    codes, outputs = _finish(processes)
+    assert codes[failing] != 0 and codes[1 - failing] != 0
+    assert ": alone\n" in outputs[failing]
 
 
 # --- who there is -------------------------------------------------------------------------
