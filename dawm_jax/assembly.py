@@ -75,13 +75,15 @@ class Assembly(NamedTuple):
       inverse_dynamics: its functions.
       agent: the algorithm.
       imagine: see `fused.ImagineFn`.
-      init_run: key -> a fresh agent with its empty buffer (none on real data only).
+      init_buffer: () -> an empty buffer, or None on real data only.
+      init_run: key -> a fresh agent with its empty buffer.
     """
 
     world_model: WorldModel
     inverse_dynamics: InverseDynamics
     agent: agents.Agent
     imagine: fused.ImagineFn
+    init_buffer: Callable[[], rollout.Buffer | None]
     init_run: Callable[[jax.Array], fused.Run]
 
 
@@ -161,13 +163,13 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
             infer=functools.partial(inverse.infer, models.inverse_dynamics),
         )
 
-    def init_run(key: jax.Array) -> fused.Run:
-        buffer = None
-        if config.training.real_fraction < 1.0:
-            buffer = rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
-        return fused.Run(agent.init(key), buffer)
+    def init_buffer() -> rollout.Buffer | None:
+        if config.training.real_fraction == 1.0:
+            return None
+        return rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
 
-    return Assembly(model, inverse, agent, imagine, init_run)
+    init_run = lambda key: fused.Run(agent.init(key), init_buffer())
+    return Assembly(model, inverse, agent, imagine, init_buffer, init_run)
 
 
 def raw_action(
