@@ -52,7 +52,7 @@ def imagined(workdir, key):
     """One batch by `LoadedRun.imagine`, from starts looked up in the raw dataset."""
     run = loading.load_run(workdir)
     dataset = data.load_dataset(run.config.dataset)
-    order, num_train = windows_module._split_episodes(
+    order, num_train = windows_module.split_episodes(
         dataset.episode_ends, run.config.held_out_fraction
     )
     key_starts, key_imagine = jax.random.split(key)
