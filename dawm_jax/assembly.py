@@ -1,10 +1,12 @@
 """From a configuration to pure functions with their hyper-parameters bound.
 
 Training and loading a finished run build the same functions here, so that a checkpoint
-plus config.json is all that a policy or a world model needs.
+plus config.json is all that a policy or a world model needs; `build_replay` adds the data
+that a configuration names.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,16 +15,20 @@ import jax.numpy as jnp
 
 from dawm_jax import (
     agents,
+    data,
     diffusion,
     fused,
     inverse_dynamics,
     learner,
     networks,
     rollout,
+    simulate,
     windows,
     world_model,
 )
 from dawm_jax.types import Condition, Statistics, UserError
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -69,14 +75,49 @@ class Assembly(NamedTuple):
       inverse_dynamics: its functions.
       agent: the algorithm.
       imagine: see `fused.ImagineFn`.
-      init_run: key -> a fresh agent with its empty buffer (none on real data only).
+      init_buffer: () -> an empty buffer, or None on real data only.
+      init_run: key -> a fresh agent with its empty buffer.
     """
 
     world_model: WorldModel
     inverse_dynamics: InverseDynamics
     agent: agents.Agent
     imagine: fused.ImagineFn
+    init_buffer: Callable[[], rollout.Buffer | None]
     init_run: Callable[[jax.Array], fused.Run]
+
+
+def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Replay, Statistics]:
+    """The dataset on the device, checked against the environment it will be evaluated in.
+
+    Raises:
+      UserError: they do not fit, or an option is bad; see `windows.build`.
+    """
+    env = simulate.make_environment(config.environment)
+    action_space, observation_space = env.action_space, env.observation_space
+    env.close()
+    if observation_space.shape[0] != dataset.observations.shape[1]:
+        raise UserError(
+            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
+            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
+            "the dataset's environment, or set --config.environment"
+        )
+    if dataset.environment not in (None, config.environment):
+        _log.warning(
+            "%s was recorded in %s and will be evaluated in %s",
+            dataset.name,
+            dataset.environment,
+            config.environment,
+        )
+    return windows.build(
+        dataset,
+        action_low=action_space.low,
+        action_high=action_space.high,
+        discount=config.discount,
+        return_scale=config.return_scale,
+        timeout_value=config.timeout_value,
+        held_out_fraction=config.held_out_fraction,
+    )
 
 
 def assemble(config: Any, statistics: Statistics) -> Assembly:
@@ -122,13 +163,13 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
             infer=functools.partial(inverse.infer, models.inverse_dynamics),
         )
 
-    def init_run(key: jax.Array) -> fused.Run:
-        buffer = None
-        if config.training.real_fraction < 1.0:
-            buffer = rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
-        return fused.Run(agent.init(key), buffer)
+    def init_buffer() -> rollout.Buffer | None:
+        if config.training.real_fraction == 1.0:
+            return None
+        return rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
 
-    return Assembly(model, inverse, agent, imagine, init_run)
+    init_run = lambda key: fused.Run(agent.init(key), init_buffer())
+    return Assembly(model, inverse, agent, imagine, init_buffer, init_run)
 
 
 def raw_action(

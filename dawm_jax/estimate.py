@@ -1,7 +1,8 @@
 """What a run will do and about how long it takes here, before it starts."""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,28 @@ _LAUNCH_SECONDS = 3e-6
 _LONG_SECONDS = 3600.0
 
 
+class StageCost(NamedTuple):
+    """What a stage computes, whatever it runs on.
+
+    Attributes:
+      text: the stage, for people.
+      steps: that follow one another.
+      flops: of one step, one seed.
+      operations: of one step's lowered program; seeds share them.
+      parameters: whose gradients the devices exchange each step; 0 if they need not.
+      seeds: that are computed beside each other.
+      shared: whether devices can share one seed's step by its batch.
+    """
+
+    text: str
+    steps: int
+    flops: float
+    operations: int
+    parameters: int = 0
+    seeds: int = 1
+    shared: bool = True
+
+
 def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
     """Lines for people: the stages, their rough durations, and a shorter variant if long."""
     rate = matmul_rate()
@@ -27,10 +50,10 @@ def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
         f"{rate / 1e9:,.0f} GFLOP/s"
     ]
     total = 0.0
-    for name, count, cost in _stages(config, parts, replay):
-        seconds = count * _step_seconds(cost, rate)
+    for stage in stages(config, parts, replay):
+        seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
-        lines.append(f"will run {name}: about {format_seconds(seconds)}")
+        lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
     lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
     if total > _LONG_SECONDS and "quick" not in config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
@@ -49,8 +72,8 @@ def matmul_rate(size: int = 1024, seconds: float = 0.2) -> float:
     return count * 2 * size**3 / (time.monotonic() - start)
 
 
-def _stages(config, parts, replay):
-    """(name, steps, (FLOPs, operations) of a step) of every stage."""
+def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
+    """Every stage of a run, counted from its lowered programs."""
     key = jax.random.key(0)
     keep = lambda tree: tree
     training, roll = config.training, config.rollout
@@ -64,7 +87,7 @@ def _stages(config, parts, replay):
             step = lambda s, r, f=functions: f.step(s, key, r, keep, keep)
             size = networks.count_parameters(states[name].params)
             text = f"{name}, {size:,} parameters, {section.steps:,} steps of {section.batch_size}"
-            yield text, section.steps, _cost(step, states[name], replay)
+            yield StageCost(text, section.steps, *_cost(step, states[name], replay), size)
         models = fused.Models(*(state.average for state in states.values()))
         starts = jnp.zeros(roll.windows_per_round, jnp.int32)
         flops, operations = _cost(
@@ -72,13 +95,13 @@ def _stages(config, parts, replay):
             models,
             replay,
         )
-        # The cost of a scan is reported for one turn.
-        generation = (flops * roll.sampling_steps, operations * roll.sampling_steps)
         rounds = training.updates // roll.updates_per_round
         rounds += roll.prefill_transitions // (roll.windows_per_round * config.horizon)
         transitions = rounds * roll.windows_per_round * config.horizon
         text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
-        yield text, rounds * config.num_seeds, generation
+        # The cost of a scan is reported for one turn.
+        turns = roll.sampling_steps
+        yield StageCost(text, rounds, flops * turns, operations * turns, seeds=config.num_seeds)
     agent = parts.agent
     state = jax.eval_shape(agent.init, key)
     rows = jnp.zeros((agent.batches_per_update, training.batch_size), jnp.int32)
@@ -86,10 +109,12 @@ def _stages(config, parts, replay):
         lambda s, r: agent.update(s, windows.gather_transitions(r, rows), key), state, replay
     )
     updates = f"{training.updates:,} updates of {training.batch_size}"
-    yield (
+    yield StageCost(
         f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
-        config.num_seeds * training.updates // agent.batches_per_update,
-        cost,
+        training.updates // agent.batches_per_update,
+        *cost,
+        seeds=config.num_seeds,
+        shared=False,
     )
 
 
@@ -101,7 +126,6 @@ def _cost(function, *arguments) -> tuple[float, int]:
     return float(analysis.get("flops", 0.0)), lowered.as_text().count(" = stablehlo.")
 
 
-def _step_seconds(cost: tuple[float, int], rate: float) -> float:
-    flops, operations = cost
+def _step_seconds(flops: float, operations: int, rate: float) -> float:
     launches = 0.0 if jax.default_backend() == "cpu" else operations * _LAUNCH_SECONDS
     return max(flops / (_EFFICIENCY * rate), launches)

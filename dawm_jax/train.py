@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,13 +24,12 @@ from dawm_jax import (
     parallel,
     report,
     run_folder,
-    simulate,
     tiers,
     windows,
 )
-from dawm_jax.assembly import Assembly, assemble, raw_action
-from dawm_jax.metrics import MetricsFile, make_writers
-from dawm_jax.types import Statistics, UserError
+from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
+from dawm_jax.metrics import MetricsFile, Writer, make_writers
+from dawm_jax.types import UserError
 from dawm_jax.windows import Replay
 from dawm_jax.world_model import EXTRA_CHANNELS
 
@@ -49,21 +49,19 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       workdir: the run's folder, made when absent.
 
     Returns:
-      What results.json holds.
+      What results.json holds; nothing on other processes than the first, which alone
+      evaluates, logs and writes everything but checkpoints.
 
     Raises:
       UserError: a mistake in the configuration, the data or the folder.
       loop.Interrupted: a signal asked to stop; the same call resumes.
     """
     _check(config)
-    with (
-        run_folder.own(workdir, config.to_dict()),
-        loop.stop_on_signals() as stop,
-        contextlib.ExitStack() as cleanup,
-    ):
+    with loop.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
+        parallel.in_turn(lambda: cleanup.enter_context(_own(workdir, config)))
+
         # --- data ---
-        tiers.ensure(config.dataset)
-        dataset = data.load_dataset(config.dataset)
+        dataset = parallel.in_turn(lambda: _load_dataset(config.dataset))
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -78,16 +76,10 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
         # --- models, then agents ---
         # Only now: a run that was refused above must not claim the folder.
-        run_folder.write_config(workdir, config.to_dict())
-        writers = make_writers(
-            workdir,
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb_project,
-            config=config.to_dict(),
-        )
+        writers = parallel.in_turn(lambda: _start_recording(workdir, config))
         for writer in writers:
             cleanup.callback(writer.close)
-        log = MetricsFile(workdir / "metrics.jsonl")
+        log = MetricsFile(workdir / "metrics.jsonl", active=parallel.is_first())
         run_stage = functools.partial(
             loop.run_stage,
             statistics=placement.replicate(statistics),
@@ -108,6 +100,8 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
 
         # --- report ---
+        if not parallel.is_first():
+            return {}
         best = float(statistics.return_high * statistics.return_scale)
         return report.finish(
             config,
@@ -116,35 +110,6 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             dataset_text=data.describe(dataset),
             largest_return_to_go=best * float(parts.agent.reward_scale),
         )
-
-
-def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Statistics]:
-    """The dataset on the device, checked against the environment it will be evaluated in."""
-    env = simulate.make_environment(config.environment)
-    action_space, observation_space = env.action_space, env.observation_space
-    env.close()
-    if observation_space.shape[0] != dataset.observations.shape[1]:
-        raise UserError(
-            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
-            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
-            "the dataset's environment, or set --config.environment"
-        )
-    if dataset.environment not in (None, config.environment):
-        _log.warning(
-            "%s was recorded in %s and will be evaluated in %s",
-            dataset.name,
-            dataset.environment,
-            config.environment,
-        )
-    return windows.build(
-        dataset,
-        action_low=action_space.low,
-        action_high=action_space.high,
-        discount=config.discount,
-        return_scale=config.return_scale,
-        timeout_value=config.timeout_value,
-        held_out_fraction=config.held_out_fraction,
-    )
 
 
 # --- the stages ---------------------------------------------------------------------------
@@ -219,7 +184,7 @@ def _train_model(name, section, functions, assess, replay, placement, key, run_s
 
             return learner.scan_steps(one_step, state, first_step, num_steps)
 
-        return _Bound(placement.compile_training(program), lambda first: (replay, first))
+        return _Bound(placement.compile_training(program), lambda first: (replay, first), placement)
 
     state = run_stage(
         loop.Stage(
@@ -241,10 +206,12 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     """Trains all seeds' agents in the fused program, evaluating as it goes."""
     training, roll = config.training, config.rollout
     # Three streams a seed: its initial parameters, its prefill and its rounds.
-    key_init, key_prefill, key_train = (
-        placement.place_seeds(keys)
-        for keys in _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
-    )
+    key_init, *keys = _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
+    key_prefill, key_train = placement.place_seeds(keys)
+    # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
+    # beside each other can wait for each other's threads for ever on a CPU.
+    agents = jax.jit(functools.partial(jax.lax.map, parts.agent.init))(key_init)
+    buffers = jax.vmap(lambda _: parts.init_buffer(), axis_size=config.num_seeds)
     generation = {
         "imagine": None if models is None else parts.imagine,
         "num_windows": roll.windows_per_round,
@@ -264,6 +231,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
         return _Bound(
             placement.map_seeds(rounds),
             lambda update: (key_train, update // roll.updates_per_round, models, replay),
+            placement,
         )
 
     def fill_buffers(runs):
@@ -282,25 +250,30 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             chunk_steps=training.log_updates,
             checkpoint_steps=training.checkpoint_updates,
             compile=compile_rounds,
-            assess=_evaluator(config, parts, statistics),
+            assess=_evaluator(config, parts, statistics, placement),
             assess_steps=config.evaluation.interval,
             prepare=fill_buffers,
         ),
-        # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
-        # beside each other can wait for each other's threads for ever on a CPU.
-        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, parts.init_run))(key_init)),
+        fused.Run(placement.place_seeds(agents), placement.make_seeds(lambda: buffers(None))),
     )
 
 
-def _evaluator(config, parts: Assembly, statistics):
-    """(runs, update) -> what an evaluation of all seeds found."""
+def _evaluator(config, parts: Assembly, statistics, placement):
+    """(runs, update) -> what an evaluation of all seeds found.
+
+    The first process plays all episodes, on all cores of its host, while the others wait:
+    a small share of a run, and the numbers do not depend on how many processes there are.
+    """
     act = jax.jit(jax.vmap(functools.partial(raw_action, parts.agent, statistics)))
 
     def evaluate_runs(runs, update):
+        agents = parallel.local_copy(placement.replicate(runs.agent))
+        if not parallel.is_first():
+            return {}
         section = config.evaluation
         final = update == config.training.updates
         returns = evaluate.run_episodes(
-            functools.partial(act, runs.agent),
+            functools.partial(act, agents),
             config.environment,
             num_policies=config.num_seeds,
             num_episodes=section.final_episodes if final else section.episodes,
@@ -324,12 +297,18 @@ class _Bound:
     the program.
     """
 
-    def __init__(self, program, arguments):
-        self._program, self._arguments = program, arguments
+    def __init__(self, program, arguments, placement):
+        self._program, self._arguments, self._placement = program, arguments, placement
 
     def compile(self, state, first_step):
         compiled = self._program.lower(state, *self._arguments(first_step)).compile()
-        return lambda state, first_step: compiled(state, *self._arguments(first_step))
+
+        def run(state, first_step):
+            state, metrics = compiled(state, *self._arguments(first_step))
+            # Seeds' metrics lie where the seeds do; every process reads all of them.
+            return state, self._placement.replicate(metrics)
+
+        return run
 
 
 # --- checks and the folder ----------------------------------------------------------------
@@ -385,6 +364,39 @@ def _shared_batches(config: Any) -> dict[str, int]:
         "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
         "config.rollout.windows_per_round": config.rollout.windows_per_round,
     }
+
+
+@contextlib.contextmanager
+def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+    """The first process owns the folder; the others, which come after it, look for it."""
+    if parallel.is_first():
+        with run_folder.own(workdir, config.to_dict()):
+            yield
+    elif (workdir / ".lock").exists():
+        yield
+    else:
+        raise UserError(
+            f"--workdir {workdir} is not shared: process 0 made it, another cannot see it; "
+            "choose a folder that all hosts mount"
+        )
+
+
+def _load_dataset(name: str) -> data.OfflineDataset:
+    tiers.ensure(name)
+    return data.load_dataset(name)
+
+
+def _start_recording(workdir: pathlib.Path, config: Any) -> list[Writer]:
+    """Claims the folder for this configuration; the optional writers, of the first process."""
+    if not parallel.is_first():
+        return []
+    run_folder.write_config(workdir, config.to_dict())
+    return make_writers(
+        workdir,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        config=config.to_dict(),
+    )
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:
