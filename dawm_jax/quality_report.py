@@ -286,6 +286,8 @@ def plot_study(path: pathlib.Path, study: dict[str, Any]) -> None:
     for row, name in zip(grid, names, strict=True):
         spread = [one[name] for one in study["repeats"] if one[name] is not None]
         row[0].set_ylabel(_STUDY_COLUMNS[name], fontsize="small")
+        if name.endswith("error"):
+            row[0].set_yscale("log")  # the row's axes share it
         for axis, (field, settings) in zip(row, fields.items(), strict=True):
             values = [one["value"] for one in settings]
             axis.axhspan(min(spread), max(spread), color=_REAL, alpha=0.3)
