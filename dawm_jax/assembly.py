@@ -1,10 +1,12 @@
 """From a configuration to pure functions with their hyper-parameters bound.
 
 Training and loading a finished run build the same functions here, so that a checkpoint
-plus config.json is all that a policy or a world model needs.
+plus config.json is all that a policy or a world model needs; `build_replay` adds the data
+that a configuration names.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,16 +15,20 @@ import jax.numpy as jnp
 
 from dawm_jax import (
     agents,
+    data,
     diffusion,
     fused,
     inverse_dynamics,
     learner,
     networks,
     rollout,
+    simulate,
     windows,
     world_model,
 )
 from dawm_jax.types import Condition, Statistics, UserError
+
+_log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -79,6 +85,39 @@ class Assembly(NamedTuple):
     imagine: fused.ImagineFn
     init_buffer: Callable[[], rollout.Buffer | None]
     init_run: Callable[[jax.Array], fused.Run]
+
+
+def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Replay, Statistics]:
+    """The dataset on the device, checked against the environment it will be evaluated in.
+
+    Raises:
+      UserError: they do not fit, or an option is bad; see `windows.build`.
+    """
+    env = simulate.make_environment(config.environment)
+    action_space, observation_space = env.action_space, env.observation_space
+    env.close()
+    if observation_space.shape[0] != dataset.observations.shape[1]:
+        raise UserError(
+            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
+            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
+            "the dataset's environment, or set --config.environment"
+        )
+    if dataset.environment not in (None, config.environment):
+        _log.warning(
+            "%s was recorded in %s and will be evaluated in %s",
+            dataset.name,
+            dataset.environment,
+            config.environment,
+        )
+    return windows.build(
+        dataset,
+        action_low=action_space.low,
+        action_high=action_space.high,
+        discount=config.discount,
+        return_scale=config.return_scale,
+        timeout_value=config.timeout_value,
+        held_out_fraction=config.held_out_fraction,
+    )
 
 
 def assemble(config: Any, statistics: Statistics) -> Assembly:

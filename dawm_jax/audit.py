@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from dawm_jax import data, judge, loading, quality_report, report, study
+from dawm_jax import data, judge, loading, quality_report, report, study, tiers
 from dawm_jax.data import OfflineDataset
 from dawm_jax.loading import LoadedRun
 from dawm_jax.types import UserError
@@ -49,7 +49,9 @@ def make_report(request: Request) -> str:
     """
     run = _load_run(request)
     _make_folder(request.out)
-    real = data.load_dataset(run.config.dataset if run else str(request.reference))
+    source = run.config.dataset if run else str(request.reference)
+    tiers.ensure(source)
+    real = data.load_dataset(source)
     other = data.load_dataset(request.dataset_id) if request.dataset_id else None
     environment = _environment(request, run, real, other)
     _log.info("replaying real steps of %s in %s", real.name, environment)

@@ -223,8 +223,8 @@ def imagine(
     data, config = reference.dataset, run.config
     rtg = _returns_to_go(run, data)[starts]
     # Equal chunks, the last one filled up, so that one program serves all.
-    size = min(_IMAGINE_CHUNK, len(starts))
-    chunks = np.resize(np.arange(len(starts)), (-(-len(starts) // size), size))
+    shape = (-(-len(starts) // _IMAGINE_CHUNK), _IMAGINE_CHUNK)
+    chunks = np.resize(np.arange(len(starts)), shape)
     parts = [
         run.imagine(
             jax.random.fold_in(key, index),

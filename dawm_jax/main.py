@@ -62,9 +62,8 @@ def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
     try:
         parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        log = logging.getLogger("dawm_jax")
-        log.setLevel(logging.INFO if parallel.is_first() else logging.WARNING)
-        log.info("workdir: %s", workdir)
+        cli.log.setLevel(logging.INFO if parallel.is_first() else logging.WARNING)
+        cli.log.info("workdir: %s", workdir)
         train.run(config, workdir)
         parallel.leave()
     except UserError as error:
