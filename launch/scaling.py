@@ -103,24 +103,12 @@ def measure(variant: str, seconds: float) -> dict:
 
 def _prepare(variant: str):
     """Configuration, functions and data of the bundled set."""
-    import numpy as np
-
     from configs import hopper
-    from dawm_jax import data, windows
-    from dawm_jax.assembly import assemble
+    from dawm_jax import assembly, data
 
     config = hopper.get_config(variant)
-    ones = np.ones(3, np.float32)
-    replay, statistics = windows.build(
-        data.load_dataset("bundled/hopper/medium-v0"),
-        action_low=-ones,
-        action_high=ones,
-        discount=config.discount,
-        return_scale=config.return_scale,
-        timeout_value=config.timeout_value,
-        held_out_fraction=config.held_out_fraction,
-    )
-    return config, assemble(config, statistics), replay
+    replay, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
+    return config, assembly.assemble(config, statistics), replay
 
 
 def spread(variant: str, seconds: float) -> dict[int, dict]:
