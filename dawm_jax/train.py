@@ -1,12 +1,16 @@
 """The whole training, read from top to bottom.
 
-load -> world model -> inverse dynamics -> agents on synthetic transitions -> report
+load -> models of the method -> agents on what they generate -> results
+
+A method that plans instead of learning a policy is evaluated as it is.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -21,7 +25,7 @@ from dawm_jax import (
     learner,
     loop,
     parallel,
-    report,
+    results,
     run_folder,
     simulate,
     tiers,
@@ -29,14 +33,14 @@ from dawm_jax import (
 )
 from dawm_jax.assembly import Assembly, assemble, raw_action
 from dawm_jax.metrics import MetricsFile, make_writers
+from dawm_jax.models import Trainable
 from dawm_jax.types import Statistics, UserError
 from dawm_jax.windows import Replay
-from dawm_jax.world_model import EXTRA_CHANNELS
 
 _log = logging.getLogger(__name__)
 
 # Streams of the run's root key; each consumer folds its own steps into its stream.
-_MODEL_STREAM, _INVERSE_STREAM, _AGENT_STREAM = range(3)
+_STREAMS = {"world_model": 0, "inverse_dynamics": 1, "agent": 2, "policy": 3, "planner": 4}
 # Windows and transitions of the held-out diagnostics.
 _MAX_HELD_OUT = 2_048
 
@@ -63,7 +67,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     ):
         # --- data ---
         tiers.ensure(config.dataset)
-        dataset = data.load_dataset(config.dataset)
+        dataset = data.top_episodes(data.load_dataset(config.dataset), config.top_fraction)
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -76,7 +80,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         for line in estimate.plan(config, parts, replay):
             _log.info("%s", line)
 
-        # --- models, then agents ---
+        # --- models, then agents or plans ---
         # Only now: a run that was refused above must not claim the folder.
         run_folder.write_config(workdir, config.to_dict())
         writers = make_writers(
@@ -100,16 +104,19 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         models = None
         if config.training.real_fraction < 1.0:
             models = fused.Models(
-                world_model=_train_world_model(config, parts, replay, placement, key, run_stage),
-                inverse_dynamics=_train_inverse_dynamics(
-                    config, parts, replay, placement, key, run_stage
-                ),
+                **{
+                    name: _train_model(name, model, replay, placement, key, run_stage)
+                    for name, model in parts.models.items()
+                }
             )
-        _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
+        if parts.plan is not None:
+            _evaluate_plans(config, parts, models, key, log)
+        else:
+            _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
 
-        # --- report ---
+        # --- results ---
         best = float(statistics.return_high * statistics.return_scale)
-        return report.finish(
+        return results.finish(
             config,
             workdir,
             log,
@@ -150,72 +157,25 @@ def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Sta
 # --- the stages ---------------------------------------------------------------------------
 
 
-def _train_world_model(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the world model; returns its averaged parameters."""
-    functions = parts.world_model
-    gather = jax.jit(functools.partial(windows.gather_windows, horizon=config.horizon))
-    held_out = gather(replay, _held_out_rows(replay))
-    channels = replay.state_size + EXTRA_CHANNELS
-    noise = jax.random.normal(
-        jax.random.key(0), (len(held_out.action), config.horizon + 1, channels)
-    )
-    errors = jax.jit(functions.errors)
+def _train_model(name, model: Trainable, replay, placement, key, run_stage):
+    """Fits one model; returns its averaged parameters."""
+    held_out, errors = _held_out_rows(replay), jax.jit(model.errors)
 
     def assess(state, step):
-        values = np.asarray(errors(state.average, held_out, noise))
-        named = {f"error_at_{k}": float(v) for k, v in zip(functions.levels, values, strict=True)}
-        _log.info("world model, held-out x0 error by noise level: %s", _short(named))
-        return named
-
-    return _train_model(
-        "world_model",
-        config.world_model,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _MODEL_STREAM),
-        run_stage,
-    )
-
-
-def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the inverse dynamics model; returns its averaged parameters."""
-    functions = parts.inverse_dynamics
-    held_out = windows.gather_transitions(replay, _held_out_rows(replay))
-    errors = jax.jit(functions.errors)
-
-    def assess(state, step):
-        values = {k: np.asarray(v).tolist() for k, v in errors(state.average, held_out).items()}
-        _log.info(
-            "inverse dynamics, held-out squared error by action dimension: %s "
-            "(the mean action's: %s)",
-            _short(values["mse"]),
-            _short(values["baseline_mse"]),
-        )
+        values = errors(state.average, replay, held_out)
+        values = {k: np.asarray(v).tolist() for k, v in jax.device_get(values).items()}
+        _log.info("%s, held out: %s", name.replace("_", " "), _short(values))
         return values
 
-    return _train_model(
-        "inverse_dynamics",
-        config.inverse_dynamics,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _INVERSE_STREAM),
-        run_stage,
-    )
-
-
-def _train_model(name, section, functions, assess, replay, placement, key, run_stage):
-    """Runs one model's stage; returns its averaged parameters."""
+    section = model.section
+    key = jax.random.fold_in(key, _STREAMS[name])
     key_init, key_steps = jax.random.split(key)
 
     def compile_steps(num_steps):
         def program(state, replay, first_step):
             def one_step(state, index):
                 key_step = jax.random.fold_in(key_steps, index)
-                return functions.step(state, key_step, replay, placement.shard, placement.mean)
+                return model.step(state, key_step, replay, placement.shard, placement.mean)
 
             return learner.scan_steps(one_step, state, first_step, num_steps)
 
@@ -232,7 +192,7 @@ def _train_model(name, section, functions, assess, replay, placement, key, run_s
             assess=assess,
             assess_steps=section.checkpoint_steps,
         ),
-        placement.replicate(jax.jit(functions.init)(key_init)),
+        placement.replicate(jax.jit(model.init)(key_init)),
     )
     return state.average
 
@@ -243,11 +203,11 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     # Three streams a seed: its initial parameters, its prefill and its rounds.
     key_init, key_prefill, key_train = (
         placement.place_seeds(keys)
-        for keys in _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
+        for keys in _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
     )
     generation = {
         "imagine": None if models is None else parts.imagine,
-        "num_windows": roll.windows_per_round,
+        "num_windows": parts.num_windows,
         "shard": placement.shard_windows,
     }
 
@@ -306,9 +266,34 @@ def _evaluator(config, parts: Assembly, statistics):
             num_episodes=section.final_episodes if final else section.episodes,
             seed=section.seed,
         )
-        return report.evaluation_entry(config.environment, returns, update)
+        return results.evaluation_entry(config.environment, returns, f"update {update}")
 
     return evaluate_runs
+
+
+def _evaluate_plans(config, parts: Assembly, models, key, log: MetricsFile) -> None:
+    """Evaluates a method that plans; a seed is the noise of its plans, the models are shared."""
+    if any(log.lines("planner", "assess")):
+        return
+    section, plan = config.evaluation, parts.plan
+    assert plan is not None
+    keys = _seed_keys(jax.random.fold_in(key, _STREAMS["planner"]), config.num_seeds)[0]
+    plan_of_seeds = jax.jit(
+        lambda models, keys, index, observations: jax.vmap(plan, (None, 0, 0))(
+            models, jax.vmap(jax.random.fold_in, (0, None))(keys, index), observations
+        )
+    )
+    steps = itertools.count()
+    start = time.monotonic()
+    returns = evaluate.run_episodes(
+        lambda observations: plan_of_seeds(models, keys, next(steps), observations),
+        config.environment,
+        num_policies=config.num_seeds,
+        num_episodes=section.final_episodes,
+        seed=section.seed,
+    )
+    entry = results.evaluation_entry(config.environment, returns, "planner")
+    log.append("planner", "assess", 0, {**entry, "seconds": time.monotonic() - start})
 
 
 def _seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
@@ -340,6 +325,8 @@ def _check(config: Any) -> None:
     for name, low in (
         ("num_seeds", 1),
         ("horizon", 1),
+        ("planner.horizon", 1),
+        ("one_step.steps", 1),
         ("world_model.steps", 1),
         ("inverse_dynamics.steps", 1),
         ("training.updates", 1),
@@ -351,6 +338,7 @@ def _check(config: Any) -> None:
         value = functools.reduce(getattr, name.split("."), config)
         if value < low:
             raise UserError(f"config.{name}: expected at least {low}, got {value}")
+    _check_method(config)
     training, roll = config.training, config.rollout
     if not 0.0 <= training.real_fraction <= 1.0:
         raise UserError(
@@ -377,14 +365,37 @@ def _check(config: Any) -> None:
         )
 
 
+def _check_method(config: Any) -> None:
+    """Refuses settings that the method cannot mean."""
+    real_fraction, method = config.training.real_fraction, config.method
+    if method == "dwm" and 0.0 < real_fraction < 1.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 or 1 with config.method=dwm, which starts "
+            f"every row from real data already, got {real_fraction}"
+        )
+    if method == "dwm" and config.agent == "bc":
+        raise UserError(
+            "config.agent: expected td3_bc or iql with config.method=dwm, which expands the "
+            "values of a critic, got 'bc'"
+        )
+    if method == "decision_diffuser" and real_fraction > 0.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 with config.method=decision_diffuser, "
+            f"which trains no agent, got {real_fraction}"
+        )
+    if method not in ("dawm", "joint", "one_step") and config.rollout.real_actions_only:
+        raise UserError(
+            "config.rollout.real_actions_only: expected False with "
+            f"config.method={method}, which generates no transitions"
+        )
+
+
 def _shared_batches(config: Any) -> dict[str, int]:
     if config.training.real_fraction == 1.0:
         return {}
-    return {
-        "config.world_model.batch_size": config.world_model.batch_size,
-        "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
-        "config.rollout.windows_per_round": config.rollout.windows_per_round,
-    }
+    sections = ("world_model", "inverse_dynamics", "one_step")
+    sizes = {f"config.{name}.batch_size": config[name].batch_size for name in sections}
+    return {**sizes, "config.rollout.windows_per_round": config.rollout.windows_per_round}
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:
@@ -396,5 +407,7 @@ def _held_out_rows(replay: Replay) -> jax.Array:
 
 def _short(values: Any) -> str:
     if isinstance(values, dict):
-        return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
-    return "[" + ", ".join(f"{value:.2g}" for value in values) + "]"
+        return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    if isinstance(values, list):
+        return "[" + ", ".join(map(_short, values)) + "]"
+    return f"{values:.2g}"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, run_folder, train
+from dawm_jax import checkpoint, estimate, evaluate, loading, loop, results, run_folder, train
 from dawm_jax.types import UserError
 
 
@@ -40,7 +40,7 @@ def no_simulator():
         patch.setattr(evaluate, "run_episodes", fake_episodes)
         # The estimate lowers every program once more and has a test of its own.
         patch.setattr(estimate, "plan", lambda *args: [])
-        patch.setattr(report, "_plot", lambda *args: None)
+        patch.setattr(results, "_plot", lambda *args: None)
         yield
 
 
@@ -49,12 +49,12 @@ def undisturbed(no_simulator, tmp_path_factory):
     """What the tiny configuration gives when nothing interrupts it."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_plot", PLOT)
+        patch.setattr(results, "_plot", PLOT)
         return workdir, train.run(tiny_config(), workdir)
 
 
 STAGES = ("world_model", "inverse_dynamics", "agent")
-PLOT = report._plot
+PLOT = results._plot
 
 
 def before_stage(stage, undisturbed, workdir):
@@ -354,10 +354,10 @@ def test_kill_9_loses_at_most_one_checkpoint_interval(undisturbed, tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "import pathlib, conftest, train_test\n"
-        "from dawm_jax import estimate, evaluate, report, train\n"
+        "from dawm_jax import estimate, evaluate, results, train\n"
         "evaluate.run_episodes = train_test.fake_episodes\n"
         "estimate.plan = lambda *args: []\n"
-        "report._plot = lambda *args: None\n"
+        "results._plot = lambda *args: None\n"
         f"train.run(train_test.tiny_config(), pathlib.Path({str(tmp_path)!r}))\n"
     )
     root = pathlib.Path(__file__).resolve().parents[1]

@@ -1,5 +1,6 @@
 """What a run leaves behind: results.json, returns.npz and curves.png."""
 
+import itertools
 import json
 import logging
 import pathlib
@@ -19,13 +20,18 @@ _Q_WARNING = 1.5
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "minari", "gymnasium", "mujoco")
 
 
-def evaluation_entry(environment: str, returns: np.ndarray, step: int) -> dict[str, Any]:
+# What differs between the entries of a run's `..._per_seed`.
+_SEED = "an agent with its own initial values, minibatches and generated data; models are shared"
+_PLANNER_SEED = "the noise of the plans; models are shared"
+
+
+def evaluation_entry(environment: str, returns: np.ndarray, when: str) -> dict[str, Any]:
     """What is recorded of an evaluation: all returns, and their summary for the log.
 
     Args:
       environment: Gymnasium id.
       returns: [seeds, episodes], undiscounted.
-      step: of the training.
+      when: in the training, for the log.
     """
     entry = {"return_mean": float(returns.mean()), "returns": returns.tolist()}
     scores = evaluate.normalised_score(environment, returns.mean(axis=1))
@@ -34,7 +40,7 @@ def evaluation_entry(environment: str, returns: np.ndarray, step: int) -> dict[s
         entry["normalised_score"] = float(scores.mean())
         text = f"normalised score {scores.mean():.1f}, {text}"
     seeds, episodes = returns.shape
-    _log.info("update %d: %s (%d seed(s) x %d episodes)", step, text, seeds, episodes)
+    _log.info("%s: %s (%d seed(s) x %d episodes)", when, text, seeds, episodes)
     return entry
 
 
@@ -58,23 +64,25 @@ def finish(
     Returns:
       What results.json holds.
     """
-    evaluations = list(log.lines("agent", "assess"))
+    plans = config.method == "decision_diffuser"
+    evaluations = list(log.lines("planner" if plans else "agent", "assess"))
     returns = [np.asarray(entry["returns"]) for entry in evaluations]
     updates = [entry["step"] for entry in evaluations]
     results = {
         "environment": config.environment,
         "dataset": config.dataset,
         "dataset_summary": dataset_text,
-        "agent": config.agent,
+        "method": config.method,
+        "agent": "planner" if plans else config.agent,
         "variant": config.variant,
         "seed": config.seed,
         "num_seeds": config.num_seeds,
-        "updates": config.training.updates,
+        "seed_is": _PLANNER_SEED if plans else _SEED,
+        "updates": 0 if plans else config.training.updates,
         "real_fraction": config.training.real_fraction,
-        "target_return": {
-            "rule": config.rollout.target_rule,
-            "factor": config.rollout.target_factor,
-        },
+        "top_fraction": config.top_fraction,
+        "horizon": config.planner.horizon if plans else config.horizon,
+        "target_return": _target(config),
         "final": _summary(config.environment, returns[-1]),
         "best": _summary(config.environment, max(returns, key=lambda r: r.mean())),
         "curve": [
@@ -97,10 +105,17 @@ def finish(
     return results
 
 
+def _target(config: Any) -> dict[str, Any]:
+    """What return was asked for; fixed before any evaluation."""
+    if config.method == "decision_diffuser":
+        return {"rule": "max_fraction", "factor": config.planner.target_fraction}
+    return {"rule": config.rollout.target_rule, "factor": config.rollout.target_factor}
+
+
 def headline(results: dict[str, Any]) -> str:
     """The final score in one line."""
     final = results["final"]
-    source = "real data" if results["real_fraction"] == 1.0 else "synthetic transitions"
+    source = "real data" if results["real_fraction"] == 1.0 else f"{results['method']} data"
     text = f"{results['agent']} on {source} of {results['dataset']}: "
     if "score_mean" in final:
         text += f"normalised score {final['score_mean']:.1f}"
@@ -140,9 +155,15 @@ def commit() -> str | None:
         return None
 
 
-def _check_values(log: MetricsFile, largest_return_to_go: float) -> dict[str, float]:
-    """The last mean Q beside the best the data ever returned; says so when it is far above."""
-    q_mean = list(log.lines("agent", "train"))[-1]["q_mean"]
+def _check_values(log: MetricsFile, largest_return_to_go: float) -> dict[str, float] | None:
+    """The last mean Q beside the best the data ever returned; says so when it is far above.
+
+    None without a critic.
+    """
+    last = list(log.lines("agent", "train"))[-1:]
+    if not last or "q_mean" not in last[0]:
+        return None
+    q_mean = last[0]["q_mean"]
     if q_mean > _Q_WARNING * largest_return_to_go:
         _log.warning(
             "the mean Q of %.0f is far above the data's largest discounted return of %.0f: "
@@ -208,24 +229,31 @@ def _plot(path: pathlib.Path, config: Any, log: MetricsFile, results: dict[str, 
     per_seed = np.asarray([point[f"{field}_per_seed"] for point in curve])
     axes[0].plot(steps, per_seed, color="tab:blue", alpha=0.3, linewidth=1)
     axes[0].plot(steps, per_seed.mean(axis=1), color="tab:blue", marker="o")
+    agent = results["agent"]
     name = "normalised score" if field == "score" else "return"
-    axes[0].set(title=f"{config.agent}: {name}, seeds and mean", xlabel="updates", ylabel=name)
-    for axis, stage, title in (
-        (axes[1], "world_model", "world model: denoising loss"),
-        (axes[2], "inverse_dynamics", "inverse dynamics: loss"),
-    ):
+    axes[0].set(title=f"{agent}: {name}, seeds and mean", xlabel="updates", ylabel=name)
+    stages = [stage for stage in results["stages"] if stage != "agent"]
+    for axis, stage in itertools.zip_longest(axes[1:3], stages):
+        if stage is None:
+            axis.text(0.5, 0.5, "no model trained", ha="center", va="center")
+            continue
         entries = list(log.lines(stage, "train"))
-        axis.set(title=title, xlabel="steps")
-        if entries:
-            axis.semilogy([e["step"] for e in entries], [e["loss"] for e in entries])
-        else:
-            axis.text(0.5, 0.5, "not trained: real data only", ha="center", va="center")
+        losses = [e["loss"] for e in entries]
+        axis.plot([e["step"] for e in entries], losses)
+        # A likelihood's loss may be negative.
+        axis.set_yscale("log" if min(losses) > 0 else "linear")
+        axis.set(title=f"{stage.replace('_', ' ')}: loss", xlabel="steps")
     entries = list(log.lines("agent", "train"))
-    axes[3].plot([e["step"] for e in entries], [e["q_mean"] for e in entries])
-    limit = results["value_check"]["largest_return_to_go"]
-    axes[3].axhline(limit, color="tab:gray", linestyle="--", label="largest return-to-go of data")
-    axes[3].set(title="mean Q on minibatches", xlabel="updates")
-    axes[3].legend()
+    metric = "q_mean" if results["value_check"] else "cloning_mse"
+    axes[3].set(title="no agent trained")
+    if entries:
+        axes[3].plot([e["step"] for e in entries], [e[metric] for e in entries])
+        axes[3].set(title=f"{metric.replace('_', ' ')} of minibatches", xlabel="updates")
+    if results["value_check"]:
+        limit = results["value_check"]["largest_return_to_go"]
+        label = "largest return-to-go of data"
+        axes[3].axhline(limit, color="tab:gray", linestyle="--", label=label)
+        axes[3].legend()
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.locator_params(axis="x", nbins=6)
