@@ -16,13 +16,13 @@ _TASKS = tuple(
 # DWM (2402.03570), table of its main results: the best of a grid of target returns and
 # horizons that was evaluated on the simulator, five seeds.
 _DWM = {
-    "DWM-TD3BC": (65, 70, 46, 53, 46, 43, 103, 110, 75),
+    "DWM-TD3+BC": (65, 70, 46, 53, 46, 43, 103, 110, 75),
     "DWM-IQL": (54, 76, 44, 61, 35, 41, 90, 104, 71),
     "TD3+BC": (58, 77, 47, 53, 75, 43, 90, 108, 73),
     "IQL": (48, 75, 46, 25, 48, 44, 86, 109, 60),
     "Decision Diffuser": (49, 67, 49, 66, 44, 38, 106, 99, 91),
-    "one-step TD3BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
-    "one-step IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
+    "One-step-TD3+BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
+    "One-step-IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
 }
 # BC, IQL: tables collected by Diffuser's repository; %BC, TD3+BC: CORL's runs, the last
 # evaluation; DD: its own numbers (2211.15657).
@@ -33,6 +33,7 @@ _OTHERS = {
     "IQL": (66.3, 78.3, 47.4, 94.7, 73.9, 44.2, 91.5, 109.6, 86.7),
     "Decision Diffuser": (79.3, 82.5, 49.1, 100.0, 75.0, 39.3, 111.8, 108.8, 90.6),
 }
+SOURCES = ("DWM's paper", "other publications")
 # DAWM (2509.19538): the gain of its average over DWM's, as its abstract says; its tables are
 # not public.
 GAINS_OVER_DWM = {"td3_bc": 9.3, "iql": 9.5}
@@ -53,11 +54,9 @@ def is_same_data(dataset: str) -> bool:
     return bool(re.search(r"-v2\.hdf5$", dataset))
 
 
-def scores_of(task: str) -> dict[str, float]:
-    """Published scores of a task by 'method (source)'."""
+def scores_of(task: str) -> dict[str, list[float | None]]:
+    """Published scores of a task, by method as our own reports name it: a list over SOURCES."""
     column = _TASKS.index(task)
-    return {
-        f"{method} ({source})": float(scores[column])
-        for source, table in (("DWM's paper", _DWM), ("elsewhere", _OTHERS))
-        for method, scores in table.items()
-    }
+    pick = lambda table, method: float(table[method][column]) if method in table else None
+    methods = dict.fromkeys([*_DWM, *_OTHERS])
+    return {method: [pick(table, method) for table in (_DWM, _OTHERS)] for method in methods}

@@ -83,6 +83,7 @@ def finish(
         "top_fraction": config.top_fraction,
         "horizon": config.planner.horizon if plans else config.horizon,
         "target_return": _target(config),
+        "rollout": config.rollout.to_dict(),
         "final": _summary(config.environment, returns[-1]),
         "best": _summary(config.environment, max(returns, key=lambda r: r.mean())),
         "curve": [
