@@ -1,7 +1,8 @@
 """From a configuration to pure functions with their hyper-parameters bound.
 
 Training and loading a finished run build the same functions here, so that a checkpoint
-plus config.json is all that a policy or a world model needs.
+plus config.json is all that a policy or a world model needs; `build_replay` adds the data
+that a configuration names.
 
 `config.method` decides which models are trained and what the agent learns from:
   dawm              diffused states and rewards, inverse dynamics -> transitions
@@ -12,15 +13,28 @@ plus config.json is all that a policy or a world model needs.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dawm_jax import agents, dynamics, fused, models, rollout, windows, world_model
+from dawm_jax import (
+    agents,
+    data,
+    dynamics,
+    fused,
+    models,
+    rollout,
+    simulate,
+    windows,
+    world_model,
+)
 from dawm_jax.models import ActionModel, Dynamics, Sampling, Trainable, WorldModel
 from dawm_jax.types import Condition, Statistics, UserError
+
+_log = logging.getLogger(__name__)
 
 METHODS = ("dawm", "dwm", "joint", "one_step", "decision_diffuser")
 
@@ -58,6 +72,41 @@ class _Method(NamedTuple):
     models: dict[str, Any]
     imagine: fused.ImagineFn | None = None
     plan: PlanFn | None = None
+
+
+def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Replay, Statistics]:
+    """The episodes that `config` uses of a dataset, on the device.
+
+    They are checked against the environment that the agents will be evaluated in.
+
+    Raises:
+      UserError: they do not fit, or an option is bad; see `windows.build`.
+    """
+    env = simulate.make_environment(config.environment)
+    action_space, observation_space = env.action_space, env.observation_space
+    env.close()
+    if observation_space.shape[0] != dataset.observations.shape[1]:
+        raise UserError(
+            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
+            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
+            "the dataset's environment, or set --config.environment"
+        )
+    if dataset.environment not in (None, config.environment):
+        _log.warning(
+            "%s was recorded in %s and will be evaluated in %s",
+            dataset.name,
+            dataset.environment,
+            config.environment,
+        )
+    return windows.build(
+        data.top_episodes(dataset, config.top_fraction),
+        action_low=action_space.low,
+        action_high=action_space.high,
+        discount=config.discount,
+        return_scale=config.return_scale,
+        timeout_value=config.timeout_value,
+        held_out_fraction=config.held_out_fraction,
+    )
 
 
 def assemble(config: Any, statistics: Statistics) -> Assembly:

@@ -17,6 +17,9 @@ from collections.abc import Callable
 from absl import app, flags
 from absl import logging as absl_logging
 
+# For the commands: the name of a module that is started is __main__, not dawm_jax.something.
+log = logging.getLogger("dawm_jax")
+
 _MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
 
 
@@ -90,7 +93,8 @@ def _describe_flags(module: str) -> str:
     lines = ["Flags:"]
     for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
         # A boolean flag is written without a value.
-        default = "" if flag.default in (None, False) else f"={flag.default}"
+        plain = flag.default is None or isinstance(flag.default, bool)
+        default = "" if plain else f"={flag.default}"
         lines.append(f"  --{flag.name + default:<28} {' '.join((flag.help or '').split())}")
     return "\n".join([*lines, ""])
 
@@ -110,10 +114,9 @@ def _set_up_logging() -> None:
     # On a terminal a line first erases the progress that stands there.
     erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
     handler.setFormatter(logging.Formatter(erase + "%(asctime)s  %(message)s", "%H:%M:%S"))
-    ours = logging.getLogger("dawm_jax")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _cache_compilations() -> None:

@@ -13,7 +13,6 @@ the same data; an interrupted one leaves none. --train trains the policies first
 resumes on the same --workdir.
 """
 
-import logging
 import pathlib
 
 from absl import flags
@@ -69,7 +68,7 @@ def _collect() -> None:
     name = _DATASET_ID.value or f"dawm/{environment.split('-')[0].lower()}/{tier}-v1"
     tiers.make(name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value)
     dataset = data.load_dataset(name)
-    logging.getLogger("dawm_jax").info("%s", data.describe(dataset))
+    cli.log.info("%s", data.describe(dataset))
 
 
 def _train() -> None:

@@ -15,6 +15,7 @@ import logging
 import os
 import pathlib
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -171,6 +172,11 @@ def validate(dataset: OfflineDataset) -> OfflineDataset:
     return dataset
 
 
+def to_unit_range(actions: Any, low: Any, high: Any) -> Any:
+    """Maps [low, high] to [-1, 1]; NumPy or JAX arrays of shapes that broadcast."""
+    return 2.0 * (actions - low) / (high - low) - 1.0
+
+
 def scale_actions(dataset: OfflineDataset, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Actions mapped from [low, high] to [-1, 1], [N, A].
 
@@ -182,7 +188,7 @@ def scale_actions(dataset: OfflineDataset, low: np.ndarray, high: np.ndarray) ->
             f"dataset {dataset.name} has {dataset.actions.shape[1]} action dimensions, the "
             f"environment {low.size}; choose the configs/ file of the dataset's environment"
         )
-    scaled = 2.0 * (dataset.actions - low) / (high - low) - 1.0
+    scaled = to_unit_range(dataset.actions, low, high)
     excess = float(np.abs(scaled).max()) - 1.0
     if excess > _ACTION_TOLERANCE:
         raise UserError(

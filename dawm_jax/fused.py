@@ -41,6 +41,33 @@ class Models:
 ImagineFn = Callable[[Models, jax.Array, Condition], tuple[Rows, jax.Array]]
 
 
+def imagine_from_data(
+    key: jax.Array,
+    models: Models,
+    replay: Replay,
+    *,
+    imagine: ImagineFn,
+    num_windows: int,
+    shard: Callable[[Any], Any] = lambda tree: tree,
+) -> tuple[Rows, jax.Array]:
+    """Generates windows from training steps drawn uniformly with replacement.
+
+    Args:
+      key: random number generator state, the key is consumed.
+      models: the frozen models.
+      replay: the dataset whose steps the windows start from.
+      imagine: generates and completes windows.
+      num_windows: B.
+      shard: spreads a batch over devices.
+
+    Returns:
+      See `ImagineFn`.
+    """
+    key_starts, key_imagine = jax.random.split(key)
+    starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
+    return imagine(models, key_imagine, shard(windows.gather_conditions(replay, starts)))
+
+
 def imagine_round(
     buffer: Buffer,
     key: jax.Array,
@@ -65,10 +92,9 @@ def imagine_round(
     Returns:
       The buffer, and metrics of what was generated.
     """
-    key_starts, key_imagine = jax.random.split(key)
-    starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
-    condition = shard(windows.gather_conditions(replay, starts))
-    transitions, valid = imagine(models, key_imagine, condition)
+    transitions, valid = imagine_from_data(
+        key, models, replay, imagine=imagine, num_windows=num_windows, shard=shard
+    )
     count = jnp.maximum(valid.sum(), 1)
     mean = lambda x: jnp.where(valid, x, 0.0).sum() / count
     metrics = {

@@ -78,24 +78,43 @@ class LoadedRun:
         Returns:
           Transitions [B, H, ...] and valid [B, H]: steps after a termination are not.
         """
-        if self.config.method in ("dwm", "decision_diffuser"):
-            raise UserError(f"method {self.config.method} generates no transitions")
-        span = self.statistics.action_high - self.statistics.action_low
-        first = 2 * (jnp.asarray(action, jnp.float32) - self.statistics.action_low[None])
-        condition = Condition(
-            windows.normalise_observation(self.statistics, jnp.asarray(observation, jnp.float32)),
-            first / span[None] - 1,
-            jnp.asarray(return_to_go, jnp.float32) / self.statistics.return_scale,
-        )
-        out, valid = self._imagine(self._need_models(), key, condition)
-        observe = functools.partial(windows.denormalise_observation, self.statistics)
-        out = out._replace(
-            observation=observe(out.observation),
-            next_observation=observe(out.next_observation),
-            action=windows.denormalise_action(self.statistics, out.action),
-        )
-        split = lambda x: np.asarray(x).reshape(len(first), -1, *x.shape[1:])
-        return jax.tree.map(split, out), split(valid)
+        starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
+        return jax.tree.map(np.asarray, self._imagine(self._need_generator(), key, *starts))
+
+    def generator(
+        self, replay: windows.Replay, num_windows: int
+    ) -> Callable[[jax.Array], tuple[Transition, jax.Array]]:
+        """Compiles the generation of windows from random training steps.
+
+        Args:
+          replay: the data of the run.
+          num_windows: B.
+
+        Returns:
+          key -> transitions [B, H, ...] and valid [B, H] on the device, dispatched without
+          waiting; as `imagine` gives them from starts drawn as in training.
+        """
+        models = self._need_generator()
+
+        def program(key, models, replay):
+            out, valid = fused.imagine_from_data(
+                key, models, replay, imagine=self.functions.imagine, num_windows=num_windows
+            )
+            return windows.raw_windows(self.statistics, out, valid, num_windows=num_windows)
+
+        compiled = jax.jit(program).lower(jax.random.key(0), models, replay).compile()
+        return lambda key: compiled(key, models, replay)
+
+    def with_rollout(self, **settings: Any) -> "LoadedRun":
+        """The same run with other settings of `config.rollout`, such as guidance=2.0.
+
+        Raises:
+          UserError: a value out of its range.
+        """
+        config = ml_collections.ConfigDict(self.config.to_dict())
+        config.rollout.update(settings)
+        functions = assemble(config, self.statistics)
+        return dataclasses.replace(self, config=config, functions=functions)
 
     @functools.cached_property
     def _act(self) -> Callable[..., jax.Array]:
@@ -114,7 +133,23 @@ class LoadedRun:
     @functools.cached_property
     def _imagine(self) -> Callable[..., tuple[Transition, jax.Array]]:
         assert self.functions.imagine is not None
-        return jax.jit(self.functions.imagine)
+        imagine = self.functions.imagine
+
+        def program(models, key, observation, action, return_to_go):
+            condition = Condition(
+                windows.normalise_observation(self.statistics, observation),
+                windows.normalise_action(self.statistics, action),
+                return_to_go / self.statistics.return_scale,
+            )
+            out, valid = imagine(models, key, condition)
+            return windows.raw_windows(self.statistics, out, valid, num_windows=len(observation))
+
+        return jax.jit(program)
+
+    def _need_generator(self) -> fused.Models:
+        if self.config.method in ("dwm", "decision_diffuser"):
+            raise UserError(f"method {self.config.method} generates no transitions")
+        return self._need_models()
 
     def _need_models(self) -> fused.Models:
         if self.models is None:

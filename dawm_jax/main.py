@@ -16,7 +16,6 @@ protocol, for a GPU), configs/X.py:quick (minutes on a CPU), configs/X.py:smoke 
 
 import difflib
 import hashlib
-import logging
 import pathlib
 import re
 import sys
@@ -49,7 +48,7 @@ def main() -> None:
 
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
-    logging.getLogger("dawm_jax").info("workdir: %s", workdir)
+    cli.log.info("workdir: %s", workdir)
     try:
         train.run(config, workdir)
     except OSError as error:

@@ -120,8 +120,8 @@ def _run_row(run: dict[str, Any]) -> list[str]:
 
 
 def _task_table(entries: list[Entry]) -> str:
-    header = ("task", "method", "updates", "seeds", "score, last", "score, best")
-    header += ("return, last", "return, best")
+    header = ["task", "method", "updates", "seeds", "score, last", "score, best"]
+    header += ["return, last", "return, best"]
 
     def row(entry):
         scores = [_mean(entry.last), _mean(entry.best)]

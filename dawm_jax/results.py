@@ -97,7 +97,7 @@ def finish(
         "versions": versions(),
         "commit": commit(),
     }
-    _write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+    write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
     arrays: dict[str, Any] = {f"update_{u}": r for u, r in zip(updates, returns, strict=True)}
     np.savez(workdir / "returns.npz", updates=np.asarray(updates), **arrays)
     _plot(workdir / "curves.png", config, log, results)
@@ -206,7 +206,7 @@ def _stages(log: MetricsFile) -> dict[str, Any]:
     }
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(path)

@@ -27,14 +27,12 @@ from dawm_jax import (
     parallel,
     results,
     run_folder,
-    simulate,
     tiers,
-    windows,
 )
-from dawm_jax.assembly import Assembly, assemble, raw_action
+from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
 from dawm_jax.metrics import MetricsFile, make_writers
 from dawm_jax.models import Trainable
-from dawm_jax.types import Statistics, UserError
+from dawm_jax.types import UserError
 from dawm_jax.windows import Replay
 
 _log = logging.getLogger(__name__)
@@ -67,7 +65,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     ):
         # --- data ---
         tiers.ensure(config.dataset)
-        dataset = data.top_episodes(data.load_dataset(config.dataset), config.top_fraction)
+        dataset = data.load_dataset(config.dataset)
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -123,35 +121,6 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             dataset_text=data.describe(dataset),
             largest_return_to_go=best * float(parts.agent.reward_scale),
         )
-
-
-def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[Replay, Statistics]:
-    """The dataset on the device, checked against the environment it will be evaluated in."""
-    env = simulate.make_environment(config.environment)
-    action_space, observation_space = env.action_space, env.observation_space
-    env.close()
-    if observation_space.shape[0] != dataset.observations.shape[1]:
-        raise UserError(
-            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
-            f"{config.environment} {observation_space.shape[0]}; choose the configs/ file of "
-            "the dataset's environment, or set --config.environment"
-        )
-    if dataset.environment not in (None, config.environment):
-        _log.warning(
-            "%s was recorded in %s and will be evaluated in %s",
-            dataset.name,
-            dataset.environment,
-            config.environment,
-        )
-    return windows.build(
-        dataset,
-        action_low=action_space.low,
-        action_high=action_space.high,
-        discount=config.discount,
-        return_scale=config.return_scale,
-        timeout_value=config.timeout_value,
-        held_out_fraction=config.held_out_fraction,
-    )
 
 
 # --- the stages ---------------------------------------------------------------------------

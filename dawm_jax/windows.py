@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dawm_jax.data import OfflineDataset, scale_actions
+from dawm_jax.data import OfflineDataset, scale_actions, to_unit_range
 from dawm_jax.types import Condition, Statistics, Transition, UserError, Window
 
 # TD3+BC's constant (Fujimoto & Gu 2021): it also keeps constant dimensions finite.
@@ -126,7 +126,7 @@ def build(
         discount=discount,
         timeout_value=timeout_value,
     )
-    order, num_train = _split_episodes(dataset.episode_ends, held_out_fraction)
+    order, num_train = split_episodes(dataset.episode_ends, held_out_fraction)
     train = order[:num_train]
     scale = return_scale or float(np.abs(rtg[train]).max()) or 1.0
     statistics = _fit(dataset, train, rtg[train] / scale, scale, action_low, action_high)
@@ -204,10 +204,28 @@ def denormalise_observation(statistics: Statistics, observation: jax.Array) -> j
     return observation * std + _along_last(statistics.observation_mean, observation)
 
 
+def normalise_action(statistics: Statistics, action: jax.Array) -> jax.Array:
+    """Actions [..., A] from the environment's units to [-1, 1]."""
+    bounds = (statistics.action_low, statistics.action_high)
+    return to_unit_range(action, *(_along_last(bound, action) for bound in bounds))
+
+
 def denormalise_action(statistics: Statistics, action: jax.Array) -> jax.Array:
     """Actions [..., A] from [-1, 1] to the environment's units."""
     half_range = _along_last((statistics.action_high - statistics.action_low) / 2, action)
     return _along_last(statistics.action_low, action) + (action + 1.0) * half_range
+
+
+def raw_windows(
+    statistics: Statistics, transitions: Transition, valid: jax.Array, *, num_windows: int
+) -> tuple[Transition, jax.Array]:
+    """Generated [B * H, ...] as windows [B, H, ...] in the environment's units."""
+    raw = transitions._replace(
+        observation=denormalise_observation(statistics, transitions.observation),
+        action=denormalise_action(statistics, transitions.action),
+        next_observation=denormalise_observation(statistics, transitions.next_observation),
+    )
+    return jax.tree.map(lambda x: x.reshape(num_windows, -1, *x.shape[1:]), (raw, valid))
 
 
 def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
@@ -215,7 +233,7 @@ def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def _split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:
+def split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:
     """Row order with the held-out episodes last, and the number of training rows."""
     episodes = len(ends)
     held_out = np.zeros(episodes, bool)
