@@ -153,6 +153,54 @@ def test_iql_runs(tmp_path):
     assert np.isfinite(results["final"]["score_mean"])
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        "decision_diffuser",
+        pytest.param("dwm", marks=pytest.mark.slow),
+        pytest.param("joint", marks=pytest.mark.slow),
+        pytest.param("one_step", marks=pytest.mark.slow),
+    ],
+)
+def test_every_method_trains_and_loads(tmp_path, method):
+    config = lambda: tiny_config(method=method, planner__horizon=3)
+    results = train.run(config(), tmp_path)
+    assert results["method"] == method
+    again = train.run(config(), tmp_path)
+    assert again["final"] == results["final"]
+    run = loading.load_run(tmp_path)
+    observations = np.random.default_rng(0).normal(size=(2, 5, 11))
+    actions = run.policy(observations, seed=1)
+    assert actions.shape == (2, 5, 3) and np.abs(actions).max() <= 1.0
+    if method in ("dwm", "decision_diffuser"):
+        with pytest.raises(UserError, match="generates no transitions"):
+            run.imagine(jax.random.key(0), observations[0], actions[0], np.zeros(5))
+    else:
+        first = np.clip(actions[0], -1, 1)
+        imagined, _ = run.imagine(jax.random.key(0), observations[0], first, np.zeros(5))
+        np.testing.assert_allclose(imagined.action[:, 0], first, atol=1e-6)
+
+
+def test_cloning_the_best_episodes(tmp_path):
+    """%BC: no models, no values, a tenth of the data."""
+    config = tiny_config(agent="bc", training__real_fraction=1.0, top_fraction=0.1)
+    results = train.run(config, tmp_path)
+    assert set(results["stages"]) == {"agent"}
+    assert results["value_check"] is None
+    assert np.abs(loading.load_run(tmp_path).policy(np.zeros(11))).max() <= 1.0
+
+
+def test_a_run_from_before_there_were_methods_loads(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("method", "top_fraction", "planner", "one_step", "bc"):
+        del config[name]
+    del config["rollout"]["real_actions_only"]
+    path.write_text(json.dumps(config))
+    jax.tree.map(np.testing.assert_array_equal, learnt(tmp_path / "run"), learnt(undisturbed[0]))
+
+
 @pytest.mark.slow
 def test_each_program_is_compiled_once(tmp_path, monkeypatch):
     compiled = []
