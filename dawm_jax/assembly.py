@@ -53,7 +53,8 @@ class Assembly(NamedTuple):
       imagine: see `fused.ImagineFn`.
       num_windows: generated a round.
       plan: chooses actions without an agent.
-      init_run: key -> a fresh agent with its empty buffer (none on real data only).
+      init_buffer: () -> an empty buffer, or None on real data only.
+      init_run: key -> a fresh agent with its empty buffer.
     """
 
     models: dict[str, Trainable]
@@ -63,6 +64,7 @@ class Assembly(NamedTuple):
     imagine: fused.ImagineFn | None
     num_windows: int
     plan: PlanFn | None
+    init_buffer: Callable[[], rollout.Buffer | None]
     init_run: Callable[[jax.Array], fused.Run]
 
 
@@ -151,14 +153,13 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
         **sizes,
     )
 
-    def init_run(key: jax.Array) -> fused.Run:
-        buffer = None
-        if synthetic:
-            capacity, horizon = config.rollout.buffer_capacity, None
-            if expansions:  # as many windows as there would be with their transitions
-                capacity, horizon = capacity // config.horizon, config.horizon
-            buffer = rollout.empty_buffer(capacity, horizon=horizon, **sizes)
-        return fused.Run(agent.init(key), buffer)
+    def init_buffer() -> rollout.Buffer | None:
+        if not synthetic:
+            return None
+        capacity, horizon = config.rollout.buffer_capacity, None
+        if expansions:  # as many windows as there would be with their transitions
+            capacity, horizon = capacity // config.horizon, config.horizon
+        return rollout.empty_buffer(capacity, horizon=horizon, **sizes)
 
     imagine, num_windows = method.imagine, config.rollout.windows_per_round
     if config.rollout.real_actions_only and imagine is not None:
@@ -172,7 +173,8 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
         imagine=imagine,
         num_windows=num_windows,
         plan=method.plan,
-        init_run=init_run,
+        init_buffer=init_buffer,
+        init_run=lambda key: fused.Run(agent.init(key), init_buffer()),
     )
 
 

@@ -66,9 +66,9 @@ def run(
     )
 
 
-def fail(message: str, code: int) -> None:
-    """Ends the program with one line."""
-    print(f"dawm_jax: {message}", file=sys.stderr)
+def fail(message: str, code: int, who: str = "") -> None:
+    """Ends the program with one line; `who` tells processes of one job apart."""
+    print(f"dawm_jax{who}: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ import itertools
 import logging
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from dawm_jax import (
     tiers,
 )
 from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
-from dawm_jax.metrics import MetricsFile, make_writers
+from dawm_jax.metrics import MetricsFile, Writer, make_writers
 from dawm_jax.models import Trainable
 from dawm_jax.types import UserError
 from dawm_jax.windows import Replay
@@ -51,21 +52,19 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       workdir: the run's folder, made when absent.
 
     Returns:
-      What results.json holds.
+      What results.json holds; nothing on other processes than the first, which alone
+      evaluates, logs and writes everything but checkpoints.
 
     Raises:
       UserError: a mistake in the configuration, the data or the folder.
       loop.Interrupted: a signal asked to stop; the same call resumes.
     """
     _check(config)
-    with (
-        run_folder.own(workdir, config.to_dict()),
-        loop.stop_on_signals() as stop,
-        contextlib.ExitStack() as cleanup,
-    ):
+    with loop.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
+        parallel.in_turn(lambda: cleanup.enter_context(_own(workdir, config)))
+
         # --- data ---
-        tiers.ensure(config.dataset)
-        dataset = data.load_dataset(config.dataset)
+        dataset = parallel.in_turn(lambda: _load_dataset(config.dataset))
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -80,16 +79,10 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 
         # --- models, then agents or plans ---
         # Only now: a run that was refused above must not claim the folder.
-        run_folder.write_config(workdir, config.to_dict())
-        writers = make_writers(
-            workdir,
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb_project,
-            config=config.to_dict(),
-        )
+        writers = parallel.in_turn(lambda: _start_recording(workdir, config))
         for writer in writers:
             cleanup.callback(writer.close)
-        log = MetricsFile(workdir / "metrics.jsonl")
+        log = MetricsFile(workdir / "metrics.jsonl", active=parallel.is_first())
         run_stage = functools.partial(
             loop.run_stage,
             statistics=placement.replicate(statistics),
@@ -113,6 +106,8 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
             _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
 
         # --- results ---
+        if not parallel.is_first():
+            return {}
         best = float(statistics.return_high * statistics.return_scale)
         return results.finish(
             config,
@@ -148,7 +143,7 @@ def _train_model(name, model: Trainable, replay, placement, key, run_stage):
 
             return learner.scan_steps(one_step, state, first_step, num_steps)
 
-        return _Bound(placement.compile_training(program), lambda first: (replay, first))
+        return _Bound(placement.compile_training(program), lambda first: (replay, first), placement)
 
     state = run_stage(
         loop.Stage(
@@ -170,10 +165,12 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     """Trains all seeds' agents in the fused program, evaluating as it goes."""
     training, roll = config.training, config.rollout
     # Three streams a seed: its initial parameters, its prefill and its rounds.
-    key_init, key_prefill, key_train = (
-        placement.place_seeds(keys)
-        for keys in _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
-    )
+    key_init, *keys = _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
+    key_prefill, key_train = placement.place_seeds(keys)
+    # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
+    # beside each other can wait for each other's threads for ever on a CPU.
+    agents = jax.jit(functools.partial(jax.lax.map, parts.agent.init))(key_init)
+    buffers = jax.vmap(lambda _: parts.init_buffer(), axis_size=config.num_seeds)
     generation = {
         "imagine": None if models is None else parts.imagine,
         "num_windows": parts.num_windows,
@@ -193,6 +190,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
         return _Bound(
             placement.map_seeds(rounds),
             lambda update: (key_train, update // roll.updates_per_round, models, replay),
+            placement,
         )
 
     def fill_buffers(runs):
@@ -211,25 +209,30 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             chunk_steps=training.log_updates,
             checkpoint_steps=training.checkpoint_updates,
             compile=compile_rounds,
-            assess=_evaluator(config, parts, statistics),
+            assess=_evaluator(config, parts, statistics, placement),
             assess_steps=config.evaluation.interval,
             prepare=fill_buffers,
         ),
-        # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
-        # beside each other can wait for each other's threads for ever on a CPU.
-        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, parts.init_run))(key_init)),
+        fused.Run(placement.place_seeds(agents), placement.make_seeds(lambda: buffers(None))),
     )
 
 
-def _evaluator(config, parts: Assembly, statistics):
-    """(runs, update) -> what an evaluation of all seeds found."""
+def _evaluator(config, parts: Assembly, statistics, placement):
+    """(runs, update) -> what an evaluation of all seeds found.
+
+    The first process plays all episodes, on all cores of its host, while the others wait:
+    a small share of a run, and the numbers do not depend on how many processes there are.
+    """
     act = jax.jit(jax.vmap(functools.partial(raw_action, parts.agent, statistics)))
 
     def evaluate_runs(runs, update):
+        agents = parallel.local_copy(placement.replicate(runs.agent))
+        if not parallel.is_first():
+            return {}
         section = config.evaluation
         final = update == config.training.updates
         returns = evaluate.run_episodes(
-            functools.partial(act, runs.agent),
+            functools.partial(act, agents),
             config.environment,
             num_policies=config.num_seeds,
             num_episodes=section.final_episodes if final else section.episodes,
@@ -242,8 +245,10 @@ def _evaluator(config, parts: Assembly, statistics):
 
 def _evaluate_plans(config, parts: Assembly, models, key, log: MetricsFile) -> None:
     """Evaluates a method that plans; a seed is the noise of its plans, the models are shared."""
-    if any(log.lines("planner", "assess")):
+    # The first process plays all episodes, as of agents.
+    if not parallel.is_first() or any(log.lines("planner", "assess")):
         return
+    models = parallel.local_copy(models)
     section, plan = config.evaluation, parts.plan
     assert plan is not None
     keys = _seed_keys(jax.random.fold_in(key, _STREAMS["planner"]), config.num_seeds)[0]
@@ -278,12 +283,18 @@ class _Bound:
     the program.
     """
 
-    def __init__(self, program, arguments):
-        self._program, self._arguments = program, arguments
+    def __init__(self, program, arguments, placement):
+        self._program, self._arguments, self._placement = program, arguments, placement
 
     def compile(self, state, first_step):
         compiled = self._program.lower(state, *self._arguments(first_step)).compile()
-        return lambda state, first_step: compiled(state, *self._arguments(first_step))
+
+        def run(state, first_step):
+            state, metrics = compiled(state, *self._arguments(first_step))
+            # Seeds' metrics lie where the seeds do; every process reads all of them.
+            return state, self._placement.replicate(metrics)
+
+        return run
 
 
 # --- checks and the folder ----------------------------------------------------------------
@@ -365,6 +376,39 @@ def _shared_batches(config: Any) -> dict[str, int]:
     sections = ("world_model", "inverse_dynamics", "one_step")
     sizes = {f"config.{name}.batch_size": config[name].batch_size for name in sections}
     return {**sizes, "config.rollout.windows_per_round": config.rollout.windows_per_round}
+
+
+@contextlib.contextmanager
+def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+    """The first process owns the folder; the others, which come after it, look for it."""
+    if parallel.is_first():
+        with run_folder.own(workdir, config.to_dict()):
+            yield
+    elif (workdir / ".lock").exists():
+        yield
+    else:
+        raise UserError(
+            f"--workdir {workdir} is not shared: process 0 made it, another cannot see it; "
+            "choose a folder that all hosts mount"
+        )
+
+
+def _load_dataset(name: str) -> data.OfflineDataset:
+    tiers.ensure(name)
+    return data.load_dataset(name)
+
+
+def _start_recording(workdir: pathlib.Path, config: Any) -> list[Writer]:
+    """Claims the folder for this configuration; the optional writers, of the first process."""
+    if not parallel.is_first():
+        return []
+    run_folder.write_config(workdir, config.to_dict())
+    return make_writers(
+        workdir,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        config=config.to_dict(),
+    )
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:

@@ -1,0 +1,106 @@
+"""What more chips bring: bytes counted in programs written by hand, and the model's arithmetic."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dawm_jax import scaling
+from dawm_jax.estimate import StageCost
+
+_PROGRAM = """HloModule jit_f
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  ROOT %add = f32[] add(%a, %b)
+}
+
+%inner (p: (s32[], f32[8,3])) -> (s32[], f32[8,3]) {
+  %all-gather.1 = f32[8,3]{1,0} all-gather(%x), dimensions={0}
+  ROOT %t = (s32[], f32[8,3]) tuple(%i, %all-gather.1)
+}
+
+%outer (p: (s32[], f32[])) -> (s32[], f32[]) {
+  %all-reduce.1 = (f32[10]{0}, bf16[4]{0}) all-reduce(%a, %b), to_apply=%sum
+  %while.1 = (s32[], f32[8,3]) while(%t), condition=%c, body=%inner, TURNS(5)
+}
+
+%c (p: (s32[], f32[])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: f32[2]) -> f32[2] {
+  %while.2 = (s32[], f32[]) while(%t), condition=%c, body=%outer, TURNS(3)
+  %call.1 = f32[] call(%x), to_apply=%called
+  %all-reduce.9 = f32[] all-reduce(%x), to_apply=%sum
+}
+
+%called (x: f32[]) -> f32[] {
+  %collective-permute.1 = pred[7]{0} collective-permute(%x), source_target_pairs={{0,1}}
+}
+"""
+
+_PROGRAM = re.sub(r"TURNS\((\d)\)", r'backend_config={"known_trip_count":{"n":"\1"}}', _PROGRAM)
+
+
+def test_collectives_count_as_often_as_their_loops_turn():
+    assert scaling.count_collectives(_PROGRAM) == {
+        "all-reduce": 3 * (10 * 4 + 4 * 2) + 4,
+        "all-gather": 3 * 5 * 8 * 3 * 4,
+        "collective-permute": 7,
+    }
+
+
+def test_a_collective_in_an_endless_loop_is_an_error():
+    unknown = re.sub(r', backend_config=.*"5".*', "", _PROGRAM)
+    with pytest.raises(ValueError, match="inner: a collective in a loop of unknown length"):
+        scaling.count_collectives(unknown)
+
+
+def test_a_program_of_one_device_sends_nothing():
+    step = lambda x, _: (jnp.sin(x) @ x, None)
+    program = jax.jit(lambda x: jax.lax.scan(step, x, None, length=4)[0])
+    assert not scaling.count_collectives(program.lower(jnp.ones((8, 8))).compile().as_text())
+
+
+_MACHINE = scaling.Machine("eight", 8, flops=1e12, memory=1e12, link=1e9)
+
+
+def _stage(**changes):
+    stage = StageCost("s", steps=10, flops=1e12, operations=0, parameters=1000)
+    return stage._replace(**changes)
+
+
+def test_a_batch_is_shared_and_its_gradients_exchanged():
+    found = scaling.predict(_stage(), _MACHINE)
+    compute = 1e12 / 8 / (scaling._PEAK_SHARE * 1e12)
+    exchange = 2 * 7 * (4000 / 8 / 1e9 + scaling._HOP_SECONDS)
+    assert found.seconds == pytest.approx(10 * (compute + exchange))
+    assert found.communication == pytest.approx(exchange / (compute + exchange))
+    assert found.collective_bytes == 4000 and found.busy_chips == 8
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shared", "busy", "share"),
+    [
+        (16, False, 8, 2),  # two seeds a chip, nothing sent
+        (4, False, 4, 1),  # four chips have nothing to do
+        (4, True, 8, 1 / 2),  # two chips a seed
+        (5, False, 1, 5),  # five seeds do not spread over eight chips
+    ],
+)
+def test_seeds_come_first(seeds, shared, busy, share):
+    found = scaling.predict(_stage(seeds=seeds, shared=shared, parameters=0), _MACHINE)
+    assert found.busy_chips == busy
+    assert found.seconds == pytest.approx(10 * share / scaling._PEAK_SHARE)
+    assert found.communication == 0 and found.collective_bytes == 0
+
+
+def test_small_steps_take_their_launches_however_many_chips():
+    stage = _stage(flops=1.0, operations=1000, parameters=0)
+    launches = scaling._FUSED_SHARE * 1000 * scaling._OPERATION_SECONDS
+    assert scaling.predict(stage, _MACHINE).seconds == pytest.approx(10 * launches)
+    stage = _stage(flops=1.0, operations=0, parameters=10**9)
+    assert scaling.predict(stage, _MACHINE._replace(chips=1)).seconds == pytest.approx(
+        10 * scaling._PARAMETER_PASSES * 4e9 / 1e12
+    )
