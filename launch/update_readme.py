@@ -10,7 +10,7 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from dawm_jax import comparison, report  # noqa: E402
+from dawm_jax import comparison, comparison_report  # noqa: E402
 
 _START, _END = "<!-- results: made by launch/update_readme.py -->", "<!-- end of results -->"
 
@@ -21,7 +21,7 @@ def main() -> int:
     text = path.read_text()
     before, rest = text.split(_START)
     after = rest.split(_END)[1]
-    table = report.runs_table(comparison.load([_ROOT / "results"]))
+    table = comparison_report.runs_table(comparison.load([_ROOT / "results"]))
     new = f"{before}{_START}\n\n{table}\n\n{_END}{after}"
     if "--check" in sys.argv[1:]:
         if new != text:

@@ -2,11 +2,14 @@
 
 import csv
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from dawm_jax import comparison, evaluate, published, report
+from dawm_jax import comparison, comparison_report, evaluate, published
 from dawm_jax.types import UserError
 
 LOW, HIGH = evaluate.reference_returns("Hopper-v5")
@@ -117,7 +120,7 @@ def test_the_three_files(tmp_path):
         tmp_path / "runs" / "b", [5.0, 20.0], method="dwm", dataset="/some/hopper_medium-v2.hdf5"
     )
     out = tmp_path / "report"
-    text = report.write(comparison.load([tmp_path / "runs"]), out)
+    text = comparison_report.write(comparison.load([tmp_path / "runs"]), out)
     assert (out / "report.md").read_text() == text
     assert (out / "report.png").stat().st_size > 1_000
     # Published scores stand beside ours; only data that are not D4RL's are warned of.
@@ -134,7 +137,7 @@ def test_the_three_files(tmp_path):
 
 def test_a_task_without_references_is_reported_by_returns(tmp_path):
     write_run(tmp_path / "a", [1.0, 2.0], environment="Pusher-v5", dataset="x/pusher/expert-v0")
-    text = report.write(comparison.load([tmp_path / "a"]), tmp_path / "report")
+    text = comparison_report.write(comparison.load([tmp_path / "a"]), tmp_path / "report")
     assert "None for these tasks." in text
 
 
@@ -176,3 +179,12 @@ def test_published_averages_are_the_papers():
     ):
         # Cells and averages are rounded: a slip of two in one cell would show.
         np.testing.assert_allclose(mean(method), average, atol=0.11)
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "dawm_jax.report", str(tmp_path / "none"), "--out=unused"]
+    root = pathlib.Path(__file__).resolve().parents[1]
+    process = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith("dawm_jax: ") and process.stderr.count("\n") == 1
+    assert not (root / "unused").exists()
