@@ -242,7 +242,7 @@ def plot(entries: list[Entry], path: pathlib.Path) -> None:
             axis.plot([low, high], [row, row], color="black")
             axis.scatter(values.mean(), row, color="black", s=24, zorder=3)
         axis.set_yticks(range(len(own)), [entry.method for entry in own])
-        axis.invert_yaxis()
+        axis.set_ylim(len(own) - 0.5, -0.5)  # the first on top
         axis.set(
             title=_public(task),
             xlabel="return" if own[0].last is None else "normalised score, last evaluation",

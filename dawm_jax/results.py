@@ -236,7 +236,7 @@ def _plot(path: pathlib.Path, config: Any, log: MetricsFile, results: dict[str, 
     stages = [stage for stage in results["stages"] if stage != "agent"]
     for axis, stage in itertools.zip_longest(axes[1:3], stages):
         if stage is None:
-            axis.text(0.5, 0.5, "no model trained", ha="center", va="center")
+            axis.set(title="no model trained")
             continue
         entries = list(log.lines(stage, "train"))
         losses = [e["loss"] for e in entries]

@@ -143,7 +143,8 @@ def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
     models, key = make_models(parts), jax.random.key(3)
     observation = jnp.asarray(np.random.default_rng(5).normal(size=(B, S)), jnp.float32)
     action = reference.jit(parts.plan)(models, key, observation)
-    state = (observation - statistics.observation_mean) / statistics.observation_std
+    state = np.asarray(observation) - np.asarray(statistics.observation_mean)
+    state = jnp.asarray(state / np.asarray(statistics.observation_std))
     low, high = float(statistics.return_low), float(statistics.return_high)
     condition = assembly.Condition(state, jnp.zeros((B, A)), jnp.full(B, low + 0.9 * (high - low)))
     states = reference.jit(parts.world_model.sample_tokens)(models.world_model, key, condition)
