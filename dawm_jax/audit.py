@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from dawm_jax import data, judge, loading, quality_report, report, study, tiers
+from dawm_jax import data, judge, loading, quality_report, results, study, tiers
 from dawm_jax.data import OfflineDataset
 from dawm_jax.loading import LoadedRun
 from dawm_jax.types import UserError
@@ -65,8 +65,8 @@ def make_report(request: Request) -> str:
         "judged": _public(other.name) if other else f"what a run on {_public(real.name)} generates",
         "reference": _public(real.name),
         "environment": environment,
-        "commit": report.commit(),
-        "versions": report.versions(),
+        "commit": results.commit(),
+        "versions": results.versions(),
         "seed": request.seed,
         "notes": reference.notes,
     }
@@ -143,9 +143,9 @@ def _write(out: pathlib.Path, name: str, numbers: dict[str, Any], describe, draw
     temporary = out / f".{name}.png"
     draw(temporary)
     temporary.replace(out / f"{name}.png")
-    report.write_atomically(out / f"{name}.md", text)
+    results.write_atomically(out / f"{name}.md", text)
     rounded = json.dumps(_rounded(numbers), indent=2)
-    report.write_atomically(out / f"{name}.json", rounded + "\n")
+    results.write_atomically(out / f"{name}.json", rounded + "\n")
     return text
 
 

@@ -77,21 +77,25 @@ def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
     key = jax.random.key(0)
     keep = lambda tree: tree
     training, roll = config.training, config.rollout
+    models = None
     if training.real_fraction < 1.0:
         states = {}
-        for name, functions, section in (
-            ("world model", parts.world_model, config.world_model),
-            ("inverse dynamics", parts.inverse_dynamics, config.inverse_dynamics),
-        ):
-            states[name] = jax.eval_shape(functions.init, key)
-            step = lambda s, r, f=functions: f.step(s, key, r, keep, keep)
-            size = networks.count_parameters(states[name].params)
-            text = f"{name}, {size:,} parameters, {section.steps:,} steps of {section.batch_size}"
-            yield StageCost(text, section.steps, *_cost(step, states[name], replay), size)
-        models = fused.Models(*(state.average for state in states.values()))
-        starts = jnp.zeros(roll.windows_per_round, jnp.int32)
+        for name, model in parts.models.items():
+            state = states[name] = jax.eval_shape(model.init, key)
+            step = lambda s, r, f=model: f.step(s, key, r, keep, keep)
+            section, size = model.section, networks.count_parameters(state.params)
+            text = f"{name.replace('_', ' ')}, {size:,} parameters, {section.steps:,} steps of "
+            text += f"{section.batch_size}"
+            yield StageCost(text, section.steps, *_cost(step, state, replay), size)
+        models = fused.Models(**{name: state.average for name, state in states.items()})
+    if parts.plan is not None:
+        yield _planning(config, parts, models, replay)
+        return
+    imagine = parts.imagine
+    if models is not None and imagine is not None:
+        starts = jnp.zeros(parts.num_windows, jnp.int32)
         flops, operations = _cost(
-            lambda m, r: parts.imagine(m, key, windows.gather_conditions(r, starts)),
+            lambda m, r: imagine(m, key, windows.gather_conditions(r, starts)),
             models,
             replay,
         )
@@ -100,14 +104,18 @@ def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
         transitions = rounds * roll.windows_per_round * config.horizon
         text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
         # The cost of a scan is reported for one turn.
-        turns = roll.sampling_steps
+        turns = config.horizon if config.method == "one_step" else roll.sampling_steps
         yield StageCost(text, rounds, flops * turns, operations * turns, seeds=config.num_seeds)
     agent = parts.agent
-    state = jax.eval_shape(agent.init, key)
-    rows = jnp.zeros((agent.batches_per_update, training.batch_size), jnp.int32)
-    cost = _cost(
-        lambda s, r: agent.update(s, windows.gather_transitions(r, rows), key), state, replay
-    )
+    draw = {"num_batches": agent.batches_per_update, "batch_size": training.batch_size}
+
+    def update(run, replay):
+        batches = fused.draw_batches(
+            key, run.buffer, replay, real_fraction=training.real_fraction, **draw
+        )
+        return agent.update(run.agent, batches, key)
+
+    cost = _cost(update, jax.eval_shape(parts.init_run, key), replay)
     updates = f"{training.updates:,} updates of {training.batch_size}"
     yield StageCost(
         f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
@@ -116,6 +124,17 @@ def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
         seeds=config.num_seeds,
         shared=False,
     )
+
+
+def _planning(config, parts, models, replay) -> StageCost:
+    """The final evaluation of a method that plans, of episodes as long as the data's."""
+    section, planner = config.evaluation, config.planner
+    episodes = section.final_episodes * config.num_seeds
+    observations = jnp.zeros((episodes, replay.state_size))
+    cost = _cost(lambda m, o: parts.plan(m, jax.random.key(0), o), models, observations)
+    steps = len(replay) // int(jnp.unique(replay.episode_end).size)
+    text = f"planning, {episodes} episodes of about {steps} steps, {planner.sampling_steps} each"
+    return StageCost(text, steps * planner.sampling_steps, *cost)
 
 
 def _cost(function, *arguments) -> tuple[float, int]:

@@ -9,6 +9,7 @@ Examples:
   python -m dawm_jax.main --config=configs/hopper.py --config.dataset=mujoco/hopper/medium-v0
   python -m dawm_jax.main --config=configs/hopper.py --config.dataset=/data/hopper_medium-v2.hdf5
   python -m dawm_jax.main --config=configs/hopper.py:quick --config.training.real_fraction=1.0
+  python -m dawm_jax.main --config=configs/hopper.py:quick --config.method=dwm
 
 Several processes, each with its devices: under SLURM's srun and on the hosts of a Cloud TPU
 slice they find each other; elsewhere each gets --coordinator_address=HOST:PORT
@@ -140,7 +141,8 @@ def _config_fields() -> str:
 def _default_workdir(config) -> str:
     name = config.environment.split("-")[0].lower()
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    parts = ["runs/" + name, *config.variant.split(","), config.agent, digest]
+    method = "" if config.method == "dawm" else config.method
+    parts = ["runs/" + name, *config.variant.split(","), method, config.agent, digest]
     return "-".join(filter(None, parts))
 
 

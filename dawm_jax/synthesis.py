@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dawm_jax import assembly, data, export, loading, parallel, report, tiers
+from dawm_jax import assembly, data, export, loading, parallel, results, tiers
 from dawm_jax.export import DatasetWriter
 from dawm_jax.metrics import Progress
 from dawm_jax.types import Transition, UserError
@@ -160,8 +160,8 @@ def _provenance(config: Any, **settings: Any) -> dict[str, Any]:
             **{name: config.rollout[name] for name in ROLLOUT_FIELDS},
         },
         "config": json.loads(config.to_json()),
-        "commit": report.commit(),
-        "versions": report.versions(),
+        "commit": results.commit(),
+        "versions": results.versions(),
         "device": parallel.describe_devices(),
     }
 

@@ -1,12 +1,16 @@
 """The whole training, read from top to bottom.
 
-load -> world model -> inverse dynamics -> agents on synthetic transitions -> report
+load -> models of the method -> agents on what they generate -> results
+
+A method that plans instead of learning a policy is evaluated as it is.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,21 +26,20 @@ from dawm_jax import (
     learner,
     loop,
     parallel,
-    report,
+    results,
     run_folder,
     tiers,
-    windows,
 )
 from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
 from dawm_jax.metrics import MetricsFile, Writer, make_writers
+from dawm_jax.models import Trainable
 from dawm_jax.types import UserError
 from dawm_jax.windows import Replay
-from dawm_jax.world_model import EXTRA_CHANNELS
 
 _log = logging.getLogger(__name__)
 
 # Streams of the run's root key; each consumer folds its own steps into its stream.
-_MODEL_STREAM, _INVERSE_STREAM, _AGENT_STREAM = range(3)
+_STREAMS = {"world_model": 0, "inverse_dynamics": 1, "agent": 2, "policy": 3, "planner": 4}
 # Windows and transitions of the held-out diagnostics.
 _MAX_HELD_OUT = 2_048
 
@@ -74,7 +77,7 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         for line in estimate.plan(config, parts, replay):
             _log.info("%s", line)
 
-        # --- models, then agents ---
+        # --- models, then agents or plans ---
         # Only now: a run that was refused above must not claim the folder.
         writers = parallel.in_turn(lambda: _start_recording(workdir, config))
         for writer in writers:
@@ -92,18 +95,21 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         models = None
         if config.training.real_fraction < 1.0:
             models = fused.Models(
-                world_model=_train_world_model(config, parts, replay, placement, key, run_stage),
-                inverse_dynamics=_train_inverse_dynamics(
-                    config, parts, replay, placement, key, run_stage
-                ),
+                **{
+                    name: _train_model(name, model, replay, placement, key, run_stage)
+                    for name, model in parts.models.items()
+                }
             )
-        _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
+        if parts.plan is not None:
+            _evaluate_plans(config, parts, models, key, log)
+        else:
+            _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
 
-        # --- report ---
+        # --- results ---
         if not parallel.is_first():
             return {}
         best = float(statistics.return_high * statistics.return_scale)
-        return report.finish(
+        return results.finish(
             config,
             workdir,
             log,
@@ -115,72 +121,25 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 # --- the stages ---------------------------------------------------------------------------
 
 
-def _train_world_model(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the world model; returns its averaged parameters."""
-    functions = parts.world_model
-    gather = jax.jit(functools.partial(windows.gather_windows, horizon=config.horizon))
-    held_out = gather(replay, _held_out_rows(replay))
-    channels = replay.state_size + EXTRA_CHANNELS
-    noise = jax.random.normal(
-        jax.random.key(0), (len(held_out.action), config.horizon + 1, channels)
-    )
-    errors = jax.jit(functions.errors)
+def _train_model(name, model: Trainable, replay, placement, key, run_stage):
+    """Fits one model; returns its averaged parameters."""
+    held_out, errors = _held_out_rows(replay), jax.jit(model.errors)
 
     def assess(state, step):
-        values = np.asarray(errors(state.average, held_out, noise))
-        named = {f"error_at_{k}": float(v) for k, v in zip(functions.levels, values, strict=True)}
-        _log.info("world model, held-out x0 error by noise level: %s", _short(named))
-        return named
-
-    return _train_model(
-        "world_model",
-        config.world_model,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _MODEL_STREAM),
-        run_stage,
-    )
-
-
-def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the inverse dynamics model; returns its averaged parameters."""
-    functions = parts.inverse_dynamics
-    held_out = windows.gather_transitions(replay, _held_out_rows(replay))
-    errors = jax.jit(functions.errors)
-
-    def assess(state, step):
-        values = {k: np.asarray(v).tolist() for k, v in errors(state.average, held_out).items()}
-        _log.info(
-            "inverse dynamics, held-out squared error by action dimension: %s "
-            "(the mean action's: %s)",
-            _short(values["mse"]),
-            _short(values["baseline_mse"]),
-        )
+        values = errors(state.average, replay, held_out)
+        values = {k: np.asarray(v).tolist() for k, v in jax.device_get(values).items()}
+        _log.info("%s, held out: %s", name.replace("_", " "), _short(values))
         return values
 
-    return _train_model(
-        "inverse_dynamics",
-        config.inverse_dynamics,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _INVERSE_STREAM),
-        run_stage,
-    )
-
-
-def _train_model(name, section, functions, assess, replay, placement, key, run_stage):
-    """Runs one model's stage; returns its averaged parameters."""
+    section = model.section
+    key = jax.random.fold_in(key, _STREAMS[name])
     key_init, key_steps = jax.random.split(key)
 
     def compile_steps(num_steps):
         def program(state, replay, first_step):
             def one_step(state, index):
                 key_step = jax.random.fold_in(key_steps, index)
-                return functions.step(state, key_step, replay, placement.shard, placement.mean)
+                return model.step(state, key_step, replay, placement.shard, placement.mean)
 
             return learner.scan_steps(one_step, state, first_step, num_steps)
 
@@ -197,7 +156,7 @@ def _train_model(name, section, functions, assess, replay, placement, key, run_s
             assess=assess,
             assess_steps=section.checkpoint_steps,
         ),
-        placement.replicate(jax.jit(functions.init)(key_init)),
+        placement.replicate(jax.jit(model.init)(key_init)),
     )
     return state.average
 
@@ -206,7 +165,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     """Trains all seeds' agents in the fused program, evaluating as it goes."""
     training, roll = config.training, config.rollout
     # Three streams a seed: its initial parameters, its prefill and its rounds.
-    key_init, *keys = _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
+    key_init, *keys = _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
     key_prefill, key_train = placement.place_seeds(keys)
     # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
     # beside each other can wait for each other's threads for ever on a CPU.
@@ -214,7 +173,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     buffers = jax.vmap(lambda _: parts.init_buffer(), axis_size=config.num_seeds)
     generation = {
         "imagine": None if models is None else parts.imagine,
-        "num_windows": roll.windows_per_round,
+        "num_windows": parts.num_windows,
         "shard": placement.shard_windows,
     }
 
@@ -279,9 +238,36 @@ def _evaluator(config, parts: Assembly, statistics, placement):
             num_episodes=section.final_episodes if final else section.episodes,
             seed=section.seed,
         )
-        return report.evaluation_entry(config.environment, returns, update)
+        return results.evaluation_entry(config.environment, returns, f"update {update}")
 
     return evaluate_runs
+
+
+def _evaluate_plans(config, parts: Assembly, models, key, log: MetricsFile) -> None:
+    """Evaluates a method that plans; a seed is the noise of its plans, the models are shared."""
+    # The first process plays all episodes, as of agents.
+    if not parallel.is_first() or any(log.lines("planner", "assess")):
+        return
+    models = parallel.local_copy(models)
+    section, plan = config.evaluation, parts.plan
+    assert plan is not None
+    keys = _seed_keys(jax.random.fold_in(key, _STREAMS["planner"]), config.num_seeds)[0]
+    plan_of_seeds = jax.jit(
+        lambda models, keys, index, observations: jax.vmap(plan, (None, 0, 0))(
+            models, jax.vmap(jax.random.fold_in, (0, None))(keys, index), observations
+        )
+    )
+    steps = itertools.count()
+    start = time.monotonic()
+    returns = evaluate.run_episodes(
+        lambda observations: plan_of_seeds(models, keys, next(steps), observations),
+        config.environment,
+        num_policies=config.num_seeds,
+        num_episodes=section.final_episodes,
+        seed=section.seed,
+    )
+    entry = results.evaluation_entry(config.environment, returns, "planner")
+    log.append("planner", "assess", 0, {**entry, "seconds": time.monotonic() - start})
 
 
 def _seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
@@ -319,6 +305,8 @@ def _check(config: Any) -> None:
     for name, low in (
         ("num_seeds", 1),
         ("horizon", 1),
+        ("planner.horizon", 1),
+        ("one_step.steps", 1),
         ("world_model.steps", 1),
         ("inverse_dynamics.steps", 1),
         ("training.updates", 1),
@@ -330,6 +318,7 @@ def _check(config: Any) -> None:
         value = functools.reduce(getattr, name.split("."), config)
         if value < low:
             raise UserError(f"config.{name}: expected at least {low}, got {value}")
+    _check_method(config)
     training, roll = config.training, config.rollout
     if not 0.0 <= training.real_fraction <= 1.0:
         raise UserError(
@@ -356,14 +345,37 @@ def _check(config: Any) -> None:
         )
 
 
+def _check_method(config: Any) -> None:
+    """Refuses settings that the method cannot mean."""
+    real_fraction, method = config.training.real_fraction, config.method
+    if method == "dwm" and 0.0 < real_fraction < 1.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 or 1 with config.method=dwm, which starts "
+            f"every row from real data already, got {real_fraction}"
+        )
+    if method == "dwm" and config.agent == "bc":
+        raise UserError(
+            "config.agent: expected td3_bc or iql with config.method=dwm, which expands the "
+            "values of a critic, got 'bc'"
+        )
+    if method == "decision_diffuser" and real_fraction > 0.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 with config.method=decision_diffuser, "
+            f"which trains no agent, got {real_fraction}"
+        )
+    if method not in ("dawm", "joint", "one_step") and config.rollout.real_actions_only:
+        raise UserError(
+            "config.rollout.real_actions_only: expected False with "
+            f"config.method={method}, which generates no transitions"
+        )
+
+
 def _shared_batches(config: Any) -> dict[str, int]:
     if config.training.real_fraction == 1.0:
         return {}
-    return {
-        "config.world_model.batch_size": config.world_model.batch_size,
-        "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
-        "config.rollout.windows_per_round": config.rollout.windows_per_round,
-    }
+    sections = ("world_model", "inverse_dynamics", "one_step")
+    sizes = {f"config.{name}.batch_size": config[name].batch_size for name in sections}
+    return {**sizes, "config.rollout.windows_per_round": config.rollout.windows_per_round}
 
 
 @contextlib.contextmanager
@@ -408,5 +420,7 @@ def _held_out_rows(replay: Replay) -> jax.Array:
 
 def _short(values: Any) -> str:
     if isinstance(values, dict):
-        return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
-    return "[" + ", ".join(f"{value:.2g}" for value in values) + "]"
+        return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    if isinstance(values, list):
+        return "[" + ", ".join(map(_short, values)) + "]"
+    return f"{values:.2g}"

@@ -177,6 +177,7 @@ def gather_windows(replay: Replay, starts: jax.Array, *, horizon: int) -> Window
         mask=exists,
         action=data.action[starts],
         return_to_go=replay.return_to_go[starts],
+        actions=data.action[steps],
     )
 
 

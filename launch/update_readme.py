@@ -9,45 +9,9 @@ import pathlib
 import sys
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))
 
-
-def table(folder: pathlib.Path) -> str:
-    """A Markdown table with one row a run, sorted by dataset, agent and data source."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
-    runs.sort(key=lambda r: (r["dataset"], r["agent"] != "td3_bc", r["real_fraction"]))
-    lines = [
-        "| dataset | agent | trained on | updates | seeds | score, last | 95 % interval | "
-        "score, best | return, last | training s | device | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    return "\n".join(lines + [_row(run) for run in runs])
-
-
-def _row(run: dict) -> str:
-    final = run["final"]
-    source = {0.0: "synthetic", 1.0: "real"}.get(
-        run["real_fraction"], f"{100 * run['real_fraction']:.0f} % real"
-    )
-    interval = "one seed"
-    if final["score_interval"]:
-        low, high = final["score_interval"]
-        interval = f"{low:.1f} to {high:.1f}"
-    seconds = sum(stage["seconds"] for stage in run["stages"].values())
-    cells = [
-        run["dataset"],
-        run["agent"],
-        source,
-        f"{run['updates']:,}",
-        run["num_seeds"],
-        f"{final['score_mean']:.1f}",
-        interval,
-        f"{run['best']['score_mean']:.1f}",
-        f"{final['return_mean']:.0f}",
-        f"{seconds:.0f}",
-        run["device"],
-        run["commit"],
-    ]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+from dawm_jax import comparison, comparison_report  # noqa: E402
 
 
 def datasets_table(path: pathlib.Path) -> str:
@@ -85,7 +49,7 @@ def main() -> int:
     """Rewrites or checks the tables; returns the exit code."""
     results, code = _ROOT / "results", 0
     for file, name, new in (
-        ("README.md", "results", table(results)),
+        ("README.md", "results", comparison_report.runs_table(comparison.load([results]))),
         ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
     ):
         path = _ROOT / file

@@ -42,7 +42,7 @@ _CONFIG = (
 
 
 def _worker() -> None:
-    from dawm_jax import estimate, evaluate, loop, main, report
+    from dawm_jax import estimate, evaluate, loop, main, results
 
     def episodes(policy, environment, *, num_policies, num_episodes, seed):
         observations = np.ones((num_policies, num_episodes, 11), np.float32)
@@ -50,7 +50,7 @@ def _worker() -> None:
 
     evaluate.run_episodes = episodes
     estimate.plan = lambda *args: []
-    report._plot = lambda *args: None
+    results._plot = lambda *args: None
     if "DIE_AT" in os.environ:
         stage, step, number = os.environ["DIE_AT"].split(",")
         original = loop._Recorder.dispatched

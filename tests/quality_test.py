@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import audit, data, estimate, evaluate, judge, loading, report, study, train
+from dawm_jax import audit, data, estimate, evaluate, judge, loading, results, study, train
 from dawm_jax.types import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -60,7 +60,7 @@ def trained(workdir, dataset, **overrides):
         )
         patch.setattr(evaluate, "run_episodes", episodes)
         patch.setattr(estimate, "plan", lambda *args: [])
-        patch.setattr(report, "_plot", lambda *args: None)
+        patch.setattr(results, "_plot", lambda *args: None)
         train.run(config, workdir)
     return workdir
 
