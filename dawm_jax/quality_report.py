@@ -380,7 +380,7 @@ def _plot_returns(axis, numbers, arrays):
         axis.plot(x, [v.mean() for v in values], "-o", color=colour, label=label)
         low, high = zip(*(np.quantile(v, [0.25, 0.75]) for v in values), strict=True)
         axis.fill_between(x, low, high, color=colour, alpha=0.2)
-    axis.legend()
+    axis.legend(loc="upper right")
     return None
 
 
@@ -390,7 +390,7 @@ def _plot_distances(axis, arrays):
     for values, label, colour in ((real, "held-out real", _REAL), (judged, "judged", _JUDGED)):
         axis.hist(values, bins, density=True, alpha=0.5, label=label, color=colour)
     axis.set(title="distance to the nearest real (s, a)", xlabel="standardised units")
-    axis.legend()
+    axis.legend(loc="upper right")
 
 
 def _say(axis, text):
