@@ -21,21 +21,24 @@ def get_config(
       variant: "" is the full protocol (a GPU's work), "quick" takes minutes on two CPU
         cores, "smoke" seconds: it only proves that everything runs. A tier, alone or before
         these ("medium-replay", "medium-replay,quick"), takes a dataset that
-        `python -m dawm_jax.collect` makes, or else the first run that needs it.
+        `python -m dawm_jax.collect` makes, or else the first run that needs it. The full
+        protocol plans (method decision_diffuser) as published, hours on a GPU;
+        "fast-planner", and the shorter variants, with the settings of DWM's comparison.
       environment: Gymnasium id.
       bundled: the dataset without a tier; "" stands for the medium tier.
 
     Raises:
       ValueError: an unknown variant.
     """
-    tier, scale = _parse(variant)
+    tier, scale, fast_planner = _parse(variant)
     config = ml_collections.ConfigDict()
 
     # --- what to run ---
     config.variant = variant  # set by the config's argument
     config.environment = environment  # Gymnasium id, for evaluation and action bounds
     config.dataset = bundled  # bundled name, Minari id or D4RL .hdf5 path
-    config.agent = "td3_bc"  # td3_bc | iql
+    config.method = "dawm"  # dawm | dwm | joint | one_step | decision_diffuser
+    config.agent = "td3_bc"  # td3_bc | iql | bc
     config.seed = 0  # of everything random
     config.num_seeds = 5  # agents trained together on the same models (DWM: 5)
     config.parallel = "mesh"  # mesh | pmap: how programs spread over local devices
@@ -46,6 +49,8 @@ def get_config(
     config.return_scale = 0.0  # of the return-to-go; 0: the data's largest (DWM hopper: 400)
     config.timeout_value = "zero"  # zero | average: what a cut episode is worth after its end
     config.held_out_fraction = 0.05  # share of episodes kept for the models' diagnostics
+
+    config.top_fraction = 1.0  # share of the episodes, best returns first, that is used (%BC)
 
     # --- world model ---
     model = config.world_model = ml_collections.ConfigDict()
@@ -77,6 +82,28 @@ def get_config(
     inverse.checkpoint_steps = 20_000  # gradient steps
     inverse.log_steps = 2_000  # gradient steps
 
+    # --- one-step dynamics model, method one_step ---
+    one_step = config.one_step = ml_collections.ConfigDict()
+    one_step.hidden = (256, 256, 256, 256)  # units (DWM)
+    one_step.steps = 200_000  # gradient steps, as the world model's (DWM: 1,000,000)
+    one_step.batch_size = 256  # transitions
+    one_step.learning_rate = 1e-3  # peak, Adam (DWM: 1e-4 for more steps)
+    one_step.schedule = "cosine"  # cosine | constant
+    one_step.ema_decay = 0.995  # per gradient step
+    one_step.checkpoint_steps = 20_000  # gradient steps
+    one_step.log_steps = 2_000  # gradient steps
+
+    # --- Decision Diffuser, method decision_diffuser: replaces its namesakes elsewhere ---
+    planner = config.planner = ml_collections.ConfigDict()
+    planner.horizon = 99  # generated steps of a plan (DD: plans of 100 states)
+    planner.diffusion_steps = 200  # K (DD)
+    planner.prediction = "epsilon"  # epsilon (DD) | x0 | v
+    planner.sampling_steps = 200  # of K, at every step of the environment (DD)
+    planner.eta = 1.0  # 1 is ancestral sampling (DD)
+    planner.guidance = 1.2  # weight of classifier-free guidance (DD)
+    planner.temperature = 0.5  # standard deviation of the noise (DD)
+    planner.target_fraction = 0.9  # of the range of the data's returns-to-go (DD: 0.9 of its scale)
+
     # --- synthetic rollout ---
     roll = config.rollout = ml_collections.ConfigDict()
     roll.target_rule = "amplified"  # amplified | max_fraction: see rollout.target_return
@@ -89,6 +116,7 @@ def get_config(
     roll.updates_per_round = 100  # gradient updates of the critics between generations
     roll.prefill_transitions = 50_000  # generated before the first update
     roll.buffer_capacity = 500_000  # latest synthetic transitions kept, per seed
+    roll.real_actions_only = False  # only each window's first step, from as many more windows
 
     # --- agent training ---
     train = config.training = ml_collections.ConfigDict()
@@ -107,6 +135,7 @@ def get_config(
     td3_bc.policy_noise = 0.2  # of the target action, half ranges
     td3_bc.noise_clip = 0.5  # half ranges
     td3_bc.policy_delay = 2  # critic updates per policy update
+    td3_bc.return_lambda = 1.0  # method dwm: 1 takes the last horizon's return only (DWM)
 
     # --- IQL (the paper's values) ---
     iql = config.iql = ml_collections.ConfigDict()
@@ -116,6 +145,12 @@ def get_config(
     iql.expectile = 0.7  # of the value regression
     iql.beta = 3.0  # inverse temperature of the policy extraction
     iql.max_weight = 100.0  # cap of the exponentiated advantage
+    iql.return_lambda = 0.95  # method dwm: of the mean over horizons (DWM)
+
+    # --- behaviour cloning ---
+    bc = config.bc = ml_collections.ConfigDict()
+    bc.hidden = (256, 256)  # units (as TD3+BC's policy)
+    bc.learning_rate = 3e-4  # Adam (as TD3+BC's)
 
     # --- evaluation ---
     evaluation = config.evaluation = ml_collections.ConfigDict()
@@ -131,6 +166,8 @@ def get_config(
     if tier or not bundled:
         task = environment.split("-")[0].lower()
         config.dataset = f"dawm/{task}/{tier or 'medium'}{_SIZES[scale]}-v1"
+    if fast_planner:
+        _fast_planner(config)
     if scale:
         _quick(config)
     if scale == "smoke":
@@ -139,17 +176,23 @@ def get_config(
     return config
 
 
-def _parse(variant: str) -> tuple[str, str]:
-    """A tier and a scale, either may be ""."""
+def _parse(variant: str) -> tuple[str, str, bool]:
+    """A tier and a scale, either may be "", and whether the planner shall be the fast one."""
     parts = [part for part in variant.split(",") if part]
     tier = parts.pop(0) if parts and parts[0] in TIERS else ""
     scale = parts.pop(0) if parts and parts[0] in _SIZES else ""
-    if parts:
+    fast = bool(parts) and parts[0] == "fast-planner"
+    if parts[fast:]:
         raise ValueError(
-            f"unknown variant {variant!r}: expected quick, smoke, one of {', '.join(TIERS)}, "
-            "or both with a comma: medium-replay,quick"
+            f"unknown variant {variant!r}: expected quick, smoke, fast-planner, one of "
+            f"{', '.join(TIERS)}, or several with commas in the order medium-replay,quick"
         )
-    return tier, scale
+    return tier, scale, fast or bool(scale)
+
+
+def _fast_planner(config: ml_collections.ConfigDict) -> None:
+    """Decision Diffuser with the settings of DWM's comparison: 3 of 5 steps, 32 states."""
+    config.planner.update(horizon=31, diffusion_steps=5, sampling_steps=3)
 
 
 def _quick(config: ml_collections.ConfigDict) -> None:
@@ -168,6 +211,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     config.inverse_dynamics.update(
         hidden=(256, 256, 256), steps=8_000, checkpoint_steps=2_000, log_steps=500
     )
+    config.one_step.update(steps=8_000, checkpoint_steps=2_000, log_steps=500)
     config.rollout.update(windows_per_round=64, prefill_transitions=20_000, buffer_capacity=100_000)
     config.training.update(updates=20_000, checkpoint_updates=5_000, log_updates=500)
     config.evaluation.update(interval=5_000, final_episodes=10)
@@ -182,6 +226,8 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     config.inverse_dynamics.update(
         hidden=(16,), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5
     )
+    config.one_step.update(hidden=(16,), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5)
+    config.planner.update(horizon=5)
     config.rollout.update(
         sampling_steps=2,
         windows_per_round=8,
@@ -192,4 +238,5 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     config.training.update(updates=40, batch_size=16, checkpoint_updates=20, log_updates=8)
     config.td3_bc.hidden = (16, 16)
     config.iql.hidden = (16, 16)
+    config.bc.hidden = (16, 16)
     config.evaluation.update(interval=20, episodes=2, final_episodes=2)

@@ -3,6 +3,13 @@
 Training and loading a finished run build the same functions here, so that a checkpoint
 plus config.json is all that a policy or a world model needs; `build_replay` adds the data
 that a configuration names.
+
+`config.method` decides which models are trained and what the agent learns from:
+  dawm              diffused states and rewards, inverse dynamics -> transitions
+  dwm               the same diffusion -> value expansions of the critics' target
+  joint             diffused states, actions and rewards -> transitions
+  one_step          Gaussian dynamics, cloned policy -> transitions
+  decision_diffuser diffused states, inverse dynamics -> plans; there is no agent
 """
 
 import functools
@@ -16,77 +23,63 @@ import jax.numpy as jnp
 from dawm_jax import (
     agents,
     data,
-    diffusion,
+    dynamics,
     fused,
-    inverse_dynamics,
-    learner,
-    networks,
+    models,
     rollout,
     simulate,
     windows,
     world_model,
 )
+from dawm_jax.models import ActionModel, Dynamics, Sampling, Trainable, WorldModel
 from dawm_jax.types import Condition, Statistics, UserError
 
 _log = logging.getLogger(__name__)
 
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+METHODS = ("dawm", "dwm", "joint", "one_step", "decision_diffuser")
 
-
-class WorldModel(NamedTuple):
-    """The world model's functions.
-
-    Attributes:
-      init: key -> training state.
-      step: (state, key, replay, shard, mean) -> (state, metrics), one update.
-      errors: (params, window, noise) -> denoising error per level.
-      levels: diffusion steps of `errors`.
-      sample: (params, key, condition) -> generated windows.
-    """
-
-    init: Callable[[jax.Array], learner.TrainState]
-    step: Callable[..., tuple[learner.TrainState, learner.Metrics]]
-    errors: Callable[..., jax.Array]
-    levels: tuple[int, ...]
-    sample: Callable[..., world_model.Imagined]
-
-
-class InverseDynamics(NamedTuple):
-    """The inverse dynamics model's functions.
-
-    Attributes:
-      init: key -> training state.
-      step: (state, key, replay, shard, mean) -> (state, metrics), one update.
-      errors: (params, transitions) -> held-out errors.
-      infer: (params, state, next_state) -> actions in [-1, 1].
-    """
-
-    init: Callable[[jax.Array], learner.TrainState]
-    step: Callable[..., tuple[learner.TrainState, learner.Metrics]]
-    errors: Callable[..., learner.Metrics]
-    infer: Callable[..., jax.Array]
+# (models, key, raw observations [B, S]) -> raw actions [B, A]
+PlanFn = Callable[[fused.Models, jax.Array, jax.Array], jax.Array]
 
 
 class Assembly(NamedTuple):
-    """Everything a run computes with.
+    """Everything a run computes with; None where its method has no such thing.
 
     Attributes:
+      models: what is trained before the agents, in this order, by field of `fused.Models`.
       world_model: its functions.
       inverse_dynamics: its functions.
-      agent: the algorithm.
+      agent: the algorithm; what evaluates if there is no `plan`.
       imagine: see `fused.ImagineFn`.
-      init_run: key -> a fresh agent with its empty buffer (none on real data only).
+      num_windows: generated a round.
+      plan: chooses actions without an agent.
+      init_buffer: () -> an empty buffer, or None on real data only.
+      init_run: key -> a fresh agent with its empty buffer.
     """
 
-    world_model: WorldModel
-    inverse_dynamics: InverseDynamics
+    models: dict[str, Trainable]
+    world_model: WorldModel | Dynamics
+    inverse_dynamics: ActionModel | None
     agent: agents.Agent
-    imagine: fused.ImagineFn
+    imagine: fused.ImagineFn | None
+    num_windows: int
+    plan: PlanFn | None
+    init_buffer: Callable[[], rollout.Buffer | None]
     init_run: Callable[[jax.Array], fused.Run]
 
 
+class _Method(NamedTuple):
+    """A method's models, and what they generate."""
+
+    models: dict[str, Any]
+    imagine: fused.ImagineFn | None = None
+    plan: PlanFn | None = None
+
+
 def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Replay, Statistics]:
-    """The dataset on the device, checked against the environment it will be evaluated in.
+    """The episodes that `config` uses of a dataset, on the device.
+
+    They are checked against the environment that the agents will be evaluated in.
 
     Raises:
       UserError: they do not fit, or an option is bad; see `windows.build`.
@@ -108,7 +101,7 @@ def build_replay(config: Any, dataset: data.OfflineDataset) -> tuple[windows.Rep
             config.environment,
         )
     return windows.build(
-        dataset,
+        data.top_episodes(dataset, config.top_fraction),
         action_low=action_space.low,
         action_high=action_space.high,
         discount=config.discount,
@@ -133,41 +126,56 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
             "config.rollout.target_rule: expected one of "
             f"{', '.join(rollout.TARGET_RULES)}, got {config.rollout.target_rule!r}"
         )
+    builders = {
+        "dawm": _dawm,
+        "dwm": _dwm,
+        "joint": _joint,
+        "one_step": _one_step,
+        "decision_diffuser": _decision_diffuser,
+    }
+    if config.method not in builders:
+        raise UserError(
+            f"config.method: expected one of {', '.join(METHODS)}, got {config.method!r}"
+        )
+    method = builders[config.method](config, statistics)
+    synthetic = config.training.real_fraction < 1.0
+    expansions = synthetic and config.method == "dwm"
     sizes = {
         "state_size": statistics.observation_mean.shape[0],
         "action_size": statistics.action_low.shape[0],
     }
-    model = _world_model(config, statistics, **sizes)
-    inverse = _inverse_dynamics(config, statistics, **sizes)
     agent = agents.make(
         config.agent,
         config,
         total_updates=config.training.updates,
         return_range=statistics.return_range,
+        expansions=expansions,
         **sizes,
     )
 
-    def imagine(models: fused.Models, key: jax.Array, condition: Condition):
-        wanted = rollout.target_return(
-            condition.return_to_go,
-            statistics,
-            rule=config.rollout.target_rule,
-            factor=config.rollout.target_factor,
-        )
-        return rollout.rollout(
-            key,
-            condition._replace(return_to_go=wanted),
-            sample=functools.partial(model.sample, models.world_model),
-            infer=functools.partial(inverse.infer, models.inverse_dynamics),
-        )
+    def init_buffer() -> rollout.Buffer | None:
+        if not synthetic:
+            return None
+        capacity, horizon = config.rollout.buffer_capacity, None
+        if expansions:  # as many windows as there would be with their transitions
+            capacity, horizon = capacity // config.horizon, config.horizon
+        return rollout.empty_buffer(capacity, horizon=horizon, **sizes)
 
-    def init_run(key: jax.Array) -> fused.Run:
-        buffer = None
-        if config.training.real_fraction < 1.0:
-            buffer = rollout.empty_buffer(config.rollout.buffer_capacity, **sizes)
-        return fused.Run(agent.init(key), buffer)
-
-    return Assembly(model, inverse, agent, imagine, init_run)
+    imagine, num_windows = method.imagine, config.rollout.windows_per_round
+    if config.rollout.real_actions_only and imagine is not None:
+        imagine = _first_steps_of(imagine, config.horizon)
+        num_windows *= config.horizon
+    return Assembly(
+        models=method.models,
+        world_model=method.models["world_model"],
+        inverse_dynamics=method.models.get("inverse_dynamics"),
+        agent=agent,
+        imagine=imagine,
+        num_windows=num_windows,
+        plan=method.plan,
+        init_buffer=init_buffer,
+        init_run=lambda key: fused.Run(agent.init(key), init_buffer()),
+    )
 
 
 def raw_action(
@@ -178,122 +186,114 @@ def raw_action(
     return windows.denormalise_action(statistics, action)
 
 
-def _world_model(config, statistics, *, state_size, action_size) -> WorldModel:
-    section = config.world_model
-    if section.dtype not in _DTYPES:
-        raise UserError(
-            f"config.world_model.dtype: expected one of {', '.join(_DTYPES)}, got {section.dtype!r}"
-        )
-    if section.prediction not in diffusion.PREDICTIONS:
-        raise UserError(
-            "config.world_model.prediction: expected one of "
-            f"{', '.join(diffusion.PREDICTIONS)}, got {section.prediction!r}"
-        )
-    if section.dim % section.groups:
-        raise UserError(
-            f"config.world_model.dim: expected a multiple of the {section.groups} groups, "
-            f"got {section.dim}"
-        )
-    diffusion.ddim_steps(section.diffusion_steps, config.rollout.sampling_steps)
-    network = networks.TemporalUNet(
-        dim=section.dim,
-        multipliers=tuple(section.multipliers),
-        kernel_size=section.kernel_size,
-        groups=section.groups,
-        dtype=_DTYPES[section.dtype],
-    )
-    bound = {
-        "network": network,
-        "alpha_bar": diffusion.cosine_schedule(section.diffusion_steps),
-        "prediction": section.prediction,
-        "statistics": statistics,
-    }
-    optimizer = learner.adam(
-        section.learning_rate,
-        schedule=section.schedule,
-        total_steps=section.steps,
-        warmup_steps=section.warmup_steps,
-    )
+# --- the methods --------------------------------------------------------------------------
 
-    def init(key):
-        params = world_model.init(
+
+def _dawm(config, statistics) -> _Method:
+    """States and rewards by diffusion, actions by inverse dynamics (DAWM, section 3)."""
+    model = _diffusion(config, statistics, world_model.DAWM)
+    inverse = models.make_inverse_dynamics(config, statistics)
+
+    def imagine(params: fused.Models, key: jax.Array, condition: Condition):
+        imagined = model.sample(params.world_model, key, _aimed(config, statistics, condition))
+        infer = functools.partial(inverse.infer, params.inverse_dynamics)
+        return rollout.complete(imagined, condition.action, infer)
+
+    return _Method({"world_model": model, "inverse_dynamics": inverse}, imagine)
+
+
+def _dwm(config, statistics) -> _Method:
+    """DAWM's diffusion as a value expansion of real states and actions (DWM, section 3.3)."""
+    model = _diffusion(config, statistics, world_model.DAWM)
+
+    def imagine(params: fused.Models, key: jax.Array, condition: Condition):
+        imagined = model.sample(params.world_model, key, _aimed(config, statistics, condition))
+        return rollout.to_expansions(imagined, condition)
+
+    return _Method({"world_model": model}, imagine)
+
+
+def _joint(config, statistics) -> _Method:
+    """Actions are diffused with states and rewards, as in Diffuser and SynthER's kin."""
+    model = _diffusion(config, statistics, world_model.JOINT)
+
+    def imagine(params: fused.Models, key: jax.Array, condition: Condition):
+        imagined = model.sample(params.world_model, key, _aimed(config, statistics, condition))
+        return rollout.to_transitions(imagined)
+
+    return _Method({"world_model": model}, imagine)
+
+
+def _one_step(config, statistics) -> _Method:
+    """A Gaussian model rolled out with a policy cloned from the data (DWM's baseline)."""
+    model = models.make_dynamics(config, statistics)
+    policy = models.make_policy(config, statistics)
+
+    def imagine(params: fused.Models, key: jax.Array, condition: Condition):
+        imagined = dynamics.roll_out(
             key,
-            network=network,
+            condition,
+            predict=functools.partial(model.predict, params.world_model),
+            act=functools.partial(policy.infer, params.policy),
+            statistics=statistics,
             horizon=config.horizon,
-            state_size=state_size,
-            action_size=action_size,
         )
-        return learner.init_state(params, optimizer)
+        return rollout.to_transitions(imagined)
 
-    def step(state, key, replay, shard, mean):
-        key_starts, key_draws = jax.random.split(key)
-        starts = jax.random.randint(key_starts, (section.batch_size,), 0, replay.num_train)
-        draws = world_model.draw(
-            key_draws,
-            batch_size=section.batch_size,
-            horizon=config.horizon,
-            channels=state_size + world_model.EXTRA_CHANNELS,
-            num_steps=section.diffusion_steps,
-            condition_dropout=section.condition_dropout,
-        )
-        starts, draws = shard((starts, draws))
-        window = windows.gather_windows(replay, starts, horizon=config.horizon)
-        return learner.fit_step(
-            state,
-            lambda params: world_model.loss(params, window, draws, **bound),
-            optimizer,
-            ema_decay=section.ema_decay,
-            mean=mean,
-        )
+    return _Method({"world_model": model, "policy": policy}, imagine)
 
-    # Five levels from nearly clean to pure noise.
-    levels = tuple(round(f * (section.diffusion_steps - 1)) for f in (0.0, 0.25, 0.5, 0.75, 1.0))
-    return WorldModel(
-        init=init,
-        step=step,
-        errors=functools.partial(world_model.denoising_errors, levels=levels, **bound),
-        levels=levels,
-        sample=functools.partial(
-            world_model.sample,
-            horizon=config.horizon,
-            num_steps=config.rollout.sampling_steps,
-            guidance=float(config.rollout.guidance),
-            eta=config.rollout.eta,
-            temperature=config.rollout.temperature,
-            **bound,
-        ),
+
+def _decision_diffuser(config, statistics) -> _Method:
+    """Plans states towards a return and acts by inverse dynamics (DD, algorithm 1)."""
+    section = config.planner
+    model = models.make_world_model(
+        config,
+        statistics,
+        Sampling(**{name: section[name] for name in Sampling._fields}),
+        world_model.STATES,
     )
+    inverse = models.make_inverse_dynamics(config, statistics)
 
-
-def _inverse_dynamics(config, statistics, *, state_size, action_size) -> InverseDynamics:
-    section = config.inverse_dynamics
-    network = networks.TanhMlp(tuple(section.hidden), action_size)
-    optimizer = learner.adam(
-        section.learning_rate, schedule=section.schedule, total_steps=section.steps
-    )
-
-    def init(key):
-        params = inverse_dynamics.init(key, network=network, state_size=state_size)
-        return learner.init_state(params, optimizer)
-
-    def step(state, key, replay, shard, mean):
-        rows = jax.random.randint(key, (section.batch_size,), 0, replay.num_train)
-        batch = windows.gather_transitions(replay, shard(rows))
-        return learner.fit_step(
-            state,
-            lambda params: inverse_dynamics.loss(params, batch, network=network),
-            optimizer,
-            ema_decay=section.ema_decay,
-            mean=mean,
+    def plan(params: fused.Models, key: jax.Array, observation: jax.Array) -> jax.Array:
+        state = windows.normalise_observation(statistics, observation)
+        wanted = rollout.target_return(
+            jnp.zeros(len(state)), statistics, rule="max_fraction", factor=section.target_fraction
         )
+        no_action = jnp.zeros((len(state), 0))
+        states = model.sample_tokens(params.world_model, key, Condition(state, no_action, wanted))
+        action = inverse.infer(params.inverse_dynamics, states[:, 0], states[:, 1])
+        return windows.denormalise_action(statistics, action)
 
-    return InverseDynamics(
-        init=init,
-        step=step,
-        errors=functools.partial(
-            inverse_dynamics.errors,
-            network=network,
-            action_half_range=(statistics.action_high - statistics.action_low) / 2,
-        ),
-        infer=functools.partial(inverse_dynamics.infer, network=network),
+    return _Method({"world_model": model, "inverse_dynamics": inverse}, plan=plan)
+
+
+def _diffusion(config, statistics, layout) -> WorldModel:
+    model, roll = config.world_model, config.rollout
+    sampling = Sampling(
+        horizon=config.horizon,
+        diffusion_steps=model.diffusion_steps,
+        prediction=model.prediction,
+        sampling_steps=roll.sampling_steps,
+        guidance=roll.guidance,
+        eta=roll.eta,
+        temperature=roll.temperature,
     )
+    return models.make_world_model(config, statistics, sampling, layout)
+
+
+def _aimed(config, statistics, condition: Condition) -> Condition:
+    """The condition with the target return instead of the start's own."""
+    wanted = rollout.target_return(
+        condition.return_to_go,
+        statistics,
+        rule=config.rollout.target_rule,
+        factor=config.rollout.target_factor,
+    )
+    return condition._replace(return_to_go=wanted)
+
+
+def _first_steps_of(imagine: fused.ImagineFn, horizon: int) -> fused.ImagineFn:
+    def first_steps(params: fused.Models, key: jax.Array, condition: Condition):
+        return rollout.first_steps(*imagine(params, key, condition), horizon=horizon)
+
+    return first_steps

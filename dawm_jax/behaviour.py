@@ -208,7 +208,8 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
 
     Args:
       settings: of the training.
-      workdir: for metrics, checkpoints, snapshots and at the end policies.npz.
+      workdir: for metrics, checkpoints, snapshots and policies.npz, which a training that is
+        stopped leaves as well.
       stop: looked at between rounds of training.
 
     Returns:
@@ -264,8 +265,10 @@ def _train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Po
         )
     finally:
         simulator.close()
-    policies = select(settings, workdir, list(log.lines("sac", "assess")))
-    save_policies(policies, workdir / "policies.npz")
+        # Also of a training that was stopped: whoever has seen enough can take these.
+        if scored := list(log.lines("sac", "assess")):
+            policies = select(settings, workdir, scored)
+            save_policies(policies, workdir / "policies.npz")
     return policies
 
 
@@ -433,7 +436,8 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
     """D4RL's tiers from the scored snapshots of a training.
 
     expert: the best score (mean of a snapshot and its two neighbours, against luck).
-    medium: the first score of a third of the expert's, both above a random policy's.
+    medium: the first that passes a third of the way from a random policy's return to an
+    expert's: D4RL's references, or else this training's own.
     replay-i: evenly spaced snapshots up to medium, whose data together stand for the
     replay buffer that SAC had there.
 
@@ -449,9 +453,9 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
     steps = [entry["step"] for entry in scored]
     padded = np.pad(returns, 1, mode="edge")
     expert = int(np.argmax((padded[:-2] + padded[1:-1] + padded[2:]) / 3))
-    references = evaluate.reference_returns(settings.environment)
-    random = references[0] if references else returns[0]
-    third = random + (returns[expert] - random) / 3
+    own = (float(returns[0]), float(returns[expert]))
+    low, high = evaluate.reference_returns(settings.environment) or own
+    third = min(low + (high - low) / 3, returns.max())
     medium = int(np.argmax(returns >= third))
     spaced = np.linspace(0, medium, min(REPLAY_POLICIES, medium + 1)).round().astype(int)
     chosen = {"medium": medium, "expert": expert}
@@ -465,6 +469,7 @@ def select(settings: Settings, workdir: pathlib.Path, scored: list[dict[str, Any
         {
             "algorithm": "SAC",
             "settings": dataclasses.asdict(settings),
+            "trained_steps": steps[-1],
             "policies": {
                 name: {"step": steps[index], "return_mean": float(returns[index])}
                 for name, index in chosen.items()

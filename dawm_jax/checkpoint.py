@@ -9,13 +9,17 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dawm_jax import parallel
 from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a stage in one folder.
+    """The checkpoints of a stage in one folder, shared by all processes of a job.
+
+    Every process makes the same calls. An array may be restored to other devices than it
+    was saved from, and to another number of processes.
 
     A checkpoint appears under its step's name only when it is complete; an earlier one is
     deleted only after that. A process killed at any moment leaves the last complete one.
@@ -58,13 +62,17 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         failure, unreadable = None, []
         for step in sorted(self._manager.all_steps(), reverse=True):
+            error = None
             try:
                 restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
                 _check_shapes(restored, abstract)
-            except Exception as error:
-                failure = failure or error
-                unreadable.append(step)
+            except Exception as caught:
+                error = caught
                 _log.warning("%s/%d cannot be restored: %s", self._folder, step, first_line(error))
+            # All processes go on from the same step, or none does.
+            if parallel.anywhere(error is not None):
+                failure = failure or error or OSError("another process could not read it")
+                unreadable.append(step)
                 continue
             if discard_damaged:
                 for damaged in unreadable:

@@ -24,9 +24,10 @@ _MISTAKES = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSErr
 
 
 def run(
-    main: Callable[[], None],
+    main: Callable[..., None],
     doc: str | None,
     *,
+    takes_arguments: bool = False,
     check: Callable[[], None] = lambda: None,
     explain: Callable[[str, list[str]], str] = lambda message, argv: message,
     more_help: Callable[[], str] = lambda: "",
@@ -40,6 +41,7 @@ def run(
       main: the command, called once flags, logging and the compile cache are set up. It
         should import JAX only then, so that --help and a wrong flag need not wait.
       doc: the module's text, which --help prints before the flags.
+      takes_arguments: whether words that are no flags are allowed; `main` gets their list.
       check: raises what is wrong with the parsed flags.
       explain: (message, argv) -> a better message for a mistake on the command line.
       more_help: what --help prints after the flags.
@@ -54,16 +56,19 @@ def run(
             check()
         except _MISTAKES as error:
             fail(explain(_readable(error), argv), 2)
-        if len(positional) > 1:
+        if len(positional) > 1 and not takes_arguments:
             fail(f"unexpected argument {positional[1]!r}: flags are written --name=value", 2)
         return positional
 
-    app.run(lambda argv: _call(main), flags_parser=parse)
+    app.run(
+        lambda argv: _call(lambda: main(argv[1:]) if takes_arguments else main()),
+        flags_parser=parse,
+    )
 
 
-def fail(message: str, code: int) -> None:
-    """Ends the program with one line."""
-    print(f"dawm_jax: {message}", file=sys.stderr)
+def fail(message: str, code: int, who: str = "") -> None:
+    """Ends the program with one line; `who` tells processes of one job apart."""
+    print(f"dawm_jax{who}: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -98,6 +98,30 @@ def load_dataset(name: str, *, cache: bool = True) -> OfflineDataset:
     return _cached(name, _fingerprint(*files), lambda: _read_minari(name), cache)
 
 
+def top_episodes(dataset: OfflineDataset, fraction: float) -> OfflineDataset:
+    """The share `fraction` of the episodes with the highest undiscounted returns, in order.
+
+    Raises:
+      UserError: `fraction` is not above 0 and at most 1.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise UserError(f"config.top_fraction: expected above 0 and at most 1, got {fraction}")
+    if fraction == 1.0:
+        return dataset
+    returns, ends = dataset.episode_returns, dataset.episode_ends
+    kept = np.zeros(len(ends), bool)
+    kept[np.argsort(-returns, kind="stable")[: int(np.ceil(fraction * len(ends)))]] = True
+    rows = np.repeat(kept, np.diff(ends, prepend=-1))
+    arrays = {
+        field.name: getattr(dataset, field.name)[rows]
+        for field in dataclasses.fields(dataset)
+        if isinstance(getattr(dataset, field.name), np.ndarray)
+    }
+    return dataclasses.replace(
+        dataset, name=f"{dataset.name}, best {100 * fraction:g} % of episodes", **arrays
+    )
+
+
 def is_local(name: str) -> bool:
     """Whether a Minari dataset is on this machine (or half of it, from a broken download)."""
     import minari

@@ -1,7 +1,8 @@
 """What a run will do and about how long it takes here, before it starts."""
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,28 @@ _LAUNCH_SECONDS = 3e-6
 _LONG_SECONDS = 3600.0
 
 
+class StageCost(NamedTuple):
+    """What a stage computes, whatever it runs on.
+
+    Attributes:
+      text: the stage, for people.
+      steps: that follow one another.
+      flops: of one step, one seed.
+      operations: of one step's lowered program; seeds share them.
+      parameters: whose gradients the devices exchange each step; 0 if they need not.
+      seeds: that are computed beside each other.
+      shared: whether devices can share one seed's step by its batch.
+    """
+
+    text: str
+    steps: int
+    flops: float
+    operations: int
+    parameters: int = 0
+    seeds: int = 1
+    shared: bool = True
+
+
 def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
     """Lines for people: the stages, their rough durations, and a shorter variant if long."""
     rate = matmul_rate()
@@ -27,10 +50,10 @@ def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
         f"{rate / 1e9:,.0f} GFLOP/s"
     ]
     total = 0.0
-    for name, count, cost in _stages(config, parts, replay):
-        seconds = count * _step_seconds(cost, rate)
+    for stage in stages(config, parts, replay):
+        seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
-        lines.append(f"will run {name}: about {format_seconds(seconds)}")
+        lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
     lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
     if total > _LONG_SECONDS and "quick" not in config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
@@ -49,48 +72,69 @@ def matmul_rate(size: int = 1024, seconds: float = 0.2) -> float:
     return count * 2 * size**3 / (time.monotonic() - start)
 
 
-def _stages(config, parts, replay):
-    """(name, steps, (FLOPs, operations) of a step) of every stage."""
+def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
+    """Every stage of a run, counted from its lowered programs."""
     key = jax.random.key(0)
     keep = lambda tree: tree
     training, roll = config.training, config.rollout
+    models = None
     if training.real_fraction < 1.0:
         states = {}
-        for name, functions, section in (
-            ("world model", parts.world_model, config.world_model),
-            ("inverse dynamics", parts.inverse_dynamics, config.inverse_dynamics),
-        ):
-            states[name] = jax.eval_shape(functions.init, key)
-            step = lambda s, r, f=functions: f.step(s, key, r, keep, keep)
-            size = networks.count_parameters(states[name].params)
-            text = f"{name}, {size:,} parameters, {section.steps:,} steps of {section.batch_size}"
-            yield text, section.steps, _cost(step, states[name], replay)
-        models = fused.Models(*(state.average for state in states.values()))
-        starts = jnp.zeros(roll.windows_per_round, jnp.int32)
+        for name, model in parts.models.items():
+            state = states[name] = jax.eval_shape(model.init, key)
+            step = lambda s, r, f=model: f.step(s, key, r, keep, keep)
+            section, size = model.section, networks.count_parameters(state.params)
+            text = f"{name.replace('_', ' ')}, {size:,} parameters, {section.steps:,} steps of "
+            text += f"{section.batch_size}"
+            yield StageCost(text, section.steps, *_cost(step, state, replay), size)
+        models = fused.Models(**{name: state.average for name, state in states.items()})
+    if parts.plan is not None:
+        yield _planning(config, parts, models, replay)
+        return
+    imagine = parts.imagine
+    if models is not None and imagine is not None:
+        starts = jnp.zeros(parts.num_windows, jnp.int32)
         flops, operations = _cost(
-            lambda m, r: parts.imagine(m, key, windows.gather_conditions(r, starts)),
+            lambda m, r: imagine(m, key, windows.gather_conditions(r, starts)),
             models,
             replay,
         )
-        # The cost of a scan is reported for one turn.
-        generation = (flops * roll.sampling_steps, operations * roll.sampling_steps)
         rounds = training.updates // roll.updates_per_round
         rounds += roll.prefill_transitions // (roll.windows_per_round * config.horizon)
         transitions = rounds * roll.windows_per_round * config.horizon
         text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
-        yield text, rounds * config.num_seeds, generation
+        # The cost of a scan is reported for one turn.
+        turns = config.horizon if config.method == "one_step" else roll.sampling_steps
+        yield StageCost(text, rounds, flops * turns, operations * turns, seeds=config.num_seeds)
     agent = parts.agent
-    state = jax.eval_shape(agent.init, key)
-    rows = jnp.zeros((agent.batches_per_update, training.batch_size), jnp.int32)
-    cost = _cost(
-        lambda s, r: agent.update(s, windows.gather_transitions(r, rows), key), state, replay
-    )
+    draw = {"num_batches": agent.batches_per_update, "batch_size": training.batch_size}
+
+    def update(run, replay):
+        batches = fused.draw_batches(
+            key, run.buffer, replay, real_fraction=training.real_fraction, **draw
+        )
+        return agent.update(run.agent, batches, key)
+
+    cost = _cost(update, jax.eval_shape(parts.init_run, key), replay)
     updates = f"{training.updates:,} updates of {training.batch_size}"
-    yield (
+    yield StageCost(
         f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
-        config.num_seeds * training.updates // agent.batches_per_update,
-        cost,
+        training.updates // agent.batches_per_update,
+        *cost,
+        seeds=config.num_seeds,
+        shared=False,
     )
+
+
+def _planning(config, parts, models, replay) -> StageCost:
+    """The final evaluation of a method that plans, of episodes as long as the data's."""
+    section, planner = config.evaluation, config.planner
+    episodes = section.final_episodes * config.num_seeds
+    observations = jnp.zeros((episodes, replay.state_size))
+    cost = _cost(lambda m, o: parts.plan(m, jax.random.key(0), o), models, observations)
+    steps = len(replay) // int(jnp.unique(replay.episode_end).size)
+    text = f"planning, {episodes} episodes of about {steps} steps, {planner.sampling_steps} each"
+    return StageCost(text, steps * planner.sampling_steps, *cost)
 
 
 def _cost(function, *arguments) -> tuple[float, int]:
@@ -101,7 +145,6 @@ def _cost(function, *arguments) -> tuple[float, int]:
     return float(analysis.get("flops", 0.0)), lowered.as_text().count(" = stablehlo.")
 
 
-def _step_seconds(cost: tuple[float, int], rate: float) -> float:
-    flops, operations = cost
+def _step_seconds(flops: float, operations: int, rate: float) -> float:
     launches = 0.0 if jax.default_backend() == "cpu" else operations * _LAUNCH_SECONDS
     return max(flops / (_EFFICIENCY * rate), launches)

@@ -15,8 +15,8 @@ from flax import struct
 from dawm_jax import rollout, windows
 from dawm_jax.agents import Agent
 from dawm_jax.learner import Metrics, Params, scan_steps
-from dawm_jax.rollout import Buffer
-from dawm_jax.types import Condition, Transition
+from dawm_jax.rollout import Buffer, Rows
+from dawm_jax.types import Condition
 from dawm_jax.windows import Replay
 
 
@@ -30,14 +30,15 @@ class Run:
 
 @struct.dataclass
 class Models:
-    """Parameters of the trained world model and inverse dynamics model."""
+    """Parameters of the trained models; which ones there are depends on the method."""
 
     world_model: Params
-    inverse_dynamics: Params
+    inverse_dynamics: Params = None
+    policy: Params = None
 
 
-# (models, key, condition [B]) -> transitions [B * H], valid [B * H]
-ImagineFn = Callable[[Models, jax.Array, Condition], tuple[Transition, jax.Array]]
+# (models, key, condition [B]) -> transitions [B * H], valid [B * H]; or expansions [B], [B, H]
+ImagineFn = Callable[[Models, jax.Array, Condition], tuple[Rows, jax.Array]]
 
 
 def imagine_from_data(
@@ -48,7 +49,7 @@ def imagine_from_data(
     imagine: ImagineFn,
     num_windows: int,
     shard: Callable[[Any], Any] = lambda tree: tree,
-) -> tuple[Transition, jax.Array]:
+) -> tuple[Rows, jax.Array]:
     """Generates windows from training steps drawn uniformly with replacement.
 
     Args:
@@ -60,7 +61,7 @@ def imagine_from_data(
       shard: spreads a batch over devices.
 
     Returns:
-      Transitions [B * H], valid [B * H]; see `rollout.complete`.
+      See `ImagineFn`.
     """
     key_starts, key_imagine = jax.random.split(key)
     starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
@@ -111,15 +112,15 @@ def draw_batches(
     num_batches: int,
     batch_size: int,
     real_fraction: float,
-) -> Transition:
-    """Minibatches of real and synthetic transitions, [num_batches, batch_size, ...].
+) -> Rows:
+    """Minibatches of real and synthetic rows, [num_batches, batch_size, ...].
 
     The number of real rows is `real_fraction` of a batch, rounded; real rows come from
     the whole dataset.
     """
     num_real = round(real_fraction * batch_size)
     key_real, key_synthetic = jax.random.split(key)
-    parts = []
+    parts: list[Rows] = []
     if num_real:
         rows = jax.random.randint(key_real, (num_batches, num_real), 0, len(replay))
         parts.append(windows.gather_transitions(replay, rows))

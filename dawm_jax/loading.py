@@ -30,9 +30,10 @@ class LoadedRun:
     Attributes:
       config: of the run.
       statistics: of its training data (normalisers and scales).
-      policies: parameters of all seeds' agents, leading axis seeds.
-      models: parameters of the world model and the inverse dynamics model; None for a run
-        on real data only.
+      policies: parameters of all seeds' agents, leading axis seeds; None for a method that
+        plans, whose seeds are the keys of its plans.
+      models: parameters of the models that the method trains; None for a run on real data
+        only.
       functions: the bound pure functions of the run, see `assembly.Assembly`.
     """
 
@@ -44,8 +45,13 @@ class LoadedRun:
 
     def policy(self, observation: np.ndarray, seed: int = 0) -> np.ndarray:
         """The deterministic action of one seed's agent, [..., S] -> [..., A]."""
-        agent = jax.tree.map(lambda leaf: leaf[seed], self.policies)
-        return np.asarray(self._act(agent, jnp.asarray(observation, jnp.float32)))
+        inputs = jnp.asarray(observation, jnp.float32)
+        if self.functions.plan is None:
+            agent = jax.tree.map(lambda leaf: leaf[seed], self.policies)
+            return np.asarray(self._act(agent, inputs))
+        batch = inputs.reshape(-1, inputs.shape[-1])
+        actions = np.asarray(self._plan(self.models, jax.random.key(seed), batch))
+        return actions.reshape(*inputs.shape[:-1], -1)
 
     def inverse_dynamics(self, observation: np.ndarray, next_observation: np.ndarray):
         """The action between two observations, [..., S], [..., S] -> [..., A]."""
@@ -53,6 +59,8 @@ class LoadedRun:
             windows.normalise_observation(self.statistics, jnp.asarray(x, jnp.float32))
             for x in (observation, next_observation)
         )
+        if self.functions.inverse_dynamics is None:
+            raise UserError(f"method {self.config.method} has no inverse dynamics model")
         action = self._infer(self._need_models().inverse_dynamics, *states)
         return np.asarray(windows.denormalise_action(self.statistics, action))
 
@@ -71,7 +79,7 @@ class LoadedRun:
           Transitions [B, H, ...] and valid [B, H]: steps after a termination are not.
         """
         starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
-        return jax.tree.map(np.asarray, self._imagine(self._need_models(), key, *starts))
+        return jax.tree.map(np.asarray, self._imagine(self._need_generator(), key, *starts))
 
     def generator(
         self, replay: windows.Replay, num_windows: int
@@ -86,7 +94,7 @@ class LoadedRun:
           key -> transitions [B, H, ...] and valid [B, H] on the device, dispatched without
           waiting; as `imagine` gives them from starts drawn as in training.
         """
-        models = self._need_models()
+        models = self._need_generator()
 
         def program(key, models, replay):
             out, valid = fused.imagine_from_data(
@@ -113,21 +121,35 @@ class LoadedRun:
         return jax.jit(functools.partial(raw_action, self.functions.agent, self.statistics))
 
     @functools.cached_property
+    def _plan(self) -> Callable[..., jax.Array]:
+        assert self.functions.plan is not None
+        return jax.jit(self.functions.plan)
+
+    @functools.cached_property
     def _infer(self) -> Callable[..., jax.Array]:
+        assert self.functions.inverse_dynamics is not None
         return jax.jit(self.functions.inverse_dynamics.infer)
 
     @functools.cached_property
     def _imagine(self) -> Callable[..., tuple[Transition, jax.Array]]:
+        assert self.functions.imagine is not None
+        imagine = self.functions.imagine
+
         def program(models, key, observation, action, return_to_go):
             condition = Condition(
                 windows.normalise_observation(self.statistics, observation),
                 windows.normalise_action(self.statistics, action),
                 return_to_go / self.statistics.return_scale,
             )
-            out, valid = self.functions.imagine(models, key, condition)
+            out, valid = imagine(models, key, condition)
             return windows.raw_windows(self.statistics, out, valid, num_windows=len(observation))
 
         return jax.jit(program)
+
+    def _need_generator(self) -> fused.Models:
+        if self.config.method in ("dwm", "decision_diffuser"):
+            raise UserError(f"method {self.config.method} generates no transitions")
+        return self._need_models()
 
     def _need_models(self) -> fused.Models:
         if self.models is None:
@@ -148,43 +170,48 @@ def load_run(workdir: str | pathlib.Path) -> LoadedRun:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} is not a run: expected a config.json in it")
-    config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    blank = _blank_statistics(workdir)
+    config = _read_config(path)
+    plans = config.method == "decision_diffuser"
+    blank = _blank_statistics(workdir, "world_model" if plans else "agent")
     functions = assemble(config, blank)
     key = jax.random.key(0)
+    load = functools.partial(_load, workdir, statistics=blank)
 
-    keys = jax.random.split(key, config.num_seeds)
-    saved = _load(workdir, "agent", jax.vmap(functions.init_run), keys, blank)
-    models = None
+    saved, models, policies = {}, None, None
     if config.training.real_fraction < 1.0:
-        models = fused.Models(
-            *(
-                _load(workdir, name, init, key, blank)["state"].average
-                for name, init in (
-                    ("world_model", functions.world_model.init),
-                    ("inverse_dynamics", functions.inverse_dynamics.init),
-                )
-            )
-        )
-    statistics = saved["statistics"]
+        saved = {name: load(name, model.init, key) for name, model in functions.models.items()}
+        models = fused.Models(**{name: s["state"].average for name, s in saved.items()})
+    if not plans:
+        keys = jax.random.split(key, config.num_seeds)
+        saved["agent"] = load("agent", jax.vmap(functions.init_run), keys)
+        policies = saved["agent"]["state"].agent
+    statistics = next(iter(saved.values()))["statistics"]
     return LoadedRun(
         config=config,
         statistics=statistics,
-        policies=saved["state"].agent,
+        policies=policies,
         models=models,
         functions=assemble(config, statistics),
     )
 
 
-def _blank_statistics(workdir: pathlib.Path) -> Statistics:
+def _read_config(path: pathlib.Path) -> Any:
+    """A run's configuration; fields that are younger than the run say what it did."""
+    stored = json.loads(path.read_text())
+    stored = {"method": "dawm", "top_fraction": 1.0, **stored}
+    stored["rollout"] = {"real_actions_only": False, **stored["rollout"]}
+    return ml_collections.ConfigDict(stored)
+
+
+def _blank_statistics(workdir: pathlib.Path, stage: str) -> Statistics:
     """Zeros of the shapes that the run's statistics have."""
-    checkpoints = _checkpoints(workdir, "agent")
+    checkpoints = _checkpoints(workdir, stage)
     shapes = checkpoints.shapes()["statistics"]
     checkpoints.close()
     return Statistics(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
 
 
-def _load(workdir: pathlib.Path, stage: str, init, key: jax.Array, statistics: Statistics):
+def _load(workdir: pathlib.Path, stage: str, init, key: jax.Array, *, statistics: Statistics):
     """A stage's newest checkpoint; `init` and `statistics` give its structure."""
     shapes = {"state": jax.eval_shape(init, key), "statistics": statistics}
     checkpoints = _checkpoints(workdir, stage)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dawm_jax import parallel
 from dawm_jax.checkpoint import Checkpoints
 from dawm_jax.metrics import MetricsFile, Progress, Writer
 from dawm_jax.types import UserError
@@ -111,6 +112,8 @@ def run_stage(
       writers: optional further writers.
       stop: looked at between chunks.
 
+    Every process of a job runs this with the same arguments.
+
     Returns:
       The final state.
 
@@ -135,7 +138,8 @@ def run_stage(
         # A run stopped between its last checkpoint and the assessment there makes up for it.
         recorder.assess_if_due(state, step)
         while step < stage.total_steps:
-            if stop.signal is not None:
+            # A signal to any process stops all of them at the same step.
+            if parallel.anywhere(stop.signal is not None):
                 recorder.flush()
                 _save(checkpoints, step, state, statistics)
                 raise Interrupted(f"{stage.name} at {stage.unit} {step}")
@@ -182,7 +186,9 @@ class _Recorder:
             self._programs[steps] = self._stage.compile(steps).compile(state, first)
             self._compile_seconds += time.monotonic() - start
             self._mark = time.monotonic()
-        if self._progress is None:  # not before compilation: it would spoil the time left
+        if (
+            self._progress is None and parallel.is_first()
+        ):  # not before compilation: it would spoil the time left
             stage = self._stage
             self._progress = Progress(stage.name, stage.total_steps, stage.unit, step)
         return self._programs[steps](state, first)
@@ -204,7 +210,10 @@ class _Recorder:
         # Due once a chunk has passed a multiple of `assess_steps`, and at the end.
         passed = step % stage.assess_steps < stage.chunk_steps
         due = step > 0 and (passed or step == stage.total_steps)
-        if not due or any(e["step"] == step for e in self._log.lines(stage.name, "assess")):
+        if not due:
+            return
+        recorded = any(e["step"] == step for e in self._log.lines(stage.name, "assess"))
+        if parallel.anywhere(recorded):  # only the first process has the log
             return
         self.flush()
         start = time.monotonic()

@@ -9,6 +9,11 @@ Examples:
   python -m dawm_jax.main --config=configs/hopper.py --config.dataset=mujoco/hopper/medium-v0
   python -m dawm_jax.main --config=configs/hopper.py --config.dataset=/data/hopper_medium-v2.hdf5
   python -m dawm_jax.main --config=configs/hopper.py:quick --config.training.real_fraction=1.0
+  python -m dawm_jax.main --config=configs/hopper.py:quick --config.method=dwm
+
+Several processes, each with its devices: under SLURM's srun and on the hosts of a Cloud TPU
+slice they find each other; elsewhere each gets --coordinator_address=HOST:PORT
+--num_processes=N --process_id=I and a --workdir that all can write.
 
 The same command on the same --workdir resumes the run. Variants: configs/X.py (the full
 protocol, for a GPU), configs/X.py:quick (minutes on a CPU), configs/X.py:smoke (seconds).
@@ -16,6 +21,7 @@ protocol, for a GPU), configs/X.py:quick (minutes on a CPU), configs/X.py:smoke 
 
 import difflib
 import hashlib
+import logging
 import pathlib
 import re
 import sys
@@ -40,23 +46,35 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run: configuration, metrics, results, checkpoints. "
     "Default: runs/ and a name made of the configuration",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "host:port of process 0, for several processes"
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0")
 
 
 def main() -> None:
     """Runs the configured training; see the module's text."""
-    from dawm_jax import loop, train
+    from dawm_jax import loop, parallel, train
+    from dawm_jax.types import UserError
 
+    fail = lambda message, code: cli.fail(message, code, parallel.describe_process())
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
-    cli.log.info("workdir: %s", workdir)
     try:
+        parallel.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        cli.log.setLevel(logging.INFO if parallel.is_first() else logging.WARNING)
+        cli.log.info("workdir: %s", workdir)
         train.run(config, workdir)
+        parallel.leave()
+    except UserError as error:
+        fail(str(error), 1)
     except OSError as error:
-        cli.fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
+        fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
     except loop.Interrupted as interruption:
-        cli.fail(f"stopped in {interruption}; the same command resumes there", 143)
+        fail(f"stopped in {interruption}; the same command resumes there", 143)
     except KeyboardInterrupt:
-        cli.fail("interrupted; the same command resumes at the last checkpoint", 130)
+        fail("interrupted; the same command resumes at the last checkpoint", 130)
 
 
 def run() -> None:
@@ -123,7 +141,8 @@ def _config_fields() -> str:
 def _default_workdir(config) -> str:
     name = config.environment.split("-")[0].lower()
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).hexdigest()[:8]
-    parts = ["runs/" + name, *config.variant.split(","), config.agent, digest]
+    method = "" if config.method == "dawm" else config.method
+    parts = ["runs/" + name, *config.variant.split(","), method, config.agent, digest]
     return "-".join(filter(None, parts))
 
 

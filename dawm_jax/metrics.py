@@ -26,14 +26,19 @@ class Writer(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, {"stage", "step", ...}, flushed as it is written."""
+    """metrics.jsonl: one object a line, {"stage", "step", ...}, flushed as it is written.
 
-    def __init__(self, path: pathlib.Path):
-        self._path = path
+    Args:
+      path: of the file.
+      active: False reads and writes nothing: another process does.
+    """
+
+    def __init__(self, path: pathlib.Path, *, active: bool = True):
+        self._path, self._active = path, active
 
     def lines(self, stage: str | None = None, kind: str | None = None) -> Iterator[dict[str, Any]]:
         """The recorded objects, optionally of one stage and kind."""
-        if not self._path.exists():
+        if not self._active or not self._path.exists():
             return
         for line in self._path.read_text().splitlines():
             try:
@@ -45,12 +50,16 @@ class MetricsFile:
 
     def append(self, stage: str, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds one line. Numbers that are not finite become null, as JSON has none."""
+        if not self._active:
+            return
         entry = {"stage": stage, "kind": kind, "step": step, **_jsonable(values)}
         with self._path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what `stage` recorded after `step`: a resumed run will record it again."""
+        if not self._active:
+            return
         kept = [e for e in self.lines() if e["stage"] != stage or e["step"] <= step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))

@@ -269,6 +269,7 @@ class TemporalUNet(nn.Module):
       kernel_size: taps of the residual blocks.
       groups: of the group normalisation.
       dtype: of the computation; parameters, statistics and the output stay float32.
+      on_action: whether the first action is a condition at all.
     """
 
     dim: int
@@ -276,6 +277,7 @@ class TemporalUNet(nn.Module):
     kernel_size: int
     groups: int
     dtype: jnp.dtype = jnp.float32
+    on_action: bool = True
 
     @nn.compact
     def __call__(
@@ -328,8 +330,10 @@ class TemporalUNet(nn.Module):
         of_step = _MishMlp((4 * dim, dim), dtype)(sinusoidal_embedding(step, dim))
         of_return = _MishMlp((dim, 4 * dim, dim), dtype)(return_to_go[:, None])
         of_return = of_return * conditioned[:, None].astype(dtype)
-        of_action = _MishMlp((dim, 4 * dim, dim), dtype)(action)
-        return jnp.concatenate([of_step, of_return, of_action], axis=-1)
+        parts = [of_step, of_return]
+        if self.on_action:
+            parts.append(_MishMlp((dim, 4 * dim, dim), dtype)(action))
+        return jnp.concatenate(parts, axis=-1)
 
 
 def init_in_one_draw(network: nn.Module, key: jax.Array, *inputs: jax.Array) -> dict:

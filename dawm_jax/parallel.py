@@ -1,4 +1,7 @@
-"""Devices and meshes: the only module that names them.
+"""Processes, devices and meshes: the only module that names them.
+
+A job may be several processes, each with its own devices (`join`); jax.distributed connects
+them. All run the same program on global arrays, and the first alone writes files and the log.
 
 Two ways to spread the same program, with the same numbers:
   "mesh"  jit over a ("seed", "data") mesh with named shardings (the default); random
@@ -9,22 +12,31 @@ Model training spreads its batch over all devices. Agents spread their seeds fir
 mesh, devices that seeds leave over share the generated windows.
 """
 
+import importlib.util
+import json
 import math
 import os
 import platform
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, first_line
+
+T = TypeVar("T")
 
 MODES = ("mesh", "pmap")
 
 _AXIS = "devices"  # the only axis of pmap
 _SEED, _DATA = "seed", "data"  # the axes of the mesh
+_FAREWELL_SECONDS = 20
 
 
 class Placement(NamedTuple):
@@ -39,6 +51,7 @@ class Placement(NamedTuple):
       shard_windows: inside a seed's program, spreads generated windows.
       replicate: puts a tree on every device.
       place_seeds: puts a tree with a leading seed axis where its seeds are computed.
+      make_seeds: a function of nothing that makes such a tree -> it, made in place.
     """
 
     num_devices: int
@@ -49,16 +62,175 @@ class Placement(NamedTuple):
     shard_windows: Callable[[Any], Any]
     replicate: Callable[[Any], Any]
     place_seeds: Callable[[Any], Any]
+    make_seeds: Callable[[Callable[[], Any]], Any]
+
+
+# --- processes ----------------------------------------------------------------------------
+
+
+def join(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connects this process to the others of its job, before anything is computed.
+
+    Does nothing where there are no others. Without arguments the job is what `srun` started
+    (SLURM), or the hosts of a Cloud TPU slice.
+
+    Args:
+      coordinator_address: host:port of process 0.
+      num_processes: of the job.
+      process_id: of this one, from 0.
+
+    Raises:
+      UserError: only some of the arguments, or the others cannot be reached.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if any(value is not None for value in given):
+        if coordinator_address is None or num_processes is None or process_id is None:
+            raise UserError(
+                "expected --coordinator_address, --num_processes and --process_id together"
+            )
+        if not 0 <= process_id < num_processes:
+            raise UserError(
+                f"--process_id: expected 0 to {num_processes - 1} with "
+                f"--num_processes={num_processes}, got {process_id}"
+            )
+        size = num_processes
+    else:
+        size = _world_size(os.environ)
+    if size == 1:
+        return
+    # Its own handler of SIGTERM would replace loop.stop_on_signals, and it only tells of
+    # steps that grow by one.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            *given,
+            local_device_ids=_slurm_devices(os.environ),
+            # How long a process that fails alone keeps the others waiting for it.
+            shutdown_timeout_seconds=_FAREWELL_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"the {size} processes of this job did not find each other ({first_line(error)}); "
+            "check that all were started, and the coordinator's address and port"
+        ) from error
+
+
+def leave() -> None:
+    """Waits, however long, for the other processes to come to their end, and disconnects."""
+    if jax.distributed.is_initialized():
+        exchange(None)
+        jax.distributed.shutdown()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files and the log."""
+    return jax.process_index() == 0
+
+
+def describe_process() -> str:
+    """ " (process 2 of 4)", or nothing for the first or only one."""
+    return "" if is_first() else f" (process {jax.process_index()} of {jax.process_count()})"
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is set in any process; all must ask at the same point."""
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+
+
+def exchange(value: Any) -> list[Any]:
+    """Every process's `value`, in their order; all must call it at the same point.
+
+    Args:
+      value: what JSON can hold.
+    """
+    text = json.dumps(value).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    # JSON ignores spaces at its end.
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
+    return [json.loads(bytes(row)) for row in rows]
+
+
+def in_turn(function: Callable[[], T]) -> T:
+    """`function()` on the first process, and when it is done on the others.
+
+    What the first downloads, caches or creates is there for the others.
+
+    Raises:
+      UserError: of any process, on all of them.
+    """
+    for turn in (is_first(), not is_first()):
+        message = None
+        if turn:
+            try:
+                result = function()
+            except UserError as error:
+                message = str(error)
+        messages = [text for text in exchange(message) if text is not None]
+        if messages:
+            raise UserError(messages[0])
+        if jax.process_count() == 1:
+            break
+    return result
+
+
+def local_copy(tree: Any) -> Any:
+    """This process's own copy of a tree that `Placement.replicate` placed."""
+    return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+def _world_size(environment: Mapping[str, str]) -> int:
+    """Processes of this job, from what started it."""
+    step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    # Without a step, as in the body of a batch script, nobody started the other tasks.
+    if all(name in environment for name in step):
+        return int(environment["SLURM_NTASKS"])
+    platforms = environment.get("JAX_PLATFORMS", "tpu")
+    if "tpu" in platforms.split(",") and importlib.util.find_spec("libtpu") is not None:
+        return _tpu_hosts(environment)
+    return 1
+
+
+def _tpu_hosts(environment: Mapping[str, str]) -> int:
+    """Hosts of this TPU slice: on Kubernetes a variable, else the machine's metadata."""
+    if names := environment.get("TPU_WORKER_HOSTNAMES"):
+        return len(names.split(","))
+    server = environment.get("GCE_METADATA_IP", "metadata.google.internal")
+    request = urllib.request.Request(
+        f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints",
+        headers={"Metadata-Flavor": "Google"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=5.0) as answer:
+            return len(answer.read().decode().split(","))
+    except (urllib.error.URLError, OSError):
+        return 1  # a TPU machine outside that cloud
+
+
+def _slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """All GPUs of the node where it runs one task; None leaves it to JAX: one GPU a task."""
+    tasks, nodes = environment.get("SLURM_NTASKS"), environment.get("SLURM_STEP_NUM_NODES")
+    if tasks is None or tasks != nodes or "SLURM_GPUS_ON_NODE" not in environment:
+        return None
+    return list(range(int(environment["SLURM_GPUS_ON_NODE"])))
+
+
+# --- devices ------------------------------------------------------------------------------
 
 
 def describe_devices() -> str:
-    """Platform and kind of the local devices, for logs and results."""
+    """Number and kind of the job's devices, for logs and results."""
     devices = jax.local_devices()
+    processes = jax.process_count()
+    suffix = f", {processes} processes" if processes > 1 else ""
     if devices[0].platform == "cpu":
         # JAX calls every CPU "cpu"; times mean something only with its kind and cores.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{len(devices)} x cpu ({cores} cores, {_cpu_model()})"
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+        return f"{jax.device_count()} x cpu ({cores} cores, {_cpu_model()}){suffix}"
+    return f"{jax.device_count()} x {devices[0].device_kind} ({devices[0].platform}){suffix}"
 
 
 def _cpu_model() -> str:
@@ -78,7 +250,7 @@ def on_one_device(tree: Any) -> Any:
 
 
 def place(mode: str, *, num_seeds: int, batch_sizes: dict[str, int]) -> Placement:
-    """Chooses a placement over all local devices.
+    """Chooses a placement over all devices of all processes.
 
     Args:
       mode: one of MODES.
@@ -90,7 +262,7 @@ def place(mode: str, *, num_seeds: int, batch_sizes: dict[str, int]) -> Placemen
     """
     if mode not in MODES:
         raise UserError(f"config.parallel: expected one of {', '.join(MODES)}, got {mode!r}")
-    devices = jax.local_devices()
+    devices = jax.devices()
     count = len(devices)
     for name, size in batch_sizes.items():
         if size % count:
@@ -99,6 +271,10 @@ def place(mode: str, *, num_seeds: int, batch_sizes: dict[str, int]) -> Placemen
                 "or show fewer devices (CUDA_VISIBLE_DEVICES)"
             )
     if mode == "pmap":
+        if jax.process_count() > 1:
+            raise UserError(
+                "config.parallel: pmap works in one process only; use config.parallel=mesh"
+            )
         if num_seeds % count:
             raise UserError(
                 f"config.num_seeds: expected a multiple of the {count} devices with "
@@ -137,9 +313,27 @@ def _mesh_placement(devices: list[jax.Device], num_seeds: int) -> Placement:
         mean=lambda tree: tree,
         map_seeds=lambda f: jax.jit(over_seeds(f), donate_argnums=0),
         shard_windows=lambda tree: constrain(tree, _DATA),
-        replicate=lambda tree: jax.device_put(tree, sharding()),
-        place_seeds=lambda tree: jax.device_put(tree, sharding(_SEED)),
+        replicate=lambda tree: _put(tree, sharding()),
+        place_seeds=lambda tree: _put(tree, sharding(_SEED)),
+        make_seeds=lambda make: jax.jit(make, out_shardings=sharding(_SEED))(),
     )
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """`tree` under `sharding`; its host arrays must be the same in every process."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        # Every process takes its part of what it has: nothing travels between them.
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
 
 
 def _pmap_placement(devices: list[jax.Device]) -> Placement:
@@ -189,6 +383,7 @@ def _pmap_placement(devices: list[jax.Device]) -> Placement:
         shard_windows=lambda tree: tree,
         replicate=lambda tree: jax.tree.map(jnp.asarray, tree),
         place_seeds=lambda tree: jax.tree.map(jnp.asarray, tree),
+        make_seeds=lambda make: jax.jit(make)(),
     )
 
 

@@ -7,6 +7,7 @@ medium-expert (half of each). Actions are sampled, episodes are whole.
 
 import logging
 import re
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -203,7 +204,8 @@ def make(
     environment, tier = recipe.environment, recipe.tier
     parts = parts_of(tier, policies)
     steps = recipe.steps or default_steps(tier, policies)
-    metadata = {
+    start = time.monotonic()
+    metadata: dict[str, Any] = {
         "description": _description(recipe, policies),
         "algorithm_name": "random" if tier == "random" else "SAC",
         "code_permalink": "",
@@ -230,6 +232,7 @@ def make(
                     reported = done
                     progress.report(min(done, steps), {"return": episode.rewards.sum()})
         progress.close()
+        metadata["collection"]["seconds"] = round(time.monotonic() - start, 1)
 
 
 def _description(recipe: Recipe, policies: Policies | None) -> str:

@@ -1,12 +1,17 @@
 """The whole training, read from top to bottom.
 
-load -> world model -> inverse dynamics -> agents on synthetic transitions -> report
+load -> models of the method -> agents on what they generate -> results
+
+A method that plans instead of learning a policy is evaluated as it is.
 """
 
 import contextlib
 import functools
+import itertools
 import logging
 import pathlib
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,21 +26,20 @@ from dawm_jax import (
     learner,
     loop,
     parallel,
-    report,
+    results,
     run_folder,
     tiers,
-    windows,
 )
 from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
-from dawm_jax.metrics import MetricsFile, make_writers
+from dawm_jax.metrics import MetricsFile, Writer, make_writers
+from dawm_jax.models import Trainable
 from dawm_jax.types import UserError
 from dawm_jax.windows import Replay
-from dawm_jax.world_model import EXTRA_CHANNELS
 
 _log = logging.getLogger(__name__)
 
 # Streams of the run's root key; each consumer folds its own steps into its stream.
-_MODEL_STREAM, _INVERSE_STREAM, _AGENT_STREAM = range(3)
+_STREAMS = {"world_model": 0, "inverse_dynamics": 1, "agent": 2, "policy": 3, "planner": 4}
 # Windows and transitions of the held-out diagnostics.
 _MAX_HELD_OUT = 2_048
 
@@ -48,21 +52,19 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
       workdir: the run's folder, made when absent.
 
     Returns:
-      What results.json holds.
+      What results.json holds; nothing on other processes than the first, which alone
+      evaluates, logs and writes everything but checkpoints.
 
     Raises:
       UserError: a mistake in the configuration, the data or the folder.
       loop.Interrupted: a signal asked to stop; the same call resumes.
     """
     _check(config)
-    with (
-        run_folder.own(workdir, config.to_dict()),
-        loop.stop_on_signals() as stop,
-        contextlib.ExitStack() as cleanup,
-    ):
+    with loop.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
+        parallel.in_turn(lambda: cleanup.enter_context(_own(workdir, config)))
+
         # --- data ---
-        tiers.ensure(config.dataset)
-        dataset = data.load_dataset(config.dataset)
+        dataset = parallel.in_turn(lambda: _load_dataset(config.dataset))
         _log.info("%s", data.describe(dataset))
         replay, statistics = build_replay(config, dataset)
         parts = assemble(config, statistics)
@@ -75,18 +77,12 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         for line in estimate.plan(config, parts, replay):
             _log.info("%s", line)
 
-        # --- models, then agents ---
+        # --- models, then agents or plans ---
         # Only now: a run that was refused above must not claim the folder.
-        run_folder.write_config(workdir, config.to_dict())
-        writers = make_writers(
-            workdir,
-            tensorboard=config.tensorboard,
-            wandb_project=config.wandb_project,
-            config=config.to_dict(),
-        )
+        writers = parallel.in_turn(lambda: _start_recording(workdir, config))
         for writer in writers:
             cleanup.callback(writer.close)
-        log = MetricsFile(workdir / "metrics.jsonl")
+        log = MetricsFile(workdir / "metrics.jsonl", active=parallel.is_first())
         run_stage = functools.partial(
             loop.run_stage,
             statistics=placement.replicate(statistics),
@@ -99,16 +95,21 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
         models = None
         if config.training.real_fraction < 1.0:
             models = fused.Models(
-                world_model=_train_world_model(config, parts, replay, placement, key, run_stage),
-                inverse_dynamics=_train_inverse_dynamics(
-                    config, parts, replay, placement, key, run_stage
-                ),
+                **{
+                    name: _train_model(name, model, replay, placement, key, run_stage)
+                    for name, model in parts.models.items()
+                }
             )
-        _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
+        if parts.plan is not None:
+            _evaluate_plans(config, parts, models, key, log)
+        else:
+            _train_agents(config, parts, models, replay, statistics, placement, key, run_stage)
 
-        # --- report ---
+        # --- results ---
+        if not parallel.is_first():
+            return {}
         best = float(statistics.return_high * statistics.return_scale)
-        return report.finish(
+        return results.finish(
             config,
             workdir,
             log,
@@ -120,76 +121,29 @@ def run(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 # --- the stages ---------------------------------------------------------------------------
 
 
-def _train_world_model(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the world model; returns its averaged parameters."""
-    functions = parts.world_model
-    gather = jax.jit(functools.partial(windows.gather_windows, horizon=config.horizon))
-    held_out = gather(replay, _held_out_rows(replay))
-    channels = replay.state_size + EXTRA_CHANNELS
-    noise = jax.random.normal(
-        jax.random.key(0), (len(held_out.action), config.horizon + 1, channels)
-    )
-    errors = jax.jit(functions.errors)
+def _train_model(name, model: Trainable, replay, placement, key, run_stage):
+    """Fits one model; returns its averaged parameters."""
+    held_out, errors = _held_out_rows(replay), jax.jit(model.errors)
 
     def assess(state, step):
-        values = np.asarray(errors(state.average, held_out, noise))
-        named = {f"error_at_{k}": float(v) for k, v in zip(functions.levels, values, strict=True)}
-        _log.info("world model, held-out x0 error by noise level: %s", _short(named))
-        return named
-
-    return _train_model(
-        "world_model",
-        config.world_model,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _MODEL_STREAM),
-        run_stage,
-    )
-
-
-def _train_inverse_dynamics(config, parts: Assembly, replay, placement, key, run_stage):
-    """Fits the inverse dynamics model; returns its averaged parameters."""
-    functions = parts.inverse_dynamics
-    held_out = windows.gather_transitions(replay, _held_out_rows(replay))
-    errors = jax.jit(functions.errors)
-
-    def assess(state, step):
-        values = {k: np.asarray(v).tolist() for k, v in errors(state.average, held_out).items()}
-        _log.info(
-            "inverse dynamics, held-out squared error by action dimension: %s "
-            "(the mean action's: %s)",
-            _short(values["mse"]),
-            _short(values["baseline_mse"]),
-        )
+        values = errors(state.average, replay, held_out)
+        values = {k: np.asarray(v).tolist() for k, v in jax.device_get(values).items()}
+        _log.info("%s, held out: %s", name.replace("_", " "), _short(values))
         return values
 
-    return _train_model(
-        "inverse_dynamics",
-        config.inverse_dynamics,
-        functions,
-        assess,
-        replay,
-        placement,
-        jax.random.fold_in(key, _INVERSE_STREAM),
-        run_stage,
-    )
-
-
-def _train_model(name, section, functions, assess, replay, placement, key, run_stage):
-    """Runs one model's stage; returns its averaged parameters."""
+    section = model.section
+    key = jax.random.fold_in(key, _STREAMS[name])
     key_init, key_steps = jax.random.split(key)
 
     def compile_steps(num_steps):
         def program(state, replay, first_step):
             def one_step(state, index):
                 key_step = jax.random.fold_in(key_steps, index)
-                return functions.step(state, key_step, replay, placement.shard, placement.mean)
+                return model.step(state, key_step, replay, placement.shard, placement.mean)
 
             return learner.scan_steps(one_step, state, first_step, num_steps)
 
-        return _Bound(placement.compile_training(program), lambda first: (replay, first))
+        return _Bound(placement.compile_training(program), lambda first: (replay, first), placement)
 
     state = run_stage(
         loop.Stage(
@@ -202,7 +156,7 @@ def _train_model(name, section, functions, assess, replay, placement, key, run_s
             assess=assess,
             assess_steps=section.checkpoint_steps,
         ),
-        placement.replicate(jax.jit(functions.init)(key_init)),
+        placement.replicate(jax.jit(model.init)(key_init)),
     )
     return state.average
 
@@ -211,13 +165,15 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     """Trains all seeds' agents in the fused program, evaluating as it goes."""
     training, roll = config.training, config.rollout
     # Three streams a seed: its initial parameters, its prefill and its rounds.
-    key_init, key_prefill, key_train = (
-        placement.place_seeds(keys)
-        for keys in _seed_keys(jax.random.fold_in(key, _AGENT_STREAM), config.num_seeds)
-    )
+    key_init, *keys = _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
+    key_prefill, key_train = placement.place_seeds(keys)
+    # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
+    # beside each other can wait for each other's threads for ever on a CPU.
+    agents = jax.jit(functools.partial(jax.lax.map, parts.agent.init))(key_init)
+    buffers = jax.vmap(lambda _: parts.init_buffer(), axis_size=config.num_seeds)
     generation = {
         "imagine": None if models is None else parts.imagine,
-        "num_windows": roll.windows_per_round,
+        "num_windows": parts.num_windows,
         "shard": placement.shard_windows,
     }
 
@@ -234,6 +190,7 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
         return _Bound(
             placement.map_seeds(rounds),
             lambda update: (key_train, update // roll.updates_per_round, models, replay),
+            placement,
         )
 
     def fill_buffers(runs):
@@ -252,33 +209,65 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
             chunk_steps=training.log_updates,
             checkpoint_steps=training.checkpoint_updates,
             compile=compile_rounds,
-            assess=_evaluator(config, parts, statistics),
+            assess=_evaluator(config, parts, statistics, placement),
             assess_steps=config.evaluation.interval,
             prepare=fill_buffers,
         ),
-        # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
-        # beside each other can wait for each other's threads for ever on a CPU.
-        placement.place_seeds(jax.jit(functools.partial(jax.lax.map, parts.init_run))(key_init)),
+        fused.Run(placement.place_seeds(agents), placement.make_seeds(lambda: buffers(None))),
     )
 
 
-def _evaluator(config, parts: Assembly, statistics):
-    """(runs, update) -> what an evaluation of all seeds found."""
+def _evaluator(config, parts: Assembly, statistics, placement):
+    """(runs, update) -> what an evaluation of all seeds found.
+
+    The first process plays all episodes, on all cores of its host, while the others wait:
+    a small share of a run, and the numbers do not depend on how many processes there are.
+    """
     act = jax.jit(jax.vmap(functools.partial(raw_action, parts.agent, statistics)))
 
     def evaluate_runs(runs, update):
+        agents = parallel.local_copy(placement.replicate(runs.agent))
+        if not parallel.is_first():
+            return {}
         section = config.evaluation
         final = update == config.training.updates
         returns = evaluate.run_episodes(
-            functools.partial(act, runs.agent),
+            functools.partial(act, agents),
             config.environment,
             num_policies=config.num_seeds,
             num_episodes=section.final_episodes if final else section.episodes,
             seed=section.seed,
         )
-        return report.evaluation_entry(config.environment, returns, update)
+        return results.evaluation_entry(config.environment, returns, f"update {update}")
 
     return evaluate_runs
+
+
+def _evaluate_plans(config, parts: Assembly, models, key, log: MetricsFile) -> None:
+    """Evaluates a method that plans; a seed is the noise of its plans, the models are shared."""
+    # The first process plays all episodes, as of agents.
+    if not parallel.is_first() or any(log.lines("planner", "assess")):
+        return
+    models = parallel.local_copy(models)
+    section, plan = config.evaluation, parts.plan
+    assert plan is not None
+    keys = _seed_keys(jax.random.fold_in(key, _STREAMS["planner"]), config.num_seeds)[0]
+    plan_of_seeds = jax.jit(
+        lambda models, keys, index, observations: jax.vmap(plan, (None, 0, 0))(
+            models, jax.vmap(jax.random.fold_in, (0, None))(keys, index), observations
+        )
+    )
+    steps = itertools.count()
+    start = time.monotonic()
+    returns = evaluate.run_episodes(
+        lambda observations: plan_of_seeds(models, keys, next(steps), observations),
+        config.environment,
+        num_policies=config.num_seeds,
+        num_episodes=section.final_episodes,
+        seed=section.seed,
+    )
+    entry = results.evaluation_entry(config.environment, returns, "planner")
+    log.append("planner", "assess", 0, {**entry, "seconds": time.monotonic() - start})
 
 
 def _seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
@@ -294,12 +283,18 @@ class _Bound:
     the program.
     """
 
-    def __init__(self, program, arguments):
-        self._program, self._arguments = program, arguments
+    def __init__(self, program, arguments, placement):
+        self._program, self._arguments, self._placement = program, arguments, placement
 
     def compile(self, state, first_step):
         compiled = self._program.lower(state, *self._arguments(first_step)).compile()
-        return lambda state, first_step: compiled(state, *self._arguments(first_step))
+
+        def run(state, first_step):
+            state, metrics = compiled(state, *self._arguments(first_step))
+            # Seeds' metrics lie where the seeds do; every process reads all of them.
+            return state, self._placement.replicate(metrics)
+
+        return run
 
 
 # --- checks and the folder ----------------------------------------------------------------
@@ -310,6 +305,8 @@ def _check(config: Any) -> None:
     for name, low in (
         ("num_seeds", 1),
         ("horizon", 1),
+        ("planner.horizon", 1),
+        ("one_step.steps", 1),
         ("world_model.steps", 1),
         ("inverse_dynamics.steps", 1),
         ("training.updates", 1),
@@ -321,6 +318,7 @@ def _check(config: Any) -> None:
         value = functools.reduce(getattr, name.split("."), config)
         if value < low:
             raise UserError(f"config.{name}: expected at least {low}, got {value}")
+    _check_method(config)
     training, roll = config.training, config.rollout
     if not 0.0 <= training.real_fraction <= 1.0:
         raise UserError(
@@ -347,14 +345,70 @@ def _check(config: Any) -> None:
         )
 
 
+def _check_method(config: Any) -> None:
+    """Refuses settings that the method cannot mean."""
+    real_fraction, method = config.training.real_fraction, config.method
+    if method == "dwm" and 0.0 < real_fraction < 1.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 or 1 with config.method=dwm, which starts "
+            f"every row from real data already, got {real_fraction}"
+        )
+    if method == "dwm" and config.agent == "bc":
+        raise UserError(
+            "config.agent: expected td3_bc or iql with config.method=dwm, which expands the "
+            "values of a critic, got 'bc'"
+        )
+    if method == "decision_diffuser" and real_fraction > 0.0:
+        raise UserError(
+            "config.training.real_fraction: expected 0 with config.method=decision_diffuser, "
+            f"which trains no agent, got {real_fraction}"
+        )
+    if method not in ("dawm", "joint", "one_step") and config.rollout.real_actions_only:
+        raise UserError(
+            "config.rollout.real_actions_only: expected False with "
+            f"config.method={method}, which generates no transitions"
+        )
+
+
 def _shared_batches(config: Any) -> dict[str, int]:
     if config.training.real_fraction == 1.0:
         return {}
-    return {
-        "config.world_model.batch_size": config.world_model.batch_size,
-        "config.inverse_dynamics.batch_size": config.inverse_dynamics.batch_size,
-        "config.rollout.windows_per_round": config.rollout.windows_per_round,
-    }
+    sections = ("world_model", "inverse_dynamics", "one_step")
+    sizes = {f"config.{name}.batch_size": config[name].batch_size for name in sections}
+    return {**sizes, "config.rollout.windows_per_round": config.rollout.windows_per_round}
+
+
+@contextlib.contextmanager
+def _own(workdir: pathlib.Path, config: Any) -> Iterator[None]:
+    """The first process owns the folder; the others, which come after it, look for it."""
+    if parallel.is_first():
+        with run_folder.own(workdir, config.to_dict()):
+            yield
+    elif (workdir / ".lock").exists():
+        yield
+    else:
+        raise UserError(
+            f"--workdir {workdir} is not shared: process 0 made it, another cannot see it; "
+            "choose a folder that all hosts mount"
+        )
+
+
+def _load_dataset(name: str) -> data.OfflineDataset:
+    tiers.ensure(name)
+    return data.load_dataset(name)
+
+
+def _start_recording(workdir: pathlib.Path, config: Any) -> list[Writer]:
+    """Claims the folder for this configuration; the optional writers, of the first process."""
+    if not parallel.is_first():
+        return []
+    run_folder.write_config(workdir, config.to_dict())
+    return make_writers(
+        workdir,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        config=config.to_dict(),
+    )
 
 
 def _held_out_rows(replay: Replay) -> jax.Array:
@@ -366,5 +420,7 @@ def _held_out_rows(replay: Replay) -> jax.Array:
 
 def _short(values: Any) -> str:
     if isinstance(values, dict):
-        return ", ".join(f"{name} {value:.2g}" for name, value in values.items())
-    return "[" + ", ".join(f"{value:.2g}" for value in values) + "]"
+        return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    if isinstance(values, list):
+        return "[" + ", ".join(map(_short, values)) + "]"
+    return f"{values:.2g}"

@@ -43,6 +43,19 @@ class Transition(NamedTuple):
     next_observation: jax.Array  # [S]
 
 
+class Expansion(NamedTuple):
+    """A real state and action with H generated steps after them (or a batch of them).
+
+    A transition with a horizon: what DWM expands the critics' target with.
+    """
+
+    observation: jax.Array  # [S], real
+    action: jax.Array  # [A], real
+    reward: jax.Array  # [H]
+    terminated: jax.Array  # [H], 0 or 1; steps after the first 1 count for nothing
+    next_observation: jax.Array  # [H, S]
+
+
 class Window(NamedTuple):
     """H consecutive steps of one episode: a training example of the world model.
 
@@ -55,6 +68,7 @@ class Window(NamedTuple):
     mask: jax.Array  # [H], 1 where the step exists
     action: jax.Array  # [A], the first action
     return_to_go: jax.Array  # [], discounted, to the episode's end, scaled
+    actions: jax.Array | None = None  # [H, A], of all steps, for models of actions
 
 
 class Condition(NamedTuple):

@@ -126,7 +126,7 @@ def build(
         discount=discount,
         timeout_value=timeout_value,
     )
-    order, num_train = _split_episodes(dataset.episode_ends, held_out_fraction)
+    order, num_train = split_episodes(dataset.episode_ends, held_out_fraction)
     train = order[:num_train]
     scale = return_scale or float(np.abs(rtg[train]).max()) or 1.0
     statistics = _fit(dataset, train, rtg[train] / scale, scale, action_low, action_high)
@@ -177,6 +177,7 @@ def gather_windows(replay: Replay, starts: jax.Array, *, horizon: int) -> Window
         mask=exists,
         action=data.action[starts],
         return_to_go=replay.return_to_go[starts],
+        actions=data.action[steps],
     )
 
 
@@ -232,7 +233,7 @@ def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
     return vector.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
-def _split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:
+def split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:
     """Row order with the held-out episodes last, and the number of training rows."""
     episodes = len(ends)
     held_out = np.zeros(episodes, bool)

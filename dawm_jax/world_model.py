@@ -6,10 +6,13 @@ all standardised. Terminations are rare, so that a standardised one is a large n
 the loss cannot overlook. Token 0 is the known (s_t, 0, 0): it
 is written into the sample before every evaluation and never counts in the loss. Actions
 after a_t are not modelled (DAWM, section 3; DWM, section 3.2).
+
+Other methods diffuse other tokens by the same functions, see `Layout`: the actions too, or
+the states alone.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -24,11 +27,32 @@ from dawm_jax.types import Condition, Statistics, Window
 EXTRA_CHANNELS = 2
 
 
+class Layout(NamedTuple):
+    """The channels of a token beside its state, in this order.
+
+    Attributes:
+      actions: token k also holds a_{t+k}; the last one's, which no step takes, is 0.
+      outcomes: reward and termination.
+    """
+
+    actions: bool = False
+    outcomes: bool = True
+
+    def channels(self, state_size: int, action_size: int) -> int:
+        """Of a token."""
+        return state_size + self.actions * action_size + self.outcomes * EXTRA_CHANNELS
+
+
+DAWM = Layout()
+JOINT = Layout(actions=True)
+STATES = Layout(outcomes=False)
+
+
 class Draws(NamedTuple):
     """The random numbers of one training step, so that the loss itself is deterministic."""
 
     step: jax.Array  # [B] int32, diffusion step
-    noise: jax.Array  # [B, H + 1, S + 2]
+    noise: jax.Array  # [B, H + 1, channels]
     conditioned: jax.Array  # [B], 0 where the return-to-go is dropped
 
 
@@ -38,16 +62,23 @@ class Imagined(NamedTuple):
     states: jax.Array  # [B, H + 1, S], standardised
     rewards: jax.Array  # [B, H]
     terminated: jax.Array  # [B, H], 0 or 1
+    actions: jax.Array | None = None  # [B, H, A], where they were generated too
 
 
 def init(
-    key: jax.Array, *, network: TemporalUNet, horizon: int, state_size: int, action_size: int
+    key: jax.Array,
+    *,
+    network: TemporalUNet,
+    horizon: int,
+    state_size: int,
+    action_size: int,
+    layout: Layout = DAWM,
 ) -> Params:
     """Parameters of the denoiser; `key` is consumed."""
     return networks.init_in_one_draw(
         network,
         key,
-        jnp.zeros((1, horizon + 1, state_size + EXTRA_CHANNELS)),
+        jnp.zeros((1, horizon + 1, layout.channels(state_size, action_size))),
         jnp.zeros(1),
         jnp.zeros((1, action_size)),
         jnp.zeros(1),
@@ -55,20 +86,40 @@ def init(
     )
 
 
-def to_tokens(window: Window, statistics: Statistics) -> jax.Array:
-    """Windows as clean tokens, [B, H + 1, S + 2]."""
-    reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
-    ended = (window.terminated - statistics.termination_rate) / statistics.termination_std
-    extra = jnp.stack([reward, ended], axis=-1)
-    extra = jnp.pad(extra, ((0, 0), (1, 0), (0, 0)))
-    return jnp.concatenate([window.states, extra], axis=-1)
+def to_tokens(window: Window, statistics: Statistics, layout: Layout = DAWM) -> jax.Array:
+    """Windows as clean tokens, [B, H + 1, channels]."""
+    parts = [window.states]
+    if layout.actions:
+        assert window.actions is not None
+        parts.append(jnp.pad(window.actions, ((0, 0), (0, 1), (0, 0))))
+    if layout.outcomes:
+        reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
+        ended = (window.terminated - statistics.termination_rate) / statistics.termination_std
+        parts.append(jnp.pad(jnp.stack([reward, ended], axis=-1), ((0, 0), (1, 0), (0, 0))))
+    return jnp.concatenate(parts, axis=-1)
 
 
-def from_tokens(tokens: jax.Array, statistics: Statistics) -> Imagined:
-    """Inverts `to_tokens`; terminations are cut halfway between 0 and 1."""
+def token_mask(window: Window, layout: Layout) -> jax.Array:
+    """Which values of the tokens after the first are data, [B, H, 1 or channels]."""
+    arrived = window.mask[..., None]
+    if not layout.actions:
+        return arrived
+    assert window.actions is not None
+    # A token's action exists where the next step does.
+    acted = jnp.pad(arrived[:, 1:], ((0, 0), (0, 1), (0, 0)))
+    state_size, action_size = window.states.shape[-1], window.actions.shape[-1]
+    parts = [(arrived, state_size), (acted, action_size), (arrived, EXTRA_CHANNELS)]
+    return jnp.concatenate([jnp.repeat(part, size, axis=-1) for part, size in parts], axis=-1)
+
+
+def from_tokens(tokens: jax.Array, statistics: Statistics, layout: Layout = DAWM) -> Imagined:
+    """Inverts `to_tokens`, with outcomes; terminations are cut halfway between 0 and 1."""
     reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
+    state_size = statistics.observation_mean.shape[0]
+    actions = tokens[:, :-1, state_size:-EXTRA_CHANNELS] if layout.actions else None
     return Imagined(
-        states=tokens[..., :-EXTRA_CHANNELS],
+        actions=actions,
+        states=tokens[..., :state_size],
         rewards=reward * statistics.reward_std + statistics.reward_mean,
         terminated=(
             ended > (0.5 - statistics.termination_rate) / statistics.termination_std
@@ -104,6 +155,7 @@ def loss(
     alpha_bar: jax.Array,
     prediction: str,
     statistics: Statistics,
+    layout: Layout = DAWM,
 ) -> tuple[jax.Array, Metrics]:
     """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
 
@@ -113,7 +165,7 @@ def loss(
     Returns:
       A scalar, and metrics.
     """
-    x0 = to_tokens(window, statistics)
+    x0 = to_tokens(window, statistics, layout)
     chex.assert_equal_shape([x0, draws.noise])
     alpha_bar_k = alpha_bar[draws.step][:, None, None]
     x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar_k), x0[:, 0])
@@ -121,7 +173,7 @@ def loss(
         params, x, draws.step, window.action, window.return_to_go, draws.conditioned
     )
     target = diffusion.prediction_target(prediction, x0, draws.noise, alpha_bar_k)
-    squared = jnp.square(output - target)[:, 1:] * window.mask[..., None]
+    squared = jnp.square(output - target)[:, 1:] * token_mask(window, layout)
     value = squared.mean()
     return value, {"loss": value}
 
@@ -136,14 +188,16 @@ def denoising_errors(
     alpha_bar: jax.Array,
     prediction: str,
     statistics: Statistics,
+    layout: Layout = DAWM,
 ) -> jax.Array:
     """Mean squared error of the predicted x_0 at some diffusion steps, [levels].
 
     In normalised units, over real steps only: the network's health by noise level.
     """
-    x0 = to_tokens(window, statistics)
+    x0 = to_tokens(window, statistics, layout)
     ones = jnp.ones(len(x0))
-    weight = window.mask[..., None] / (window.mask.sum() * x0.shape[-1])
+    mask = jnp.broadcast_to(token_mask(window, layout), x0[:, 1:].shape)
+    weight = mask / mask.sum()
 
     def error(step):
         x = _clamp(diffusion.add_noise(x0, noise, alpha_bar[step]), x0[:, 0])
@@ -161,6 +215,20 @@ def sample(
     key: jax.Array,
     condition: Condition,
     *,
+    statistics: Statistics,
+    layout: Layout = DAWM,
+    **settings: Any,
+) -> Imagined:
+    """Generates windows, with outcomes; `settings` are those of `sample_tokens`."""
+    tokens = sample_tokens(params, key, condition, statistics=statistics, layout=layout, **settings)
+    return from_tokens(tokens, statistics, layout)
+
+
+def sample_tokens(
+    params: Params,
+    key: jax.Array,
+    condition: Condition,
+    *,
     network: TemporalUNet,
     alpha_bar: jax.Array,
     prediction: str,
@@ -170,8 +238,9 @@ def sample(
     guidance: float,
     eta: float,
     temperature: float,
-) -> Imagined:
-    """Generates a window from each condition by DDIM.
+    layout: Layout = DAWM,
+) -> jax.Array:
+    """Generates a window from each condition by DDIM, as tokens [B, H + 1, channels].
 
     Args:
       params: of the denoiser, the averaged ones.
@@ -186,13 +255,16 @@ def sample(
       guidance: weight of classifier-free guidance, see `diffusion.guide`.
       eta: DDIM's stochasticity.
       temperature: standard deviation of the noise.
+      layout: of the tokens.
 
     Returns:
-      Windows whose first state is bit for bit the given one.
+      Tokens whose first state (and action) is bit for bit the given one.
     """
-    batch, state_size = condition.state.shape
-    first = jnp.pad(condition.state, ((0, 0), (0, EXTRA_CHANNELS)))
-    low, high = _token_bounds(statistics)
+    batch = len(condition.state)
+    known = [condition.state, condition.action] if layout.actions else [condition.state]
+    known.append(jnp.zeros((batch, layout.outcomes * EXTRA_CHANNELS)))
+    first = jnp.concatenate(known, axis=-1)
+    low, high = token_bounds(statistics, layout)
 
     def denoise(x, step, condition, conditioned):
         steps = jnp.full(len(x), step)
@@ -200,10 +272,10 @@ def sample(
             params, x, steps, condition.action, condition.return_to_go, conditioned
         )
 
-    tokens = diffusion.ddim_sample(
+    return diffusion.ddim_sample(
         diffusion.guide(denoise, condition, weight=guidance),
         key,
-        (batch, horizon + 1, state_size + EXTRA_CHANNELS),
+        (batch, horizon + 1, first.shape[-1]),
         alpha_bar=alpha_bar,
         num_steps=num_steps,
         prediction=prediction,
@@ -212,7 +284,6 @@ def sample(
         clamp=functools.partial(_clamp, first=first),
         clip=lambda x: jnp.clip(x, low[None, None], high[None, None]),
     )
-    return from_tokens(tokens, statistics)
 
 
 def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
@@ -220,16 +291,20 @@ def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
     return x.at[:, 0].set(first)
 
 
-def _token_bounds(statistics: Statistics) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest clean token of the data, [S + 2] each."""
+def token_bounds(statistics: Statistics, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest clean token of the data, [channels] each; actions in [-1, 1]."""
 
-    def bound(observation, reward, ended):
-        state = (observation - statistics.observation_mean) / statistics.observation_std
-        reward = (reward - statistics.reward_mean) / statistics.reward_std
-        ended = (ended - statistics.termination_rate) / statistics.termination_std
-        return jnp.concatenate([state, jnp.stack([reward, ended])])
+    def bound(observation, action, reward, ended):
+        parts = [(observation - statistics.observation_mean) / statistics.observation_std]
+        if layout.actions:
+            parts.append(jnp.full(statistics.action_low.shape, action))
+        if layout.outcomes:
+            reward = (reward - statistics.reward_mean) / statistics.reward_std
+            ended = (ended - statistics.termination_rate) / statistics.termination_std
+            parts.append(jnp.stack([reward, ended]))
+        return jnp.concatenate(parts)
 
     return (
-        bound(statistics.observation_low, statistics.reward_low, 0.0),
-        bound(statistics.observation_high, statistics.reward_high, 1.0),
+        bound(statistics.observation_low, -1.0, statistics.reward_low, 0.0),
+        bound(statistics.observation_high, 1.0, statistics.reward_high, 1.0),
     )

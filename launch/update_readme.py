@@ -1,7 +1,7 @@
-"""Rewrites README.md's results table from results/*/results.json.
+"""Rewrites the tables of README.md and BUILD.md from what lies under results/.
 
-python launch/update_readme.py            rewrites the table
-python launch/update_readme.py --check    exit code 1 if it is out of date
+python launch/update_readme.py            rewrites them
+python launch/update_readme.py --check    exit code 1 if one is out of date
 """
 
 import json
@@ -9,61 +9,58 @@ import pathlib
 import sys
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_START, _END = "<!-- results: made by launch/update_readme.py -->", "<!-- end of results -->"
+sys.path.insert(0, str(_ROOT))
+
+from dawm_jax import comparison, comparison_report  # noqa: E402
 
 
-def table(folder: pathlib.Path) -> str:
-    """A Markdown table with one row a run, sorted by dataset, agent and data source."""
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))]
-    runs.sort(key=lambda r: (r["dataset"], r["agent"] != "td3_bc", r["real_fraction"]))
+def datasets_table(path: pathlib.Path) -> str:
+    """A Markdown table of the collected datasets, D4RL's files beside them."""
     lines = [
-        "| dataset | agent | trained on | updates | seeds | score, last | 95 % interval | "
-        "score, best | return, last | training s | device | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| dataset | steps | episodes | return | score | D4RL: steps | D4RL: return |",
+        "|---|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines + [_row(run) for run in runs])
+    for entry in json.loads(path.read_text()) if path.exists() else []:
+        theirs = entry["d4rl"]
+        returns = "medium and expert, half each"
+        if theirs["return_mean"] is not None:
+            returns = f"{theirs['return_mean']:.0f} ± {theirs['return_std']:.0f}"
+        cells = [
+            entry["dataset"],
+            f"{entry['steps']:,}",
+            f"{entry['episodes']:,}",
+            f"{entry['return_mean']:.0f} ± {entry['return_std']:.0f}",
+            f"{entry['score_mean']:.1f}",
+            f"{theirs['steps']:,}",
+            returns,
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def _row(run: dict) -> str:
-    final = run["final"]
-    source = {0.0: "synthetic", 1.0: "real"}.get(
-        run["real_fraction"], f"{100 * run['real_fraction']:.0f} % real"
-    )
-    interval = "one seed"
-    if final["score_interval"]:
-        low, high = final["score_interval"]
-        interval = f"{low:.1f} to {high:.1f}"
-    seconds = sum(stage["seconds"] for stage in run["stages"].values())
-    cells = [
-        run["dataset"],
-        run["agent"],
-        source,
-        f"{run['updates']:,}",
-        run["num_seeds"],
-        f"{final['score_mean']:.1f}",
-        interval,
-        f"{run['best']['score_mean']:.1f}",
-        f"{final['return_mean']:.0f}",
-        f"{seconds:.0f}",
-        run["device"],
-        run["commit"],
-    ]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+def _replaced(text: str, name: str, new: str) -> str:
+    """`text` with what stands between the markers of `name` replaced."""
+    start, end = f"<!-- {name}: made by launch/update_readme.py -->", f"<!-- end of {name} -->"
+    before, rest = text.split(start)
+    return f"{before}{start}\n\n{new}\n\n{end}{rest.split(end)[1]}"
 
 
 def main() -> int:
-    """Rewrites or checks the table; returns the exit code."""
-    path = _ROOT / "README.md"
-    text = path.read_text()
-    before, rest = text.split(_START)
-    after = rest.split(_END)[1]
-    new = f"{before}{_START}\n\n{table(_ROOT / 'results')}\n\n{_END}{after}"
-    if "--check" in sys.argv[1:]:
-        if new != text:
-            print("README.md's results are out of date: run python launch/update_readme.py")
-        return int(new != text)
-    path.write_text(new)
-    return 0
+    """Rewrites or checks the tables; returns the exit code."""
+    results, code = _ROOT / "results", 0
+    for file, name, new in (
+        ("README.md", "results", comparison_report.runs_table(comparison.load([results]))),
+        ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
+    ):
+        path = _ROOT / file
+        text = path.read_text()
+        updated = _replaced(text, name, new)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(updated)
+        elif updated != text:
+            print(f"the {name} in {file} are out of date: run python launch/update_readme.py")
+            code = 1
+    return code
 
 
 if __name__ == "__main__":

@@ -87,22 +87,38 @@ def test_sampled_actions_are_the_policys_in_environment_units():
 # --- tiers --------------------------------------------------------------------------------
 
 
-def test_tiers_are_chosen_by_score(tmp_path):
+@pytest.mark.parametrize(
+    ("environment", "medium"),
+    # Hopper: a third of the way from -20 to 3234 (D4RL) is 1065, first passed at step 30.
+    # A task without references: from 20 to its own 2900 it is 980, passed at 20.
+    [("Hopper-v5", 30), ("DawmOther-v0", 20)],
+)
+def test_tiers_are_chosen_by_score(tmp_path, environment, medium):
     # Best with its neighbours: step 70 (2900); 40 is a lucky peak between low ones.
-    returns = [20, 300, 1500, 3200, 500, 2800, 2900, 2700]
+    returns = [20, 1000, 1500, 3200, 500, 2800, 2900, 2700]
     scored = [{"step": 10 * i + 10, "return_mean": r} for i, r in enumerate(returns)]
     for entry in scored:
         actor = {"params": {"Dense_0": {"bias": np.full(2, entry["step"], np.float32)}}}
         path = behaviour._snapshot_path(tmp_path, entry["step"])
         behaviour.save_policies(Policies("", {"actor": actor}, {}), path)
-    got = behaviour.select(SETTINGS, tmp_path, scored)
+    settings = dataclasses.replace(SETTINGS, environment=environment)
+    got = behaviour.select(settings, tmp_path, scored)
     chosen = {
         name: int(actor["params"]["Dense_0"]["bias"][0]) for name, actor in got.actors.items()
     }
-    # A third of the way from -20 (random, D4RL) to 2900 is 953: first passed at step 30.
-    assert chosen == {"expert": 70, "medium": 30, "replay-0": 10, "replay-1": 20, "replay-2": 30}
-    assert got.card["policies"]["medium"] == {"step": 30, "return_mean": 1500.0}
-    assert got.card["settings"] == dataclasses.asdict(SETTINGS)
+    replay = {f"replay-{i}": step for i, step in enumerate(range(10, medium + 1, 10))}
+    assert chosen == {"expert": 70, "medium": medium, **replay}
+    mean = {20: 1000.0, 30: 1500.0}[medium]
+    assert got.card["policies"]["medium"] == {"step": medium, "return_mean": mean}
+    assert got.card["settings"] == dataclasses.asdict(settings)
+
+
+def test_a_training_that_never_gets_to_medium_gives_its_best(tmp_path):
+    for step in (10, 20):
+        behaviour._save_snapshot(tmp_path, step, make_actor(step))
+    scored = [{"step": 10, "return_mean": 40.0}, {"step": 20, "return_mean": 30.0}]
+    card = behaviour.select(SETTINGS, tmp_path, scored).card
+    assert card["policies"]["medium"]["step"] == 10
 
 
 # --- training -----------------------------------------------------------------------------
@@ -117,6 +133,7 @@ def test_training_leaves_scored_snapshots_and_policies(trained):
     ]
     assert {"medium", "expert", "replay-0"} <= set(policies.actors)
     saved = behaviour.load_policies(workdir / "policies.npz")
+    assert saved.card["trained_steps"] == SETTINGS.steps
     assert saved.card["policies"] == policies.card["policies"]
     snapshots = [
         behaviour.load_policies(path).actors["actor"]
@@ -157,6 +174,7 @@ def test_a_stopped_training_resumes(tmp_path):
         stop.signal = signal.SIGTERM
         with pytest.raises(loop.Interrupted):
             behaviour.train(SETTINGS, tmp_path, stop)
+        assert not (tmp_path / "policies.npz").exists()  # nothing was scored yet
         stop.signal = None
         behaviour.train(SETTINGS, tmp_path, stop)
     assert (tmp_path / "policies.npz").is_file()

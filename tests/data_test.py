@@ -673,3 +673,50 @@ def test_meta_is_json(tmp_path):
     data.write_flat(dataset, tmp_path / "copy.npz", compress=False)
     with np.load(tmp_path / "copy.npz", allow_pickle=False) as file:
         assert json.loads(str(file["meta"])) == {"environment": None}
+
+
+# --- the best episodes --------------------------------------------------------------------
+
+
+def ranked_dataset():
+    """Five episodes of 1 to 5 steps; row i's reward is i, its observation twice that."""
+    lengths = [3, 1, 5, 2, 4]
+    ends = np.cumsum(lengths) - 1
+    rows = np.arange(15, dtype=np.float32)
+    rewards = rows.copy()
+    rewards[4] = 100.0  # lifts the third episode above the later ones
+    truncations = np.isin(np.arange(15), ends)
+    return data.OfflineDataset(
+        name="ranked",
+        observations=2 * rows[:, None],
+        actions=rows[:, None] / 15,
+        rewards=rewards,
+        next_observations=2 * rows[:, None] + 1,
+        terminations=np.zeros(15, bool),
+        truncations=truncations,
+    )
+
+
+@pytest.mark.parametrize("fraction, kept", [(0.2, [2]), (0.25, [2, 4]), (0.6, [2, 3, 4])])
+def test_the_top_episodes_are_those_of_the_highest_returns(fraction, kept):
+    """Whole episodes, in their order, the share rounded up."""
+    dataset = ranked_dataset()
+    top = data.top_episodes(dataset, fraction)
+    starts = np.concatenate([[0], dataset.episode_ends[:-1] + 1])
+    rows = np.concatenate([np.arange(starts[i], dataset.episode_ends[i] + 1) for i in kept])
+    for name in ("observations", "actions", "rewards", "next_observations", "truncations"):
+        np.testing.assert_array_equal(getattr(top, name), getattr(dataset, name)[rows])
+    np.testing.assert_array_equal(top.episode_returns, dataset.episode_returns[kept])
+    left_out = np.delete(dataset.episode_returns, kept)
+    assert top.episode_returns.min() >= left_out.max()
+
+
+def test_all_episodes_are_the_dataset_itself():
+    dataset = ranked_dataset()
+    assert data.top_episodes(dataset, 1.0) is dataset
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5])
+def test_a_share_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(UserError, match=r"top_fraction: expected above 0 and at most 1"):
+        data.top_episodes(ranked_dataset(), fraction)

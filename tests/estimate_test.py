@@ -42,7 +42,8 @@ def test_plan_names_the_stages_that_will_run(real_fraction):
 
 def test_a_long_run_names_the_shorter_variant(monkeypatch):
     monkeypatch.setattr(estimate, "matmul_rate", lambda: 1e9)
-    monkeypatch.setattr(estimate, "_stages", lambda *args: [("everything", 1_000_000, (1e9, 1))])
+    stage = estimate.StageCost("everything", 1_000_000, 1e9, 1)
+    monkeypatch.setattr(estimate, "stages", lambda *args: [stage])
     config = common.get_config("")
     seconds = 1_000_000 * 1e9 / (estimate._EFFICIENCY * 1e9)
     lines = estimate.plan(config, None, None)

@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from dawm_jax import agents
-from dawm_jax.agents import iql
+from dawm_jax.agents import iql, td
 from dawm_jax.types import Transition
 
 S, A, B = 3, 2, 8
@@ -184,7 +184,7 @@ def test_gradients_equal_finite_differences():
             state.actor,
         ),
         (
-            lambda p: iql.critic_loss(p, batch, target, networks=NETWORKS)[0],
+            lambda p: td.critic_loss(p, batch, target, networks=NETWORKS)[0],
             lambda p: expected_critic_loss(p, batch, target),
             state.critics,
         ),

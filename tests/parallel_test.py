@@ -1,4 +1,4 @@
-"""Devices: eight give the numbers of one, on a mesh and with pmap.
+"""Devices: eight give the numbers of one, on a mesh, with pmap, and in two processes.
 
 The number of devices is fixed when JAX starts, so each configuration runs this file once as
 a script (see `_worker`) and leaves its results in an .npz.
@@ -7,6 +7,7 @@ a script (see `_worker`) and leaves its results in an .npz.
 import functools
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -34,7 +35,10 @@ _TOLERANCE = 1e-5
 
 
 def _worker(mode: str, seed_counts: list[int], path: str) -> None:
-    """Trains a world model and agents over all devices; writes every number of the result."""
+    """Trains models and agents over all devices; writes every number of the result.
+
+    Without seeds only the inverse dynamics model, which compiles in a second.
+    """
     config = common.get_config("smoke")
     config.horizon = 3
     # Two channels a group: the normalisation would cancel a lone channel's bias, and Adam
@@ -44,23 +48,29 @@ def _worker(mode: str, seed_counts: list[int], path: str) -> None:
     )
     config.rollout.update(windows_per_round=_DEVICES, updates_per_round=2)
     config.td3_bc.hidden = (8,)
-    config.inverse_dynamics.hidden = (8,)
+    config.inverse_dynamics.update(hidden=(8, 8), batch_size=_BATCH)
     replay, statistics = _replay(config)
     parts = assemble(config, statistics)
-    results = {"num_devices": np.array(jax.local_device_count())}
+    results = {"num_devices": np.array(jax.device_count())}
 
     def record(prefix, tree):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             results[prefix + jax.tree_util.keystr(keys)] = np.asarray(leaf)
 
-    model, sharded = _train_world_model(config, parts, replay, mode)
-    record("model", model)
-    results["model_is_sharded"] = np.array(sharded)
+    models = {"inverse": parts.inverse_dynamics}
+    if seed_counts:
+        models["model"] = parts.world_model
+    for name, functions in models.items():
+        state, sharded = _train_model(functions, replay, mode)
+        record(name, state)
+        results[f"{name}_is_sharded"] = np.array(sharded)
     for num_seeds in seed_counts:
         runs, metrics, held = _train_agents(config, parts, replay, mode, num_seeds)
         record(f"agents{num_seeds}", (runs, metrics))
         results[f"seeds_held{num_seeds}"] = np.array(held)
-    np.savez(path, **results)
+    if parallel.is_first():
+        np.savez(path, **results)
+    parallel.leave()
 
 
 def _replay(config):
@@ -89,18 +99,18 @@ def _replay(config):
     )
 
 
-def _train_world_model(config, parts, replay, mode):
+def _train_model(functions, replay, mode):
     """The trained state, and whether the compiled program talks between devices."""
     placement = parallel.place(mode, num_seeds=_DEVICES, batch_sizes={"batch": _BATCH})
 
     def train(state, replay, first_step):
         def one_step(state, index):
             key = jax.random.fold_in(jax.random.key(1), index)
-            return parts.world_model.step(state, key, replay, placement.shard, placement.mean)
+            return functions.step(state, key, replay, placement.shard, placement.mean)
 
         return learner.scan_steps(one_step, state, first_step, _STEPS)
 
-    state = placement.replicate(_initial(parts.world_model.init, seed=0))
+    state = placement.replicate(_initial(functions.init, seed=0))
     replay = placement.replicate(replay)
     program = placement.compile_training(train).lower(state, replay, jnp.int32(0)).compile()
     # Twice, as a training goes on: what a call returns must suit the next one.
@@ -157,10 +167,11 @@ def _train_agents(config, parts, replay, mode, num_seeds):
 
 # --- the tests ----------------------------------------------------------------------------
 
-_PROCESSES = {
+_CONFIGURATIONS = {
     ("mesh", 1): [8],  # the reference, of two seeds as well
     ("mesh", _DEVICES): [8, 2],
     ("pmap", _DEVICES): [8],
+    ("processes", _DEVICES): [],  # two of four devices, without the world model
 }
 
 
@@ -168,39 +179,48 @@ _PROCESSES = {
 def _results(tmp_path_factory):
     """Results by (mode, devices), from one process each."""
     folder = tmp_path_factory.mktemp("parallel")
-    processes = {}
-    for (mode, devices), seeds in _PROCESSES.items():
-        flags = (
-            f"--xla_force_host_platform_device_count={devices}",
-            # Most of the time is compilation; these programs run for milliseconds.
-            "--xla_backend_optimization_level=0",
-            "--xla_llvm_disable_expensive_passes=true",
-        )
-        environment = {
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": " ".join(flags),
-            "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-        }
-        path = folder / f"{mode}{devices}.npz"
-        command = [sys.executable, __file__, mode, ",".join(map(str, seeds)), str(path)]
-        processes[mode, devices] = (
-            path,
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            ),
-        )
+    processes = {name: _start(folder, *name) for name in _CONFIGURATIONS}
     results = {}
-    for name, (path, process) in processes.items():
-        output, _ = process.communicate()
-        assert process.returncode == 0, output
-        with np.load(path) as file:
-            results[name] = {key: file[key] for key in file.files}
+    for (mode, devices), started in processes.items():
+        for process in started:
+            output, _ = process.communicate()
+            assert process.returncode == 0, output
+        with np.load(folder / f"{mode}{devices}.npz") as file:
+            results[mode, devices] = {key: file[key] for key in file.files}
     return results
+
+
+def _start(folder, mode, devices):
+    """The processes of one configuration."""
+    several = mode == "processes"
+    count = 2 if several else 1
+    flags = (
+        f"--xla_force_host_platform_device_count={devices // count}",
+        # Most of the time is compilation; these programs run for milliseconds.
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+    seeds = ",".join(map(str, _CONFIGURATIONS[mode, devices]))
+    command = [sys.executable, __file__, "mesh" if several else mode, seeds]
+    command.append(str(folder / f"{mode}{devices}.npz"))
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        address = f"localhost:{server.getsockname()[1]}"
+    return [
+        subprocess.Popen(
+            [*command, address, str(count), str(index)] if several else command,
+            env={
+                **os.environ,
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": " ".join(flags),
+                "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
 
 
 def _assert_close(got, expected, prefix, *, reference=None, rows=None):
@@ -223,11 +243,20 @@ def test_processes_saw_their_devices(results):
 
 @pytest.mark.parametrize("mode", parallel.MODES)
 def test_world_model_training(results, mode):
+    _assert_spread(results, mode, "model")
+
+
+@pytest.mark.parametrize("mode", (*parallel.MODES, "processes"))
+def test_inverse_dynamics_training(results, mode):
+    _assert_spread(results, mode, "inverse")
+
+
+def _assert_spread(results, mode, name):
     found = results[mode, _DEVICES]
-    _assert_close(found, results["mesh", 1], "model[")
+    _assert_close(found, results["mesh", 1], f"{name}[")
     # Equal numbers alone would also come from eight devices that all do everything.
-    assert found["model_is_sharded"]
-    assert not results["mesh", 1]["model_is_sharded"]
+    assert found[f"{name}_is_sharded"]
+    assert not results["mesh", 1][f"{name}_is_sharded"]
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)
@@ -250,7 +279,7 @@ def test_agents_with_four_devices_each(results):
 @pytest.fixture(name="eight_devices")
 def _eight_devices(monkeypatch):
     """Pretends, for checks that run before any device is used."""
-    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1] * _DEVICES)
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1] * _DEVICES)
 
 
 @pytest.mark.parametrize(
@@ -274,4 +303,6 @@ def test_unknown_mode():
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], [int(count) for count in sys.argv[2].split(",")], sys.argv[3])
+    if sys.argv[4:]:
+        parallel.join(sys.argv[4], int(sys.argv[5]), int(sys.argv[6]))
+    _worker(sys.argv[1], [int(count) for count in sys.argv[2].split(",") if count], sys.argv[3])

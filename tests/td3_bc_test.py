@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from dawm_jax import agents
-from dawm_jax.agents import td3_bc
+from dawm_jax.agents import td, td3_bc
 from dawm_jax.types import Transition, UserError
 
 S, A, B = 3, 2, 8
@@ -167,7 +167,7 @@ def test_update_equals_numpy(delay):
 def test_critic_gradient_equals_finite_differences():
     state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batches()))
     target = expected_target(state, batch, np.zeros((B, A)))
-    loss = lambda p: td3_bc.critic_loss(p, batch, target, networks=NETWORKS)[0]
+    loss = lambda p: td.critic_loss(p, batch, target, networks=NETWORKS)[0]
     actual = reference.jit(jax.grad(loss))(state.critics)
     expected = reference.gradient(lambda p: expected_critic_loss(p, batch, target), state.critics)
     chex.assert_trees_all_close(actual, expected, **reference.TOLERANCE)
@@ -206,14 +206,13 @@ def test_target_bootstraps_unless_terminated():
 
     @reference.jit
     def target(terminated, next_observation):
-        return td3_bc.td_target(
-            state.target_actor,
-            state.target_critics,
-            batch._replace(terminated=jnp.full(B, terminated), next_observation=next_observation),
-            noise,
-            networks=NETWORKS,
-            discount=DISCOUNT,
+        changed = batch._replace(
+            terminated=jnp.full(B, terminated), next_observation=next_observation
         )
+        value = lambda observation: td3_bc.smoothed_value(
+            state.target_actor, state.target_critics, observation, noise, networks=NETWORKS
+        )
+        return td.one_step_target(changed, value, discount=DISCOUNT)
 
     np.testing.assert_array_equal(target(1.0, batch.next_observation), batch.reward)
     for next_observation in (batch.next_observation, batch.next_observation + 1.0):
@@ -253,5 +252,5 @@ def test_vmap_over_seeds_equals_separate_calls():
 
 
 def test_unknown_agent():
-    with pytest.raises(UserError, match="expected one of td3_bc, iql, got 'sac'"):
+    with pytest.raises(UserError, match="expected one of td3_bc, iql, bc, got 'sac'"):
         agents.make("sac", None, state_size=1, action_size=1, total_updates=1, return_range=1.0)

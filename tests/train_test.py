@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import checkpoint, estimate, evaluate, loading, loop, report, run_folder, train
+from dawm_jax import checkpoint, estimate, evaluate, loading, loop, results, run_folder, train
 from dawm_jax.types import UserError
 
 
@@ -40,7 +40,7 @@ def no_simulator():
         patch.setattr(evaluate, "run_episodes", fake_episodes)
         # The estimate lowers every program once more and has a test of its own.
         patch.setattr(estimate, "plan", lambda *args: [])
-        patch.setattr(report, "_plot", lambda *args: None)
+        patch.setattr(results, "_plot", lambda *args: None)
         yield
 
 
@@ -49,12 +49,12 @@ def undisturbed(no_simulator, tmp_path_factory):
     """What the tiny configuration gives when nothing interrupts it."""
     workdir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_plot", PLOT)
+        patch.setattr(results, "_plot", PLOT)
         return workdir, train.run(tiny_config(), workdir)
 
 
 STAGES = ("world_model", "inverse_dynamics", "agent")
-PLOT = report._plot
+PLOT = results._plot
 
 
 def before_stage(stage, undisturbed, workdir):
@@ -151,6 +151,54 @@ def test_real_data_needs_no_models(tmp_path):
 def test_iql_runs(tmp_path):
     results = train.run(tiny_config(agent="iql"), tmp_path)
     assert np.isfinite(results["final"]["score_mean"])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "decision_diffuser",
+        pytest.param("dwm", marks=pytest.mark.slow),
+        pytest.param("joint", marks=pytest.mark.slow),
+        pytest.param("one_step", marks=pytest.mark.slow),
+    ],
+)
+def test_every_method_trains_and_loads(tmp_path, method):
+    config = lambda: tiny_config(method=method, planner__horizon=3)
+    results = train.run(config(), tmp_path)
+    assert results["method"] == method
+    again = train.run(config(), tmp_path)
+    assert again["final"] == results["final"]
+    run = loading.load_run(tmp_path)
+    observations = np.random.default_rng(0).normal(size=(2, 5, 11))
+    actions = run.policy(observations, seed=1)
+    assert actions.shape == (2, 5, 3) and np.abs(actions).max() <= 1.0
+    if method in ("dwm", "decision_diffuser"):
+        with pytest.raises(UserError, match="generates no transitions"):
+            run.imagine(jax.random.key(0), observations[0], actions[0], np.zeros(5))
+    else:
+        first = np.clip(actions[0], -1, 1)
+        imagined, _ = run.imagine(jax.random.key(0), observations[0], first, np.zeros(5))
+        np.testing.assert_allclose(imagined.action[:, 0], first, atol=1e-6)
+
+
+def test_cloning_the_best_episodes(tmp_path):
+    """%BC: no models, no values, a tenth of the data."""
+    config = tiny_config(agent="bc", training__real_fraction=1.0, top_fraction=0.1)
+    results = train.run(config, tmp_path)
+    assert set(results["stages"]) == {"agent"}
+    assert results["value_check"] is None
+    assert np.abs(loading.load_run(tmp_path).policy(np.zeros(11))).max() <= 1.0
+
+
+def test_a_run_from_before_there_were_methods_loads(undisturbed, tmp_path):
+    shutil.copytree(undisturbed[0], tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("method", "top_fraction", "planner", "one_step", "bc"):
+        del config[name]
+    del config["rollout"]["real_actions_only"]
+    path.write_text(json.dumps(config))
+    jax.tree.map(np.testing.assert_array_equal, learnt(tmp_path / "run"), learnt(undisturbed[0]))
 
 
 @pytest.mark.slow
@@ -354,10 +402,10 @@ def test_kill_9_loses_at_most_one_checkpoint_interval(undisturbed, tmp_path):
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "import pathlib, conftest, train_test\n"
-        "from dawm_jax import estimate, evaluate, report, train\n"
+        "from dawm_jax import estimate, evaluate, results, train\n"
         "evaluate.run_episodes = train_test.fake_episodes\n"
         "estimate.plan = lambda *args: []\n"
-        "report._plot = lambda *args: None\n"
+        "results._plot = lambda *args: None\n"
         f"train.run(train_test.tiny_config(), pathlib.Path({str(tmp_path)!r}))\n"
     )
     root = pathlib.Path(__file__).resolve().parents[1]

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from dawm_jax import learner
-from dawm_jax.agents import iql, td3_bc
+from dawm_jax.agents import bc, iql, td, td3_bc
+from dawm_jax.networks import TanhMlp
 from dawm_jax.types import UserError
 
-NAMES = ("td3_bc", "iql")
+NAMES = ("td3_bc", "iql", "bc")
 
 
 class Agent(NamedTuple):
@@ -18,7 +19,8 @@ class Agent(NamedTuple):
 
     Attributes:
       init: key -> state.
-      update: (state, batches [batches_per_update, B, ...], key) -> (state, metrics).
+      update: (state, batches [batches_per_update, B, ...], key) -> (state, metrics); batches
+        of transitions, or of expansions where the agent was made for them.
       act: (state, standardised observation [..., S]) -> action [..., A] in [-1, 1].
       batches_per_update: how many gradient updates of the critics one `update` makes.
       reward_scale: factor between the environment's rewards and those it learns from.
@@ -39,6 +41,7 @@ def make(
     action_size: int,
     total_updates: int,
     return_range: float | jax.Array,
+    expansions: bool = False,
 ) -> Agent:
     """Binds an algorithm to its configuration.
 
@@ -49,19 +52,40 @@ def make(
       action_size: A.
       total_updates: of the whole training, for learning-rate schedules.
       return_range: max - min undiscounted episode return of the data, for IQL's rewards.
+      expansions: learns from value expansions (DWM) instead of transitions.
 
     Raises:
       UserError: an unknown agent.
     """
     if name not in NAMES:
         raise UserError(f"config.agent: expected one of {', '.join(NAMES)}, got {name!r}")
-    make_one = {"td3_bc": _make_td3_bc, "iql": _make_iql}[name]
     sizes = {"state_size": state_size, "action_size": action_size}
-    return make_one(config, sizes, total_updates, return_range)
+    if name == "bc":
+        return _make_bc(config, sizes, total_updates)
+    # IQL's official reward scaling: a range of 1000 between the best and worst episode.
+    reward_scale = 1000.0 / return_range if name == "iql" else 1.0
+    bound = {"discount": config.discount, "reward_scale": reward_scale}
+    target: td.TargetFn = functools.partial(td.one_step_target, **bound)
+    if expansions:
+        trace = float(config[name].return_lambda)
+        target = functools.partial(td.expansion_target, return_lambda=trace, **bound)
+    make_one = {"td3_bc": _make_td3_bc, "iql": _make_iql}[name]
+    return make_one(config, sizes, total_updates, target)._replace(reward_scale=reward_scale)
 
 
-def _make_td3_bc(config, sizes, total_updates, return_range) -> Agent:
-    del return_range  # TD3+BC learns from raw rewards
+def _make_bc(config, sizes, total_updates) -> Agent:
+    section = config.bc
+    network = TanhMlp(tuple(section.hidden), sizes["action_size"])
+    optimizer = learner.adam(section.learning_rate, schedule="constant", total_steps=total_updates)
+    return Agent(
+        init=functools.partial(bc.init, network=network, optimizer=optimizer, **sizes),
+        update=functools.partial(bc.update, network=network, optimizer=optimizer),
+        act=functools.partial(bc.act, network=network),
+        batches_per_update=1,
+    )
+
+
+def _make_td3_bc(config, sizes, total_updates, target) -> Agent:
     section = config.td3_bc
     networks = td3_bc.make_networks(tuple(section.hidden), sizes["action_size"])
     optimizer = learner.adam(section.learning_rate, schedule="constant", total_steps=total_updates)
@@ -72,7 +96,7 @@ def _make_td3_bc(config, sizes, total_updates, return_range) -> Agent:
             td3_bc.update,
             networks=networks,
             **optimizers,
-            discount=config.discount,
+            target=target,
             tau=section.tau,
             alpha=section.alpha,
             policy_noise=section.policy_noise,
@@ -83,10 +107,8 @@ def _make_td3_bc(config, sizes, total_updates, return_range) -> Agent:
     )
 
 
-def _make_iql(config, sizes, total_updates, return_range) -> Agent:
+def _make_iql(config, sizes, total_updates, target) -> Agent:
     section = config.iql
-    # The official reward scaling: a range of 1000 between the best and worst episode.
-    reward_scale = 1000.0 / return_range
     networks = iql.make_networks(tuple(section.hidden), sizes["action_size"])
     constant, decayed = (
         learner.adam(section.learning_rate, schedule=schedule, total_steps=total_updates)
@@ -103,14 +125,12 @@ def _make_iql(config, sizes, total_updates, return_range) -> Agent:
             iql.update,
             networks=networks,
             **optimizers,
-            discount=config.discount,
+            target=target,
             tau=section.tau,
             expectile=section.expectile,
             beta=section.beta,
             max_weight=section.max_weight,
-            reward_scale=reward_scale,
         ),
         act=functools.partial(iql.act, networks=networks),
         batches_per_update=1,
-        reward_scale=reward_scale,
     )

@@ -1,20 +1,19 @@
 """Implicit Q-learning (Kostrikov et al. 2022).
 
-Observations are standardised, actions lie in [-1, 1], rewards arrive already scaled.
+Observations are standardised, actions lie in [-1, 1], the target scales rewards.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from dawm_jax import learner
+from dawm_jax.agents import td
 from dawm_jax.learner import Metrics, Params
 from dawm_jax.networks import Critics, GaussianPolicy, Value
-from dawm_jax.types import Transition
 
 # The official implementation's bounds of the policy's log standard deviation.
 _LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -83,7 +82,7 @@ def expectile_loss(difference: jax.Array, *, expectile: float) -> jax.Array:
 
 
 def value_loss(
-    value: Params, q: jax.Array, batch: Transition, *, networks: Networks, expectile: float
+    value: Params, q: jax.Array, batch: Any, *, networks: Networks, expectile: float
 ) -> tuple[jax.Array, Metrics]:
     """Expectile regression of V(s) on the target critics' min Q(s, a) (IQL, eq. 5)."""
     v = networks.value.apply(value, batch.observation)
@@ -94,7 +93,7 @@ def value_loss(
 def actor_loss(
     actor: Params,
     advantage: jax.Array,
-    batch: Transition,
+    batch: Any,
     *,
     networks: Networks,
     beta: float,
@@ -109,55 +108,42 @@ def actor_loss(
     return loss, {"actor_loss": loss, "cloning_mse": jnp.square(batch.action - mean).mean()}
 
 
-def critic_loss(
-    critics: Params, batch: Transition, target: jax.Array, *, networks: Networks
-) -> tuple[jax.Array, Metrics]:
-    """Sum over both critics of the mean squared TD error (IQL, eq. 6)."""
-    q = networks.critics.apply(critics, batch.observation, batch.action)
-    loss = jnp.square(q - target[None]).mean(1).sum()
-    return loss, {"critic_loss": loss, "q_mean": q.mean()}
-
-
 def update(
     state: State,
-    batches: Transition,
+    batches: Any,
     key: jax.Array,
     *,
     networks: Networks,
     actor_optimizer: optax.GradientTransformation,
     value_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
-    discount: float,
+    target: td.TargetFn,
     tau: float,
     expectile: float,
     beta: float,
     max_weight: float,
-    reward_scale: float | jax.Array,
 ) -> tuple[State, Metrics]:
     """One update in the official order: value, policy, critics, target.
 
     Args:
       state: of the agent.
-      batches: [1, B, ...] transitions, rewards in raw units.
+      batches: [1, B, ...] of what `target` takes, rewards in raw units.
       key: unused; IQL's update draws nothing.
       networks: of the agent.
       actor_optimizer: of the policy.
       value_optimizer: of the state value.
       critic_optimizer: of both critics.
-      discount: gamma.
-      tau: share of the new parameters in the target.
+      target: of the critics, in scaled reward units.
+      tau: share of the new parameters in the target networks.
       expectile: of the value regression.
       beta: inverse temperature of the policy extraction.
       max_weight: cap of the exponentiated advantage.
-      reward_scale: multiplies rewards before anything else.
 
     Returns:
       The next state, and metrics in scaled reward units.
     """
     del key
     batch = jax.tree.map(lambda leaf: leaf[0], batches)
-    chex.assert_rank([batch.reward, batch.terminated], 1)
-    batch = batch._replace(reward=batch.reward * reward_scale)
     q = networks.critics.apply(state.target_critics, batch.observation, batch.action).min(0)
     value, value_opt, value_metrics = learner.gradient_step(
         lambda params: value_loss(params, q, batch, networks=networks, expectile=expectile),
@@ -174,10 +160,9 @@ def update(
         state.actor_opt,
         actor_optimizer,
     )
-    next_v = networks.value.apply(value, batch.next_observation)
-    target = batch.reward + discount * (1.0 - batch.terminated) * next_v
+    wanted = target(batch, lambda observation: networks.value.apply(value, observation))
     critics, critic_opt, critic_metrics = learner.gradient_step(
-        lambda params: critic_loss(params, batch, target, networks=networks),
+        lambda params: td.critic_loss(params, batch, wanted, networks=networks),
         state.critics,
         state.critic_opt,
         critic_optimizer,

@@ -15,6 +15,7 @@ import optax
 from flax import struct
 
 from dawm_jax import learner
+from dawm_jax.agents import td
 from dawm_jax.learner import Metrics, Params
 from dawm_jax.networks import Critics, Mlp
 from dawm_jax.types import Transition
@@ -119,15 +120,6 @@ def td_target(
     return batch.reward + discount * (1.0 - batch.terminated) * value
 
 
-def critic_loss(
-    critics: Params, batch: Transition, target: jax.Array, *, networks: Networks
-) -> tuple[jax.Array, Metrics]:
-    """Sum over both critics of the mean squared TD error (eq. 5), and metrics."""
-    q = networks.critics.apply(critics, batch.observation, batch.action)
-    value = jnp.square(q - target[None]).mean(1).sum()
-    return value, {"critic_loss": value, "q_mean": q.mean()}
-
-
 def actor_loss(
     actor: Params,
     critics: Params,
@@ -175,7 +167,7 @@ def update(
         batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
         target = td_target(state, batch, noise[index], networks=networks, discount=discount)
         critics, critic_opt, critic_metrics = learner.gradient_step(
-            functools.partial(critic_loss, batch=batch, target=target, networks=networks),
+            functools.partial(td.critic_loss, batch=batch, target=target, networks=networks),
             state.critics,
             state.critic_opt,
             critic_optimizer,

@@ -5,18 +5,17 @@ Observations are standardised and actions lie in [-1, 1].
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
 from dawm_jax import learner
+from dawm_jax.agents import td
 from dawm_jax.learner import Metrics, Params
 from dawm_jax.networks import Critics, TanhMlp
-from dawm_jax.types import Transition
 
 
 class Networks(NamedTuple):
@@ -72,44 +71,34 @@ def init(
     )
 
 
-def td_target(
+def smoothed_value(
     target_actor: Params,
     target_critics: Params,
-    batch: Transition,
+    observation: jax.Array,
     noise: jax.Array,
     *,
     networks: Networks,
-    discount: float,
 ) -> jax.Array:
-    """r + gamma (1 - terminated) min_e Q_e(s', pi(s') + noise), [B] (TD3, algorithm 1).
+    """min_e Q_e(s, pi(s) + noise), what the target bootstraps from (TD3, algorithm 1).
 
     Args:
       target_actor: parameters.
       target_critics: parameters.
-      batch: transitions [B].
-      noise: [B, A] target-policy smoothing, already clipped.
+      observation: [B, ..., S].
+      noise: [B, A] target-policy smoothing, already clipped; states of one row share it.
       networks: of the agent.
-      discount: gamma.
+
+    Returns:
+      [B, ...].
     """
-    chex.assert_rank([batch.reward, batch.terminated], 1)
-    chex.assert_equal_shape([batch.action, noise])
-    next_action = networks.actor.apply(target_actor, batch.next_observation)
-    next_action = jnp.clip(next_action + noise, -1.0, 1.0)
-    q = networks.critics.apply(target_critics, batch.next_observation, next_action)
-    return batch.reward + discount * (1.0 - batch.terminated) * q.min(0)
-
-
-def critic_loss(
-    critics: Params, batch: Transition, target: jax.Array, *, networks: Networks
-) -> tuple[jax.Array, Metrics]:
-    """Sum over both critics of the mean squared TD error, and metrics."""
-    q = networks.critics.apply(critics, batch.observation, batch.action)
-    value = jnp.square(q - target[None]).mean(1).sum()
-    return value, {"critic_loss": value, "q_mean": q.mean()}
+    action = networks.actor.apply(target_actor, observation)
+    noise = noise.reshape(len(noise), *(1,) * (observation.ndim - 2), -1)
+    action = jnp.clip(action + noise, -1.0, 1.0)
+    return networks.critics.apply(target_critics, observation, action).min(0)
 
 
 def actor_loss(
-    actor: Params, critics: Params, batch: Transition, *, networks: Networks, alpha: float
+    actor: Params, critics: Params, batch: Any, *, networks: Networks, alpha: float
 ) -> tuple[jax.Array, Metrics]:
     """-lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|.
 
@@ -126,13 +115,13 @@ def actor_loss(
 
 def update(
     state: State,
-    batches: Transition,
+    batches: Any,
     key: jax.Array,
     *,
     networks: Networks,
     actor_optimizer: optax.GradientTransformation,
     critic_optimizer: optax.GradientTransformation,
-    discount: float,
+    target: td.TargetFn,
     tau: float,
     alpha: float,
     policy_noise: float,
@@ -145,12 +134,12 @@ def update(
 
     Args:
       state: of the agent.
-      batches: [delay, B, ...] transitions; the actor learns from the last batch.
+      batches: [delay, B, ...] of what `target` takes; the actor learns from the last batch.
       key: random number generator state, the key is consumed.
       networks: of the agent.
       actor_optimizer: of the policy.
       critic_optimizer: of both critics.
-      discount: gamma.
+      target: of the critics.
       tau: share of the new parameters in the targets, once per cycle.
       alpha: weight of the value against the cloning term.
       policy_noise: standard deviation of the target action's noise.
@@ -165,16 +154,17 @@ def update(
     delay = batches.reward.shape[0]
     for index in range(delay):
         batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
-        target = td_target(
+        value = functools.partial(
+            smoothed_value,
             state.target_actor,
             state.target_critics,
-            batch,
-            noise[index],
+            noise=noise[index],
             networks=networks,
-            discount=discount,
         )
         critics, critic_opt, critic_metrics = learner.gradient_step(
-            functools.partial(critic_loss, batch=batch, target=target, networks=networks),
+            functools.partial(
+                td.critic_loss, batch=batch, target=target(batch, value), networks=networks
+            ),
             critics,
             critic_opt,
             critic_optimizer,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_run import small_config, write_run
 
-from dawm_jax import assembly, data, export, generate, loading
+from dawm_jax import assembly, data, export, loading, synthesis
 from dawm_jax import windows as windows_module
 from dawm_jax.types import Transition, UserError
 
@@ -36,7 +36,7 @@ def workdir(tmp_path_factory):
 
 def make(workdir, transitions, dataset_id=ID, **options):
     options = {"batch": BATCH, **options}
-    generate.generate(workdir, dataset_id, transitions=transitions, **options)
+    synthesis.generate(workdir, dataset_id, transitions=transitions, **options)
     return list(minari.load_dataset(dataset_id).iterate_episodes())
 
 
@@ -52,7 +52,7 @@ def imagined(workdir, key):
     """One batch by `LoadedRun.imagine`, from starts looked up in the raw dataset."""
     run = loading.load_run(workdir)
     dataset = data.load_dataset(run.config.dataset)
-    order, num_train = windows_module._split_episodes(
+    order, num_train = windows_module.split_episodes(
         dataset.episode_ends, run.config.held_out_fraction
     )
     key_starts, key_imagine = jax.random.split(key)
@@ -157,7 +157,7 @@ def test_generated_terminations_end_episodes(workdir):
     )
     valid = np.arange(4) < length[:, None]
     with export.DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
-        generate.write_windows(writer, windows, valid, limit=100)
+        synthesis.write_windows(writer, windows, valid, limit=100)
     episodes = list(minari.load_dataset(ID).iterate_episodes())
     expected = [
         (
@@ -181,7 +181,7 @@ def test_a_window_cut_before_its_termination_is_truncated():
         next_observation=np.zeros((1, 2, 11)),
     )
     with export.DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
-        generate.write_windows(writer, windows, np.ones((1, 2), bool), limit=1)
+        synthesis.write_windows(writer, windows, np.ones((1, 2), bool), limit=1)
     episode = minari.load_dataset(ID)[0]
     assert episode.truncations.tolist() == [True] and episode.terminations.tolist() == [False]
 

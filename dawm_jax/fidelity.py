@@ -1,0 +1,209 @@
+"""How close transitions are to the truth: pure metrics, without models or simulators.
+
+Squared errors are means over dimensions in units of the data's standard deviations, as
+PolyGRAD, GTA and SynthER report them. Windows have leading axes [B, H]; `valid` [B, H] marks
+the steps that count: those up to the window's first termination.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dawm_jax.types import Transition
+
+# As in the models' normaliser: constant dimensions stay finite.
+_STD_FLOOR = 1e-3
+
+
+class Scales(NamedTuple):
+    """Mean and standard deviation of a dataset's columns, raw units."""
+
+    observation_mean: np.ndarray  # [S]
+    observation_std: np.ndarray  # [S], never 0
+    action_mean: np.ndarray  # [A]
+    action_std: np.ndarray  # [A], never 0
+    reward_mean: float
+    reward_std: float  # never 0
+
+
+def fit_scales(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> Scales:
+    """Scales of [N, S] observations, [N, A] actions and [N] rewards."""
+    fit = lambda x: (x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + _STD_FLOOR)
+    return Scales(*fit(observations), *fit(actions), *fit(rewards))
+
+
+def columns(transitions: Transition, scales: Scales) -> np.ndarray:
+    """Transitions [N] as standardised columns (s, a, r, s'), [N, 2 S + A + 1] float64."""
+    observe = lambda x: (x - scales.observation_mean) / scales.observation_std
+    return np.concatenate(
+        [
+            observe(transitions.observation),
+            (transitions.action - scales.action_mean) / scales.action_std,
+            (np.asarray(transitions.reward)[:, None] - scales.reward_mean) / scales.reward_std,
+            observe(transitions.next_observation),
+        ],
+        axis=1,
+    )
+
+
+def clipped(observations: np.ndarray) -> np.ndarray:
+    """Rows with a value at a bound that its column reaches repeatedly: [N, S] -> [N] bool.
+
+    Continuous values do not repeat their extremes unless something cut them there.
+    """
+    low, high = observations.min(0), observations.max(0)
+    marked = np.zeros(len(observations), bool)
+    for bound in (low, high):
+        at_bound = observations == bound
+        repeated = (at_bound.sum(0) > 1) & (low < high)
+        marked |= at_bound[:, repeated].any(1)
+    return marked
+
+
+# --- errors -------------------------------------------------------------------------------
+
+
+def dynamics_error(next_observations: np.ndarray, truth: np.ndarray, scales: Scales) -> np.ndarray:
+    """Squared error of the next observation, mean over dimensions: [..., S] -> [...]."""
+    return np.square((next_observations - truth) / scales.observation_std).mean(-1)
+
+
+def reward_error(rewards: np.ndarray, truth: np.ndarray, scales: Scales) -> np.ndarray:
+    """Squared error of the reward, [...]."""
+    return np.square((rewards - truth) / scales.reward_std)
+
+
+def summary(values: np.ndarray) -> dict[str, float | None]:
+    """Mean and median of [n] values; None where there are none."""
+    if not values.size:
+        return {"mean": None, "median": None}
+    return {"mean": float(values.mean()), "median": float(np.median(values))}
+
+
+def by_step(values: np.ndarray, valid: np.ndarray) -> dict[str, list[Any]]:
+    """Mean and median of [B, H] values over the windows that reach each step, [H] each."""
+    steps = [summary(values[valid[:, k], k]) for k in range(values.shape[1])]
+    return {name: [step[name] for step in steps] for name in ("mean", "median")}
+
+
+# --- distributions ------------------------------------------------------------------------
+
+
+def ks_statistics(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Two-sample Kolmogorov-Smirnov statistic of every column: [N, D], [M, D] -> [D].
+
+    The largest distance between the two empirical distribution functions, 0 to 1.
+    """
+
+    def one(x, y):
+        x, y = np.sort(x), np.sort(y)
+        points = np.concatenate([x, y])
+        share = lambda sample: np.searchsorted(sample, points, side="right") / len(sample)
+        return np.abs(share(x) - share(y)).max()
+
+    return np.array([one(x, y) for x, y in zip(first.T, second.T, strict=True)])
+
+
+def correlation_similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """1 - |difference of correlations| / 2, mean over pairs of columns; 1 is equal.
+
+    [N, D], [M, D]; SDV's CorrelationSimilarity, which SynthER reports. A constant column has
+    correlation 0 with every other.
+    """
+    pairs = np.triu_indices(first.shape[1], 1)
+    difference = (_correlations(first) - _correlations(second))[pairs]
+    return float(1.0 - np.abs(difference).mean() / 2.0)
+
+
+def _correlations(values: np.ndarray) -> np.ndarray:
+    centred = values - values.mean(0)
+    std = centred.std(0)
+    unit = np.divide(centred, std, out=np.zeros_like(centred), where=std > 0)
+    return unit.T @ unit / len(values)
+
+
+def nearest_distances(queries: np.ndarray, points: np.ndarray, *, chunk: int = 256) -> np.ndarray:
+    """Euclidean distance from each query to its nearest point: [N, D], [M, D] -> [N].
+
+    One matrix product a chunk finds the nearest point, |x|^2 - 2 x y + |y|^2; its distance is
+    then taken exactly, since that sum cancels for points that nearly coincide.
+    """
+    points = np.asarray(points, np.float32)
+    queries = np.asarray(queries, np.float32)
+    padded = np.resize(queries, (-(-len(queries) // chunk) * chunk, queries.shape[1]))
+    rows = _nearest_rows(jnp.asarray(padded), jnp.asarray(points), chunk=chunk)
+    return np.linalg.norm(queries - points[np.asarray(rows)[: len(queries)]], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _nearest_rows(queries: jax.Array, points: jax.Array, *, chunk: int) -> jax.Array:
+    norms = jnp.square(points).sum(1)
+
+    def one_chunk(some):
+        products = jnp.matmul(some, points.T, precision=jax.lax.Precision.HIGHEST)
+        return jnp.argmin(norms[None] - 2.0 * products, axis=1)
+
+    chunks = queries.reshape(-1, chunk, queries.shape[1])
+    return jax.lax.map(one_chunk, chunks).reshape(-1)
+
+
+# --- terminations -------------------------------------------------------------------------
+
+
+def until_first(marked: np.ndarray) -> np.ndarray:
+    """The steps up to and with each window's first marked one: [B, H] bool, both."""
+    return np.cumsum(marked, axis=1) - marked == 0
+
+
+def agreement(claimed: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """Precision and recall of claimed terminations [n] bool; None where undefined."""
+    hits = int((claimed & truth).sum())
+    return {
+        "claimed": int(claimed.sum()),
+        "true": int(truth.sum()),
+        "precision": hits / int(claimed.sum()) if claimed.any() else None,
+        "recall": hits / int(truth.sum()) if truth.any() else None,
+    }
+
+
+def termination_timing(claimed: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
+    """When windows end, against when they should: [B, H] bool both.
+
+    Only the first step of each that is marked counts, in windows marked by either.
+
+    Returns:
+      `steps_late` {steps: windows}, negative is early; `mean_late` over them; `missed`
+      windows that should end and do not; `false` ones that end and should not.
+    """
+    ends, should = claimed.any(1), truth.any(1)
+    late = (claimed.argmax(1) - truth.argmax(1))[ends & should]
+    steps, counts = np.unique(late, return_counts=True)
+    return {
+        "steps_late": {str(k): int(n) for k, n in zip(steps, counts, strict=True)},
+        "mean_late": float(late.mean()) if late.size else None,
+        "missed": int((should & ~ends).sum()),
+        "false": int((ends & ~should).sum()),
+    }
+
+
+# --- returns ------------------------------------------------------------------------------
+
+
+def discounted_returns(rewards: np.ndarray, valid: np.ndarray, discount: float) -> np.ndarray:
+    """Discounted sums of the valid rewards of windows, [B, H] -> [B]."""
+    return (np.where(valid, rewards, 0.0) * discount ** np.arange(rewards.shape[1])).sum(1)
+
+
+def line(x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
+    """Correlation of [n] pairs, and the least-squares slope of y on x; None if x is constant."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.size < 2 or not x.std() or not y.std():
+        return {"correlation": None, "slope": 0.0 if x.size > 1 and x.std() else None}
+    covariance = ((x - x.mean()) * (y - y.mean())).mean()
+    return {
+        "correlation": float(covariance / (x.std() * y.std())),
+        "slope": float(covariance / x.var()),
+    }

@@ -1,0 +1,169 @@
+"""Targets against NumPy loops over horizons, and both agents on value expansions."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+
+from configs import common
+from dawm_jax import agents
+from dawm_jax.agents import iql, td, td3_bc
+from dawm_jax.types import Expansion, Transition
+
+S, A, B, H = 3, 2, 6, 4
+DISCOUNT, SCALE = 0.9, 2.5
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def make_expansions(seed=0, leading=(B,), horizon=H):
+    rng = np.random.default_rng(seed)
+    terminated = np.zeros((*leading, horizon))
+    # Of every six rows one ends at once, one in the middle, one at the last step; one says
+    # twice that it ended, and what follows an end is rubbish that must not count.
+    rows = terminated.reshape(-1, 6, horizon)
+    rows[:, 1, 0] = rows[:, 2, horizon // 2] = rows[:, 3, -1] = 1.0
+    rows[:, 4, horizon // 2 :] = 1.0
+    return Expansion(
+        observation=rng.normal(size=(*leading, S)),
+        action=rng.uniform(-1, 1, (*leading, A)),
+        reward=rng.normal(size=(*leading, horizon)),
+        terminated=terminated,
+        next_observation=rng.normal(size=(*leading, horizon, S)),
+    )
+
+
+def state_value(observation):
+    return observation[..., 0] - 0.5 * observation[..., 1] ** 2
+
+
+def n_step_return(row, n, value):
+    """Step by step, as an environment would pay."""
+    total, weight = 0.0, 1.0
+    for step in range(n):
+        total += weight * SCALE * row.reward[step]
+        weight *= DISCOUNT
+        if row.terminated[step]:
+            return total
+    return total + weight * value(row.next_observation[n - 1])
+
+
+def expected_target(batch, value, return_lambda):
+    """(1 - lambda) sum lambda^(n-1) G_n + lambda^(H-1) G_H, literally."""
+    targets = []
+    for index in range(len(batch.reward)):
+        row = Expansion(*(leaf[index] for leaf in batch))
+        horizon = len(row.reward)
+        total = return_lambda ** (horizon - 1) * n_step_return(row, horizon, value)
+        for n in range(1, horizon):
+            total += (1 - return_lambda) * return_lambda ** (n - 1) * n_step_return(row, n, value)
+        targets.append(total)
+    return np.array(targets)
+
+
+@pytest.mark.parametrize("return_lambda", [0.0, 0.6, 0.95, 1.0])
+@pytest.mark.parametrize("horizon", [1, 2, H])
+def test_expansion_target_equals_numpy_loop(return_lambda, horizon):
+    batch = make_expansions(horizon=horizon)
+    actual = td.expansion_target(
+        jax.tree.map(jnp.asarray, batch),
+        state_value,
+        discount=DISCOUNT,
+        return_lambda=return_lambda,
+        reward_scale=SCALE,
+    )
+    np.testing.assert_allclose(
+        actual, expected_target(batch, state_value, return_lambda), rtol=1e-12
+    )
+
+
+def test_one_generated_step_is_the_one_step_target():
+    batch = jax.tree.map(jnp.asarray, make_expansions(horizon=1))
+    one = Transition(
+        batch.observation,
+        batch.action,
+        batch.reward[:, 0],
+        batch.terminated[:, 0],
+        batch.next_observation[:, 0],
+    )
+    bound = {"discount": DISCOUNT, "reward_scale": SCALE}
+    np.testing.assert_allclose(
+        td.expansion_target(batch, state_value, return_lambda=0.3, **bound),
+        td.one_step_target(one, state_value, **bound),
+        rtol=1e-12,
+    )
+
+
+def make_agent(name):
+    config = common.get_config("smoke")
+    config.discount = DISCOUNT
+    config[name].update(hidden=(6, 5), learning_rate=0.01)
+    return agents.make(
+        name,
+        config,
+        state_size=S,
+        action_size=A,
+        total_updates=100,
+        return_range=1000.0 / SCALE,
+        expansions=True,
+    )
+
+
+def update_of(name):
+    """State before, the batch, state after and metrics of an update on one batch."""
+    agent = make_agent(name)
+    state = reference.in_training(jax.eval_shape(agent.init, jax.random.key(0)), count=7, seed=0)
+    batches = make_expansions(leading=(1, B))
+    after, metrics = jax.device_get(reference.jit(agent.update)(state, batches, jax.random.key(3)))
+    return state, Expansion(*(leaf[0] for leaf in batches)), after, metrics
+
+
+def test_td3_bc_critics_follow_the_last_horizon():
+    """The critics' loss, from targets that a loop makes with the same noise."""
+    state, batch, _, metrics = update_of("td3_bc")
+    noise = np.clip(0.2 * np.asarray(jax.random.normal(jax.random.key(3), (1, B, A))), -0.5, 0.5)
+    targets = []
+    for index in range(B):
+        row = Expansion(*(leaf[index] for leaf in batch))
+
+        def value(observation, index=index):
+            mean = np.tanh(reference.mlp(state.target_actor["params"]["Mlp_0"], observation[None]))
+            action = np.clip(mean + noise[0, index], -1, 1)
+            return reference.q_values(state.target_critics, observation[None], action).min()
+
+        # TD3+BC learns from raw rewards.
+        targets.append(n_step_return(row._replace(reward=row.reward / SCALE), H, value))
+    q = reference.q_values(state.critics, batch.observation, batch.action)
+    expected = ((q - np.array(targets)) ** 2).mean(1).sum()
+    np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-9)
+
+
+def test_iql_critics_follow_the_lambda_return():
+    state, batch, after, metrics = update_of("iql")
+    value = lambda o: reference.mlp(after.value["params"]["Mlp_0"], o[None])[0, 0]
+    target = expected_target(batch, value, 0.95)
+    q = reference.q_values(state.critics, batch.observation, batch.action)
+    np.testing.assert_allclose(metrics["critic_loss"], ((q - target) ** 2).mean(1).sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("module", [td3_bc, iql])
+def test_critic_gradient_equals_finite_differences(module):
+    networks = module.make_networks((4,), A)
+    rng = np.random.default_rng(1)
+    observation, action, target = rng.normal(size=(B, S)), rng.normal(size=(B, A)), np.ones(B)
+    shapes = jax.eval_shape(networks.critics.init, jax.random.key(0), observation, action)
+    critics = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
+    batch = Transition(observation, action, None, None, None)
+    loss = lambda p: td.critic_loss(p, batch, target, networks=networks)[0]
+    expected = lambda p: (
+        ((reference.q_values(p, observation, action) - target[None]) ** 2).mean(1).sum()
+    )
+    value, slope = reference.jit(jax.value_and_grad(loss))(critics)
+    np.testing.assert_allclose(value, expected(critics), rtol=1e-10)
+    chex.assert_trees_all_close(slope, reference.gradient(expected, critics), **reference.TOLERANCE)
