@@ -12,7 +12,7 @@ from dawm_jax.checkpoint import Checkpoints
 from dawm_jax.world_model import EXTRA_CHANNELS
 
 # Makes random models end some windows early: a termination is ten deviations from the mean.
-_FALLS = 100.0
+_FALLS = 300.0
 
 
 def small_config():
