@@ -105,13 +105,14 @@ def label(run: dict[str, Any]) -> str:
 
 def settings(run: dict[str, Any]) -> dict[str, Any]:
     """What a study may vary beside the method."""
+    if run["real_fraction"] == 1.0:  # generates nothing
+        return {"updates": run["updates"]}
     own = {name: run["rollout"][name] for name in _VARIED if name in run["rollout"]}
     own.setdefault("target_rule", run["target_return"]["rule"])
     own.setdefault("target_factor", run["target_return"]["factor"])
     if "horizon" in run:
         own["horizon"] = run["horizon"]
-    # An agent on real data generates nothing.
-    return {} if run["real_fraction"] == 1.0 else own
+    return {**own, "updates": run["updates"]}
 
 
 def group(runs: list[dict[str, Any]]) -> list[Entry]:
@@ -124,7 +125,7 @@ def group(runs: list[dict[str, Any]]) -> list[Entry]:
     for run in runs:
         own = {name: value for name, value in settings(run).items() if name in varied}
         text = ", ".join([label(run), *(f"{name} {value}" for name, value in own.items())])
-        seeds = groups.setdefault((run["dataset"], run["environment"], text, run["updates"]), {})
+        seeds = groups.setdefault((run["dataset"], run["environment"], text), {})
         if run["seed"] in seeds:
             first = seeds[run["seed"]]["path"]
             _log.warning("%s repeats %s: left out", run["path"], first)
@@ -142,7 +143,7 @@ def _varied(runs: list[dict[str, Any]]) -> set[str]:
 
 
 def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
-    task, environment, method, updates = key
+    task, environment, method = key
     join = lambda when: np.concatenate([run[when]["return_per_seed"] for run in runs])
     last, best = join("final"), join("best")
     score = lambda returns: evaluate.normalised_score(environment, returns)
@@ -153,7 +154,7 @@ def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
         method=method,
         source=source,
         agent=runs[0]["agent"],
-        updates=updates,
+        updates=runs[0]["updates"],
         last=score(last),
         best=score(best),
         last_return=last,
@@ -215,13 +216,18 @@ class Duel(NamedTuple):
 
 
 def duels(entries: list[Entry]) -> list[Duel]:
-    """DAWM against every other method with its agent, and against those that need no critic."""
+    """DAWM against every other method with its agent, and against those that need no critic.
+
+    Only after as many updates; a planner makes none.
+    """
     first = {entry.method: entry for entry in entries}
     pairs = [
         (mine.method, other.method)
         for mine in first.values()
         for other in first.values()
-        if mine.source == "dawm" != other.source and other.agent in (mine.agent, "bc", "planner")
+        if mine.source == "dawm" != other.source
+        and other.agent in (mine.agent, "bc", "planner")
+        and other.updates in (mine.updates, 0)
     ]
     return [_duel(entries, *pair) for pair in pairs if shared_tasks(entries, pair)]
 

@@ -52,8 +52,9 @@ def markdown(runs: list[dict[str, Any]], entries: list[Entry]) -> str:
         "stratified bootstrap interval. Only rows of the same number of tasks compare.",
         _aggregate_table(entries),
         "## DAWM against the others",
-        "On the tasks of both: the chance that a run of DAWM beats one of the other (95 % "
-        "stratified bootstrap), and the gain of its average. The paper states gains over DWM of "
+        "On the tasks of both, after as many updates: the chance that a run of DAWM beats one of "
+        "the other (95 % stratified bootstrap), and the gain of its average. The paper states "
+        "gains over DWM of "
         f"{published.GAINS_OVER_DWM['td3_bc']} % (TD3+BC) and {published.GAINS_OVER_DWM['iql']} "
         "% (IQL).",
         _duel_table(entries),

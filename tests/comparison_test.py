@@ -89,6 +89,13 @@ def test_settings_that_differ_name_the_entry(tmp_path):
     assert found == {"DAWM-TD3+BC, horizon 7", "DAWM-TD3+BC, horizon 15", "TD3+BC"}
 
 
+def test_budgets_are_kept_apart(tmp_path):
+    write_run(tmp_path / "a", [1.0], real_fraction=1.0)
+    write_run(tmp_path / "b", [2.0], real_fraction=1.0, updates=9, seed=1)
+    found = {(entry.method, entry.updates) for entry in group(tmp_path)}
+    assert found == {("TD3+BC, updates 1000", 1000), ("TD3+BC, updates 9", 9)}
+
+
 def test_an_older_run_without_the_newer_fields(tmp_path):
     folder = write_run(tmp_path / "a", [1.0])
     run = json.loads((folder / "results.json").read_text())
@@ -106,6 +113,7 @@ def test_duels_by_hand(tmp_path):
     write_run(tmp_path / "c", [20.0, 5.0], method="dwm")
     write_run(tmp_path / "d", [1.0], method="dwm", agent="iql")
     write_run(tmp_path / "e", [20.0], real_fraction=1.0, agent="bc")
+    write_run(tmp_path / "f", [20.0], real_fraction=1.0, updates=9)  # another budget
     found = {duel.other: duel for duel in comparison.duels(group(tmp_path))}
     assert set(found) == {"DWM-TD3+BC", "BC"}
     duel = found["DWM-TD3+BC"]

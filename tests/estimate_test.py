@@ -20,10 +20,13 @@ def test_matmul_rate_is_a_rate():
     assert estimate.matmul_rate(size=64, seconds=0.01) > 0
 
 
-@pytest.mark.parametrize("real_fraction", [0.0, 1.0])
-def test_plan_names_the_stages_that_will_run(real_fraction):
+@pytest.mark.parametrize(
+    "real_fraction, method", [(0.0, "dawm"), (1.0, "dawm"), (0.0, "decision_diffuser")]
+)
+def test_plan_names_the_stages_that_will_run(real_fraction, method):
     config = common.get_config("smoke")
-    config.training.real_fraction = real_fraction
+    config.training.real_fraction, config.method = real_fraction, method
+    plans = method == "decision_diffuser"
     dataset = data.load_dataset("bundled/hopper/medium-v0")
     replay, statistics = windows.build(
         dataset,
@@ -35,9 +38,10 @@ def test_plan_names_the_stages_that_will_run(real_fraction):
         held_out_fraction=0.05,
     )
     text = "\n".join(estimate.plan(config, assemble(config, statistics), replay))
-    assert "td3_bc, 2 seed(s) x 40 updates of 16" in text
+    assert ("td3_bc, 2 seed(s) x 40 updates of 16" in text) == (not plans)
     assert ("20 steps of 16" in text) == (real_fraction < 1)
-    assert ("generation" in text) == (real_fraction < 1)
+    assert ("generation" in text) == (real_fraction < 1 and not plans)
+    assert ("planning, 4 episodes" in text) == plans
 
 
 def test_a_long_run_names_the_shorter_variant(monkeypatch):

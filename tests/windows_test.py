@@ -155,6 +155,11 @@ def test_windows_equal_a_plain_loop_over_every_start(horizon):
         np.testing.assert_allclose(getattr(actual, key), value, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(actual.action, replay.transitions.action)
     np.testing.assert_array_equal(actual.return_to_go, replay.return_to_go)
+    # Every step's action, the last one repeated past the episode's end.
+    ends = np.flatnonzero(dataset.terminations | dataset.truncations)
+    for start in range(len(dataset)):
+        steps = np.minimum(start + np.arange(horizon), ends[ends >= start][0])
+        np.testing.assert_array_equal(actual.actions[start], replay.transitions.action[steps])
 
 
 def test_windows_of_chosen_starts_are_those_rows():

@@ -384,3 +384,68 @@ def test_learns_a_linear_system():
     # Answering "never" is wrong wherever an episode ended: twice as often as is allowed.
     wrong = np.mean(imagined.terminated != held_out.terminated)
     assert wrong < 0.5 * np.mean(held_out.terminated)
+
+
+# --- other layouts of the tokens --------------------------------------------------------------
+
+
+def _window_with_actions():
+    actions = np.random.default_rng(7).uniform(-1, 1, (BATCH, HORIZON, ACTIONS))
+    return _window()._replace(actions=jnp.asarray(actions, jnp.float32))
+
+
+def test_joint_tokens_hold_the_action_that_is_taken_next():
+    window = _window_with_actions()
+    tokens = np.asarray(world_model.to_tokens(window, STATISTICS, world_model.JOINT))
+    action = tokens[..., STATES : STATES + ACTIONS]
+    np.testing.assert_array_equal(action[:, :HORIZON], window.actions)
+    np.testing.assert_array_equal(action[:, HORIZON], 0.0)
+    rest = np.delete(tokens, np.arange(STATES, STATES + ACTIONS), axis=-1)
+    np.testing.assert_array_equal(rest, world_model.to_tokens(window, STATISTICS))
+    imagined = world_model.from_tokens(jnp.asarray(tokens), STATISTICS, world_model.JOINT)
+    np.testing.assert_array_equal(imagined.actions, window.actions)
+    np.testing.assert_array_equal(imagined.states, window.states)
+    np.testing.assert_array_equal(imagined.terminated, window.terminated)
+
+
+def test_tokens_of_states_alone():
+    window = _window()
+    tokens = world_model.to_tokens(window, STATISTICS, world_model.STATES)
+    np.testing.assert_array_equal(tokens, window.states)
+
+
+def test_an_action_counts_where_its_step_exists():
+    """Token k's state was arrived at by step k, its action belongs to step k + 1."""
+    window = _window_with_actions()
+    mask = np.asarray(world_model.token_mask(window, world_model.JOINT))
+    for row in range(BATCH):
+        for k in range(1, HORIZON + 1):
+            arrived = float(window.mask[row, k - 1])
+            acted = float(window.mask[row, k]) if k < HORIZON else 0.0
+            expected = [arrived] * STATES + [acted] * ACTIONS + [arrived] * 2
+            np.testing.assert_array_equal(mask[row, k - 1], expected)
+
+
+@pytest.mark.parametrize("layout", [world_model.JOINT, world_model.STATES])
+def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
+    window, rng = _window_with_actions(), np.random.default_rng(8)
+    x0 = np.asarray(world_model.to_tokens(window, STATISTICS, layout), float)
+    draws = _draws()._replace(noise=jnp.asarray(rng.normal(size=x0.shape), jnp.float32))
+    a = np.asarray(ALPHA_BAR, float)[np.asarray(draws.step)][:, None, None]
+    x = np.sqrt(a) * x0 + np.sqrt(1 - a) * np.asarray(draws.noise, float)
+    x[:, 0] = x0[:, 0]  # the first action is known too
+    inputs = draws.step, window.action, window.return_to_go, draws.conditioned
+    output = _stub(np, 0.7, x, *(np.asarray(i, float) for i in inputs))
+    mask = np.broadcast_to(world_model.token_mask(window, layout), x0[:, 1:].shape)
+    expected = (((output - np.asarray(draws.noise))[:, 1:] ** 2) * mask).mean()
+    value, _ = world_model.loss(
+        0.7,
+        window,
+        draws,
+        network=_StubNetwork,
+        alpha_bar=ALPHA_BAR,
+        prediction="epsilon",
+        statistics=STATISTICS,
+        layout=layout,
+    )
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
