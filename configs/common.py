@@ -111,7 +111,7 @@ def get_config(
     roll.guidance = 1.2  # weight of classifier-free guidance; 1 is conditional only (DD)
     roll.sampling_steps = 5  # DDIM steps (DWM: 3 of 5; measured: more bring nothing)
     roll.eta = 0.0  # 0 deterministic DDIM, 1 ancestral
-    roll.temperature = 1.0  # standard deviation of the noise (DD, DWM: 0.5; measured: .5 loses terminations)
+    roll.temperature = 1.0  # std of the noise (DD, DWM: 0.5; measured: it loses terminations)
     roll.windows_per_round = 256  # generated before each round of updates
     roll.updates_per_round = 100  # gradient updates of the critics between generations
     roll.prefill_transitions = 50_000  # generated before the first update

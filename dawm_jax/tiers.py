@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert")
 _MAX_COPIES = 32
 _REPORTS = 20  # lines of progress
-_STEPS_PER_COPY = 4_000  # at least a few episodes each, so that short ones are not favoured
+_STEPS_PER_COPY = 2_000  # at least a few episodes each, so that short ones are not favoured
 
 
 class Episode(NamedTuple):

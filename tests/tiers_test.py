@@ -222,7 +222,7 @@ def test_the_nine_configured_datasets_need_no_network(task, tier):
         assert recipe == (config.environment, tier, size)
         policies = behaviour.shipped_policies(recipe.environment)
         assert tiers.parts_of(tier, policies)
-        assert tiers.default_steps(tier, policies) >= 100_000
+        assert tiers.default_steps(tier, policies) >= 50_000
 
 
 def test_a_missing_dataset_of_a_standard_name_is_collected(monkeypatch):
