@@ -170,7 +170,7 @@ def _metadata(config: Any, provenance: dict[str, Any]) -> dict[str, Any]:
     """In Minari's fields; `provenance` may be completed later."""
     return {
         "author": ["dawm_jax"],
-        "algorithm_name": "DAWM: diffusion world model and inverse dynamics model",
+        "algorithm_name": f"{config.method}, by dawm_jax",
         "description": (
             f"Synthetic: windows of up to {config.horizon} steps, each an episode, generated "
             f"from states of {config.dataset} by models trained on it"

@@ -208,7 +208,7 @@ def nothing_in(root):
         ("bundled/hopper/medium-v0", {}, "names real data"),
         ("dawm/hopper/medium-v1", {}, "names real data"),
         (ID, {"rollout": {"target_rule": "best"}}, "target_rule: expected one of amplified"),
-        (ID, {"rollout": {"sampling_steps": 0}}, "sampling_steps"),
+        (ID, {"rollout": {"sampling_steps": 0}}, "sampling steps: expected 1 to 100"),
     ],
 )
 def test_refused_requests(workdir, root, dataset_id, options, message):
