@@ -11,6 +11,7 @@ import pytest
 
 from configs import common
 from dawm_jax import assembly, fused, train, windows
+from dawm_jax.agents import td
 from dawm_jax.assembly import assemble
 from dawm_jax.data import OfflineDataset
 from dawm_jax.types import Expansion, UserError
@@ -190,14 +191,25 @@ def fake_expansions(models, key, condition):
     return expansions, jnp.ones(shape, bool)
 
 
+def stub_update(state, batches, key):
+    """Cheap to compile, and sensitive to every field through the expansion target."""
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
+    chex.assert_shape(batch.next_observation, (8, H, S))
+    target = td.expansion_target(batch, lambda o: o.sum(-1), discount=0.9, return_lambda=0.5)
+    inputs = jnp.concatenate([batch.observation, batch.action, target[:, None]], axis=-1)
+    state = jnp.tanh(0.9 * state + inputs.mean() + 0.1 * jax.random.normal(key))
+    return state, {"state": state}
+
+
 def test_fused_rounds_of_expansions_equal_single_rounds():
     replay, statistics = make_data()
     config = make_config("dwm")
     parts = assemble(config, statistics)
+    agent = parts.agent._replace(update=stub_update, batches_per_update=1)
     rounds = lambda number: reference.jit(
         functools.partial(
             fused.train_rounds,
-            agent=parts.agent,
+            agent=agent,
             imagine=fake_expansions,
             num_rounds=number,
             updates_per_round=2,
@@ -206,7 +218,7 @@ def test_fused_rounds_of_expansions_equal_single_rounds():
             real_fraction=0.0,
         )
     )
-    run = reference.jit(parts.init_run)(jax.random.key(0))
+    run = fused.Run(jnp.float32(0.5), parts.init_buffer())
     # Room for as many windows as there would be with their transitions.
     assert run.buffer.transitions.reward.shape == (config.rollout.buffer_capacity // H, H)
     key, single = jax.random.key(2), rounds(1)
