@@ -36,7 +36,6 @@ MODES = ("mesh", "pmap")
 
 _AXIS = "devices"  # the only axis of pmap
 _SEED, _DATA = "seed", "data"  # the axes of the mesh
-_MESSAGE = 1024  # bytes that processes exchange at a time
 _FAREWELL_SECONDS = 20
 
 
@@ -139,7 +138,7 @@ def describe_process() -> str:
 
 def anywhere(flag: bool) -> bool:
     """Whether `flag` is set in any process; all must ask at the same point."""
-    return any(exchange(flag))
+    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
 
 
 def exchange(value: Any) -> list[Any]:
@@ -148,21 +147,11 @@ def exchange(value: Any) -> list[Any]:
     Args:
       value: what JSON can hold.
     """
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    # One message of a fixed size is one compiled program; the length says if more follows.
-    first = np.zeros(_MESSAGE + 4, np.uint8)
-    first[:4] = np.frombuffer(np.uint32(len(text)).tobytes(), np.uint8)
-    first[4 : 4 + len(text)] = text[:_MESSAGE]
-    rows = multihost_utils.process_allgather(first)
-    lengths = np.ascontiguousarray(rows[:, :4]).view(np.uint32)[:, 0]
-    rows = rows[:, 4:]
-    if lengths.max() > _MESSAGE:
-        whole = np.zeros(lengths.max(), np.uint8)
-        whole[: len(text)] = text
-        rows = multihost_utils.process_allgather(whole)
-    return [json.loads(bytes(row[:size])) for row, size in zip(rows, lengths, strict=True)]
+    text = json.dumps(value).encode()
+    longest = int(multihost_utils.process_allgather(np.int32(len(text))).max())
+    # JSON ignores spaces at its end.
+    rows = multihost_utils.process_allgather(np.frombuffer(text.ljust(longest), np.uint8))
+    return [json.loads(bytes(row)) for row in rows]
 
 
 def in_turn(function: Callable[[], T]) -> T:

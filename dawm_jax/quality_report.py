@@ -286,6 +286,8 @@ def plot_study(path: pathlib.Path, study: dict[str, Any]) -> None:
     for row, name in zip(grid, names, strict=True):
         spread = [one[name] for one in study["repeats"] if one[name] is not None]
         row[0].set_ylabel(_STUDY_COLUMNS[name], fontsize="small")
+        if name.endswith("error"):
+            row[0].set_yscale("log")  # the row's axes share it
         for axis, (field, settings) in zip(row, fields.items(), strict=True):
             values = [one["value"] for one in settings]
             axis.axhspan(min(spread), max(spread), color=_REAL, alpha=0.3)
@@ -378,7 +380,7 @@ def _plot_returns(axis, numbers, arrays):
         axis.plot(x, [v.mean() for v in values], "-o", color=colour, label=label)
         low, high = zip(*(np.quantile(v, [0.25, 0.75]) for v in values), strict=True)
         axis.fill_between(x, low, high, color=colour, alpha=0.2)
-    axis.legend()
+    axis.legend(loc="upper right")
     return None
 
 
@@ -388,7 +390,7 @@ def _plot_distances(axis, arrays):
     for values, label, colour in ((real, "held-out real", _REAL), (judged, "judged", _JUDGED)):
         axis.hist(values, bins, density=True, alpha=0.5, label=label, color=colour)
     axis.set(title="distance to the nearest real (s, a)", xlabel="standardised units")
-    axis.legend()
+    axis.legend(loc="upper right")
 
 
 def _say(axis, text):

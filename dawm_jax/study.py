@@ -1,12 +1,8 @@
 """How what a run generates changes with the settings of its generation, one at a time."""
 
-import dataclasses
 from typing import Any
 
-import ml_collections
-
 from dawm_jax import judge
-from dawm_jax.assembly import assemble
 from dawm_jax.judge import Reference
 from dawm_jax.loading import LoadedRun
 from dawm_jax.metrics import Progress
@@ -46,7 +42,7 @@ def run_study(run: LoadedRun, reference: Reference, *, num_windows: int, seed: i
     def headline(seed: int, **changed: Any) -> dict[str, Any]:
         nonlocal done
         found = judge.measure_run(
-            vary(run, **changed), reference, num_windows=num_windows, seed=seed
+            run.with_rollout(**changed), reference, num_windows=num_windows, seed=seed
         )
         done += 1
         progress.report(done, {})
@@ -67,13 +63,6 @@ def run_study(run: LoadedRun, reference: Reference, *, num_windows: int, seed: i
         "repeats": repeats,
         "fields": fields,
     }
-
-
-def vary(run: LoadedRun, **fields: Any) -> LoadedRun:
-    """The run with other values of config.rollout."""
-    config = ml_collections.ConfigDict(run.config.to_dict())
-    config.rollout.update(fields)
-    return dataclasses.replace(run, config=config, functions=assemble(config, run.statistics))
 
 
 def _values(run: LoadedRun, name: str) -> list[Any]:

@@ -18,6 +18,7 @@ import time
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _DEVICES = (1, 2, 4, 8)
+_SEEDS = (5, 8, 64)  # of the model's table
 
 
 def measure(variant: str, seconds: float) -> dict:
@@ -29,6 +30,7 @@ def measure(variant: str, seconds: float) -> dict:
 
     count = jax.device_count()
     config, parts, replay = _prepare(variant)
+    config.rollout.updates_per_round = 10  # fewer than usual: generation is what spreads
     size = config.world_model.batch_size
     steps, found = 2, {}
 
@@ -40,7 +42,7 @@ def measure(variant: str, seconds: float) -> dict:
         print(f"{count} devices, {name}: compiled in {time.monotonic() - start:.0f} s", flush=True)
         state = jax.block_until_ready(compiled(state, *arguments))[0]
         start, calls = time.monotonic(), 0
-        while time.monotonic() - start < seconds:
+        while not calls or time.monotonic() - start < seconds:
             state = jax.block_until_ready(compiled(state, *arguments))[0]
             calls += 1
         speed = calls * steps_per_call / (time.monotonic() - start)
@@ -101,24 +103,12 @@ def measure(variant: str, seconds: float) -> dict:
 
 def _prepare(variant: str):
     """Configuration, functions and data of the bundled set."""
-    import numpy as np
-
     from configs import hopper
-    from dawm_jax import data, windows
-    from dawm_jax.assembly import assemble
+    from dawm_jax import assembly, data
 
     config = hopper.get_config(variant)
-    ones = np.ones(3, np.float32)
-    replay, statistics = windows.build(
-        data.load_dataset("bundled/hopper/medium-v0"),
-        action_low=-ones,
-        action_high=ones,
-        discount=config.discount,
-        return_scale=config.return_scale,
-        timeout_value=config.timeout_value,
-        held_out_fraction=config.held_out_fraction,
-    )
-    return config, assemble(config, statistics), replay
+    replay, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
+    return config, assembly.assemble(config, statistics), replay
 
 
 def spread(variant: str, seconds: float) -> dict[int, dict]:
@@ -158,28 +148,22 @@ def table(found: dict[int, dict]) -> str:
 
 
 def model_table() -> str:
-    """Markdown: the cost model's times of the full protocol, with 5 and with 64 seeds."""
+    """Markdown: the cost model's times of the full protocol, with several numbers of seeds."""
     from dawm_jax import estimate, scaling
     from dawm_jax.metrics import format_seconds
 
     lines = ["| stage | " + " | ".join(m.name for m in scaling.MACHINES) + " |"]
     lines.append("|---" * (len(scaling.MACHINES) + 1) + "|")
-    config, parts, replay = _prepare("")
-    for num_seeds in (5, 8, 64):
-        with config.unlocked():
-            config.num_seeds = num_seeds
-        for stage in estimate.stages(config, parts, replay):
-            if stage.seeds == 1 and num_seeds != 5:
-                continue  # the models: the same
-            name = stage.text.split(",")[0]
-            cells = [name if stage.seeds == 1 else f"{name}, {num_seeds} seeds"]
+    for stage in estimate.stages(*_prepare("")):
+        name = stage.text.split(",")[0]
+        for seeds in (1,) if stage.seeds == 1 else _SEEDS:
+            cells = [name if stage.seeds == 1 else f"{name}, {seeds} seeds"]
             for machine in scaling.MACHINES:
-                found = scaling.predict(stage, machine)
-                share = f", {100 * found.communication:.0f} % between chips"
-                cells.append(
-                    f"{format_seconds(found.seconds)} on {found.busy_chips}"
-                    + (share if found.communication else "")
-                )
+                found = scaling.predict(stage._replace(seeds=seeds), machine)
+                text = f"{format_seconds(found.seconds)}, {found.busy_chips} busy"
+                if found.communication:
+                    text += f", {100 * found.communication:.0f} % between chips"
+                cells.append(text)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -181,6 +181,8 @@ def test_late_terminations_are_found(reference, hopper):
     found = judge.measure(judged, reference).numbers["termination"]
     assert found["all_windows"]["recall"] == 0.0
     assert found["timing"]["steps_late"] == {"1": len(falls)}
+    # What comes after the first end is late, not a claim of its own.
+    assert found["ending"]["claimed"] == found["all_windows"]["claimed"] == 0
 
 
 class Rememberer:

@@ -35,7 +35,10 @@ _TOLERANCE = 1e-5
 
 
 def _worker(mode: str, seed_counts: list[int], path: str) -> None:
-    """Trains a world model and agents over all devices; writes every number of the result."""
+    """Trains models and agents over all devices; writes every number of the result.
+
+    Without seeds only the inverse dynamics model, which compiles in a second.
+    """
     config = common.get_config("smoke")
     config.horizon = 3
     # Two channels a group: the normalisation would cancel a lone channel's bias, and Adam
@@ -45,7 +48,7 @@ def _worker(mode: str, seed_counts: list[int], path: str) -> None:
     )
     config.rollout.update(windows_per_round=_DEVICES, updates_per_round=2)
     config.td3_bc.hidden = (8,)
-    config.inverse_dynamics.hidden = (8,)
+    config.inverse_dynamics.update(hidden=(8, 8), batch_size=_BATCH)
     replay, statistics = _replay(config)
     parts = assemble(config, statistics)
     results = {"num_devices": np.array(jax.device_count())}
@@ -54,9 +57,13 @@ def _worker(mode: str, seed_counts: list[int], path: str) -> None:
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
             results[prefix + jax.tree_util.keystr(keys)] = np.asarray(leaf)
 
-    model, sharded = _train_world_model(config, parts, replay, mode)
-    record("model", model)
-    results["model_is_sharded"] = np.array(sharded)
+    models = {"inverse": parts.inverse_dynamics}
+    if seed_counts:
+        models["model"] = parts.world_model
+    for name, functions in models.items():
+        state, sharded = _train_model(functions, replay, mode)
+        record(name, state)
+        results[f"{name}_is_sharded"] = np.array(sharded)
     for num_seeds in seed_counts:
         runs, metrics, held = _train_agents(config, parts, replay, mode, num_seeds)
         record(f"agents{num_seeds}", (runs, metrics))
@@ -92,18 +99,18 @@ def _replay(config):
     )
 
 
-def _train_world_model(config, parts, replay, mode):
+def _train_model(functions, replay, mode):
     """The trained state, and whether the compiled program talks between devices."""
     placement = parallel.place(mode, num_seeds=_DEVICES, batch_sizes={"batch": _BATCH})
 
     def train(state, replay, first_step):
         def one_step(state, index):
             key = jax.random.fold_in(jax.random.key(1), index)
-            return parts.world_model.step(state, key, replay, placement.shard, placement.mean)
+            return functions.step(state, key, replay, placement.shard, placement.mean)
 
         return learner.scan_steps(one_step, state, first_step, _STEPS)
 
-    state = placement.replicate(_initial(parts.world_model.init, seed=0))
+    state = placement.replicate(_initial(functions.init, seed=0))
     replay = placement.replicate(replay)
     program = placement.compile_training(train).lower(state, replay, jnp.int32(0)).compile()
     # Twice, as a training goes on: what a call returns must suit the next one.
@@ -164,7 +171,7 @@ _CONFIGURATIONS = {
     ("mesh", 1): [8],  # the reference, of two seeds as well
     ("mesh", _DEVICES): [8, 2],
     ("pmap", _DEVICES): [8],
-    ("processes", _DEVICES): [],  # two of four devices, the models' training alone
+    ("processes", _DEVICES): [],  # two of four devices, without the world model
 }
 
 
@@ -234,13 +241,22 @@ def test_processes_saw_their_devices(results):
         assert found["num_devices"] == devices
 
 
-@pytest.mark.parametrize("mode", (*parallel.MODES, "processes"))
+@pytest.mark.parametrize("mode", parallel.MODES)
 def test_world_model_training(results, mode):
+    _assert_spread(results, mode, "model")
+
+
+@pytest.mark.parametrize("mode", (*parallel.MODES, "processes"))
+def test_inverse_dynamics_training(results, mode):
+    _assert_spread(results, mode, "inverse")
+
+
+def _assert_spread(results, mode, name):
     found = results[mode, _DEVICES]
-    _assert_close(found, results["mesh", 1], "model[")
+    _assert_close(found, results["mesh", 1], f"{name}[")
     # Equal numbers alone would also come from eight devices that all do everything.
-    assert found["model_is_sharded"]
-    assert not results["mesh", 1]["model_is_sharded"]
+    assert found[f"{name}_is_sharded"]
+    assert not results["mesh", 1][f"{name}_is_sharded"]
 
 
 @pytest.mark.parametrize("mode", parallel.MODES)

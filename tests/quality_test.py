@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import audit, data, estimate, evaluate, judge, loading, results, study, train
+from dawm_jax import assembly, audit, checkpoint, data, judge, loading, study
 from dawm_jax.types import UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -46,28 +46,32 @@ def other(tmp_path_factory):
     return write_hdf5(tmp_path_factory.mktemp("data") / "other.hdf5", slice(2_500, 3_500))
 
 
-def trained(workdir, dataset, **overrides):
-    """A small run, without its evaluation and its estimate."""
+def untrained(workdir, dataset, real_fraction=0.0):
+    """A run's folder with everything as it was initialised, so that no training is compiled."""
     config = common.get_config("smoke")
     config.dataset = str(dataset)
-    config.world_model.update(multipliers=(1,), groups=4, steps=10)
-    config.inverse_dynamics.steps = 10
-    config.training.update(updates=8, log_updates=8, checkpoint_updates=8, **overrides)
+    config.world_model.update(multipliers=(1,), groups=4)
+    config.training.real_fraction = real_fraction
     config.num_seeds = 1
-    with pytest.MonkeyPatch.context() as patch:
-        episodes = lambda *_, num_policies, num_episodes, **__: np.zeros(
-            (num_policies, num_episodes)
-        )
-        patch.setattr(evaluate, "run_episodes", episodes)
-        patch.setattr(estimate, "plan", lambda *args: [])
-        patch.setattr(results, "_plot", lambda *args: None)
-        train.run(config, workdir)
+    _, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
+    parts, key = assembly.assemble(config, statistics), jax.random.key(0)
+    states = {"agent": jax.vmap(parts.init_run)(jax.random.split(key, 1))}
+    if real_fraction < 1.0:
+        states["world_model"] = parts.world_model.init(key)
+        states["inverse_dynamics"] = parts.inverse_dynamics.init(key)
+    workdir.mkdir(exist_ok=True)
+    (workdir / "config.json").write_text(config.to_json())
+    for name, state in states.items():
+        checkpoints = checkpoint.Checkpoints(workdir / "checkpoints" / name)
+        checkpoints.save(1, {"state": state, "statistics": statistics})
+        checkpoints.wait()
+        checkpoints.close()
     return workdir
 
 
 @pytest.fixture(scope="module")
 def workdir(real, tmp_path_factory):
-    return trained(tmp_path_factory.mktemp("run"), real)
+    return untrained(tmp_path_factory.mktemp("run"), real)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,7 @@ def test_what_a_run_generates(workdir, tmp_path):
     assert len(found["dynamics"]["by_step"]["mean"]) == 7
     assert len(found["distribution"]["ks"]["observation"]) == 11
     assert found["settings"]["guidance"] == 1.2
-    # A model of ten steps is far from the simulator, the data is not.
+    # An untrained model is far from the simulator, the data is not.
     assert found["dynamics"]["median"] > 0.01 > found["floor"]["dynamics"]["mean"]
     assert found["inverse_dynamics"]["replay_real_action"]["mean"] == pytest.approx(
         found["dynamics"]["by_step"]["mean"][0]
@@ -161,31 +165,42 @@ def test_a_dataset_is_judged(request, real, other, tmp_path, with_run):
 
 
 def test_a_study(workdir, tmp_path, monkeypatch):
+    """Which settings are measured with which seed, without generating; slow tests do."""
+    asked = []
+
+    def measured(run, reference, *, num_windows, seed):
+        roll = run.config.rollout
+        asked.append((roll.guidance, roll.sampling_steps, seed, num_windows))
+        numbers = {
+            "dynamics": {"mean": float(len(asked)), "median": 0.0},
+            "reward": {"mean": 0.0, "median": 0.0},
+            "distribution": {"ks": {"mean": 0.1}},
+            "novelty": {"median_ratio": 1.0},
+            "termination": {"ending": {"recall": 0.5, "precision": None}},
+            "calibration": {"generated_mean": 20.0},
+        }
+        return judge.Measured(numbers, {})
+
+    monkeypatch.setattr(judge, "measure_run", measured)
     monkeypatch.setattr(study, "_VALUES", {"guidance": (1.2,), "sampling_steps": (3, 10_000)})
     monkeypatch.setattr(study, "_REPEATS", 2)
-    text = audit.make_report(ask(workdir=str(workdir), out=tmp_path, study=True))
+    text = audit.make_report(ask(workdir=str(workdir), out=tmp_path, study=True, seed=5))
     assert names(tmp_path) == ["study.json", "study.md", "study.png"]
+    # The run's own settings twice, with other noise; then what differs, with the first's.
+    assert asked == [(1.2, 2, 5, 10), (1.2, 2, 6, 10), (1.2, 3, 5, 10)]
     found = json.loads((tmp_path / "study.json").read_text())
+    assert [one["dynamics_error"] for one in found["repeats"]] == [1.0, 2.0]
     # The run's own values are added, more steps than the schedule has are left out.
-    fields = found["fields"]
-    values = {name: [one["value"] for one in some] for name, some in fields.items()}
-    assert values == {"guidance": [1.2], "sampling_steps": [2, 3]}
-    own, other_noise = found["repeats"]
-    assert fields["sampling_steps"][0] == {"value": 2, **own}
-    assert fields["sampling_steps"][1]["dynamics_error"] != own["dynamics_error"]
-    assert other_noise != own
-    assert "| sampling_steps 2 (own) |" in text
-
-
-def test_varying_changes_the_sampler_and_not_the_run(run):
-    varied = study.vary(run, sampling_steps=4)
-    assert (run.config.rollout.sampling_steps, varied.config.rollout.sampling_steps) == (2, 4)
-    assert varied.functions.world_model.sample.keywords["num_steps"] == 4
-    assert varied.models is run.models
+    fields = {
+        name: [(one["value"], one["dynamics_error"]) for one in some]
+        for name, some in found["fields"].items()
+    }
+    assert fields == {"guidance": [(1.2, 1.0)], "sampling_steps": [(2, 1.0), (3, 3.0)]}
+    assert "| sampling_steps 2 (own) | 1 | 0 | 0.1 | 1 | 0.5 | - | 20 |" in text
 
 
 def test_fractions_are_the_values_of_that_rule(run):
-    run = study.vary(run, target_rule="max_fraction", target_factor=0.7)
+    run = run.with_rollout(target_rule="max_fraction", target_factor=0.7)
     assert study._values(run, "target_factor") == sorted({*study._FRACTIONS, 0.7})
 
 
@@ -194,7 +209,7 @@ def one_line(error):
 
 
 def test_a_run_without_models_has_nothing_to_judge(real, tmp_path):
-    run = trained(tmp_path / "run", real, real_fraction=1.0)
+    run = untrained(tmp_path / "run", real, real_fraction=1.0)
     with pytest.raises(UserError, match="--dataset_id") as error:
         audit.make_report(ask(workdir=str(run), out=tmp_path / "out"))
     assert one_line(error)
@@ -219,10 +234,12 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path, real, other):
     assert names(out) == []
 
 
-def test_an_unwritable_folder_is_refused(workdir, tmp_path):
+def test_an_unwritable_folder_is_refused(real, other, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        audit.make_report(ask(workdir=str(workdir), out=tmp_path / "file" / "out"))
+        audit.make_report(
+            ask(dataset_id=str(other), reference=str(real), out=tmp_path / "file" / "out")
+        )
 
 
 @pytest.mark.parametrize(
@@ -237,15 +254,39 @@ def test_an_unwritable_folder_is_refused(workdir, tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
-    result = subprocess.run(
-        [sys.executable, "-m", "dawm_jax.quality", *arguments],
-        cwd=_ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = command("quality", *arguments)
     assert result.returncode == 2
     assert message in result.stderr
     assert result.stderr.startswith("dawm_jax: ")
     assert result.stderr.count("\n") == 1
+
+
+def command(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"dawm_jax.{module}", *arguments],
+        cwd=_ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=1_200,
+    )
+
+
+@pytest.mark.slow
+def test_train_then_judge(tmp_path):
+    workdir = tmp_path / "run"
+    trained = command("main", "--config=configs/hopper.py:smoke", f"--workdir={workdir}")
+    assert trained.returncode == 0, trained.stderr
+    judged = command("quality", f"--workdir={workdir}", "--transitions=140")
+    assert judged.returncode == 0, judged.stderr
+    assert names(workdir / "quality") == ["quality.json", "quality.md", "quality.png"]
+    assert judged.stdout.strip() == (workdir / "quality" / "quality.md").read_text().strip()
+    studied = command("quality", f"--workdir={workdir}", "--transitions=70", "--study")
+    assert studied.returncode == 0, studied.stderr
+    numbers = json.loads((workdir / "quality" / "study.json").read_text())
+    own = numbers["repeats"][0]
+    one_step = numbers["fields"]["sampling_steps"][0]
+    assert one_step["value"] == 1 and one_step["dynamics_error"] != own["dynamics_error"]
+    refused = command("quality", f"--workdir={tmp_path}")
+    assert refused.returncode == 1
+    assert "is not a run" in refused.stderr and refused.stderr.count("\n") == 1

@@ -1,6 +1,11 @@
 """What more chips bring: bytes counted in programs written by hand, and the model's arithmetic."""
 
+import json
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -104,3 +109,43 @@ def test_small_steps_take_their_launches_however_many_chips():
     assert scaling.predict(stage, _MACHINE._replace(chips=1)).seconds == pytest.approx(
         10 * scaling._PARAMETER_PASSES * 4e9 / 1e12
     )
+
+
+# --- the counts ---------------------------------------------------------------------------
+
+_COUNTED = pathlib.Path(__file__).resolve().parents[1] / "results" / "scaling-processes"
+
+
+def _check_counts(found, devices):
+    """What the model says of the bytes, beside what the compiled programs hold."""
+    machine = _MACHINE._replace(chips=devices)
+    training = found["world model, steps"]["bytes_per_step"]
+    predicted = scaling.predict(_stage(parameters=found["parameters"]), machine).collective_bytes
+    # Beside the gradients only a few scalars: the loss, and sums of its mask.
+    assert predicted <= training["all-reduce"] < predicted + 256
+    assert set(training) == {"all-reduce"}
+    # Seeds of their own never talk.
+    assert found["a seed a device, rounds"]["bytes_per_step"] == {}
+
+
+def test_the_committed_counts_are_the_models():
+    found = json.loads((_COUNTED / "scaling.json").read_text())
+    assert set(found) == {"1", "2", "4", "8"}
+    for devices in (2, 4, 8):
+        _check_counts(found[str(devices)], devices)
+    assert all(not e["bytes_per_step"] for e in found["1"].values() if isinstance(e, dict))
+
+
+@pytest.mark.slow
+def test_the_counts_of_a_smaller_program():
+    output = subprocess.check_output(
+        [sys.executable, "launch/scaling.py", "--here", "--variant=smoke", "--seconds=0"],
+        cwd=_COUNTED.parents[1],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        },
+        text=True,
+    )
+    _check_counts(json.loads(output.splitlines()[-1]), 2)

@@ -9,6 +9,10 @@ from configs import common
 from dawm_jax import data, run_folder
 from dawm_jax.assembly import assemble, build_replay
 from dawm_jax.checkpoint import Checkpoints
+from dawm_jax.world_model import EXTRA_CHANNELS
+
+# Makes random models end some windows early: a termination is ten deviations from the mean.
+_FALLS = 300.0
 
 
 def small_config():
@@ -31,7 +35,14 @@ def write_run(folder: pathlib.Path, config) -> pathlib.Path:
         "agent": jax.eval_shape(jax.vmap(functions.init_run), key[None]),
     }
     rng = np.random.default_rng(0)
-    values = lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+    tokens = len(statistics.observation_mean) + EXTRA_CHANNELS
+
+    def values(leaf):
+        array = 0.3 * rng.normal(size=leaf.shape)
+        if leaf.ndim == 2 and leaf.shape[-1] == tokens:
+            array[..., -1] *= _FALLS  # of the denoiser's output
+        return array.astype(leaf.dtype)
+
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_config(folder, config.to_dict())
     for stage, shapes in stages.items():

@@ -52,7 +52,7 @@ def imagined(workdir, key):
     """One batch by `LoadedRun.imagine`, from starts looked up in the raw dataset."""
     run = loading.load_run(workdir)
     dataset = data.load_dataset(run.config.dataset)
-    order, num_train = windows_module._split_episodes(
+    order, num_train = windows_module.split_episodes(
         dataset.episode_ends, run.config.held_out_fraction
     )
     key_starts, key_imagine = jax.random.split(key)
@@ -94,7 +94,7 @@ def test_windows_are_those_that_the_run_imagines(workdir):
                 # Starts were normalised in another order of operations.
                 np.testing.assert_allclose(got, expected[i, :steps], rtol=1e-3, atol=1e-3)
     assert written == BATCH * H + 1 and next(episodes, None) is None
-    assert len(set(lengths)) > 2  # terminations were among them
+    assert min(lengths[:-1]) < H  # terminations were among them
 
 
 def test_the_number_of_transitions_is_exact_and_the_seed_decides(workdir):
