@@ -1,6 +1,7 @@
 """The timing of decisions and generation: arithmetic with a fake clock, and every case once."""
 
 import numpy as np
+import pytest
 
 from configs import common
 from dawm_jax import speed
@@ -49,6 +50,7 @@ def test_planners_are_those_of_the_configuration():
         assert settings == {field: planner[field] for field in settings}
 
 
+@pytest.mark.slow
 def test_every_case_runs(monkeypatch):
     config = common.get_config("smoke")
     config.world_model.update(multipliers=(1,), groups=4, diffusion_steps=4)
