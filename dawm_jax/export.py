@@ -172,8 +172,8 @@ class DatasetWriter:
             env_spec=self._spec,
             data_format="hdf5",
         )
-        # The newest layout of HDF5 1.10 stores small objects in half the space. Minari
-        # appends to files whose order is tracked.
+        # The newest layout of HDF5 1.10 stores small objects in half the space. With its
+        # order tracked, as Minari does, its keys are in the order of the episodes.
         self._file = h5py.File(
             folder / "main_data.hdf5", "w", libver=("v110", "v110"), track_order=True
         )
@@ -235,8 +235,7 @@ class _EpisodeFile:
 # Every HDF5 object costs tens of microseconds: those that repeat are kept.
 @functools.lru_cache
 def _kind(dtype: np.dtype) -> h5py.h5t.TypeID:
-    # `logical` stores bool as h5py does, by which it is read as bool again.
-    return h5py.h5t.py_create(dtype, logical=True)
+    return h5py.h5t.py_create(dtype)
 
 
 @functools.lru_cache

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -123,6 +124,12 @@ def test_a_task_without_references_has_no_scores():
     episode = (np.zeros((3, 3)), np.zeros((2, 1)), np.zeros(2), [False, False], [False, True])
     write([episode], environment="Pendulum-v1")
     assert "ref_max_score" not in minari.load_dataset(ID).storage.metadata
+
+
+def test_keys_are_in_the_order_of_the_episodes(root, episodes):
+    write(episodes[:1] * 12)  # episode_10 would come before episode_2
+    with h5py.File(root / ID / "data" / "main_data.hdf5") as file:
+        assert list(file) == [f"episode_{i}" for i in range(12)]
 
 
 def test_this_program_reads_it(episodes):
