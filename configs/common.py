@@ -41,7 +41,7 @@ def get_config(
     config.agent = "td3_bc"  # td3_bc | iql | bc
     config.seed = 0  # of everything random
     config.num_seeds = 5  # agents trained together on the same models (DWM: 5)
-    config.parallel = "mesh"  # mesh | pmap: how programs spread over local devices
+    config.parallel = "mesh"  # mesh | pmap (one process only): how programs spread over devices
 
     # --- data ---
     config.discount = 0.99  # per step; return-to-go and agents (DWM, TD3+BC, IQL)

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable
 
 from absl import app, flags
@@ -66,9 +67,20 @@ def run(
     )
 
 
-def fail(message: str, code: int, who: str = "") -> None:
-    """Ends the program with one line; `who` tells processes of one job apart."""
-    print(f"dawm_jax{who}: {message}", file=sys.stderr)
+def fail(message: str, code: int, who: str = "", *, linger: float | None = None) -> None:
+    """Ends the program with one line.
+
+    Args:
+      message: what was expected, what there is, and what to do.
+      code: exit code.
+      who: tells processes of one job apart.
+      linger: seconds after which to end without any farewell to the others, which may be
+        gone; None: as every program.
+    """
+    print(f"dawm_jax{who}: {message}", file=sys.stderr, flush=True)
+    if linger is not None:
+        time.sleep(linger)
+        os._exit(code)
     sys.exit(code)
 
 

@@ -55,10 +55,14 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 
 def main() -> None:
     """Runs the configured training; see the module's text."""
-    from dawm_jax import loop, parallel, train
-    from dawm_jax.types import UserError
+    import jax
 
-    fail = lambda message, code: cli.fail(message, code, parallel.describe_process())
+    from dawm_jax import loop, parallel, train
+    from dawm_jax.types import UserError, first_line
+
+    def fail(message: str, code: int) -> None:
+        cli.fail(message, code, parallel.describe_process(), linger=parallel.linger())
+
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
     try:
@@ -72,7 +76,16 @@ def main() -> None:
     except OSError as error:
         fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
     except loop.Interrupted as interruption:
-        fail(f"stopped in {interruption}; the same command resumes there", 143)
+        message = f"stopped in {interruption}; the same command resumes there"
+        cli.fail(message, 143, parallel.describe_process())  # all stop here: no hurry
+    except jax.errors.JaxRuntimeError as error:
+        if parallel.linger() is None:
+            raise  # alone: a fault of this program
+        fail(
+            f"a device failed or another process ended ({first_line(error)}); the same "
+            "command resumes at the last checkpoint",
+            1,
+        )
     except KeyboardInterrupt:
         fail("interrupted; the same command resumes at the last checkpoint", 130)
 

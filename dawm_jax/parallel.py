@@ -36,7 +36,8 @@ MODES = ("mesh", "pmap")
 
 _AXIS = "devices"  # the only axis of pmap
 _SEED, _DATA = "seed", "data"  # the axes of the mesh
-_FAREWELL_SECONDS = 20
+_FAREWELL_SECONDS = 20  # that a process which ends waits for the others
+_LAST_WORDS_SECONDS = 2.0
 
 
 class Placement(NamedTuple):
@@ -109,7 +110,6 @@ def join(
         jax.distributed.initialize(
             *given,
             local_device_ids=_slurm_devices(os.environ),
-            # How long a process that fails alone keeps the others waiting for it.
             shutdown_timeout_seconds=_FAREWELL_SECONDS,
         )
     except (RuntimeError, ValueError, OSError) as error:
@@ -129,6 +129,16 @@ def leave() -> None:
 def is_first() -> bool:
     """Whether this process is the one that writes files and the log."""
     return jax.process_index() == 0
+
+
+def linger() -> float | None:
+    """Seconds that a failing process waits before its end; None for one that is alone.
+
+    The end of the first one takes all others down: it gives them time to say why they fail.
+    """
+    if jax.process_count() == 1:
+        return None
+    return _LAST_WORDS_SECONDS if is_first() else 0.0
 
 
 def describe_process() -> str:
@@ -162,7 +172,8 @@ def in_turn(function: Callable[[], T]) -> T:
     Raises:
       UserError: of any process, on all of them.
     """
-    for turn in (is_first(), not is_first()):
+    turns = (is_first(), not is_first()) if jax.process_count() > 1 else (True,)
+    for turn in turns:
         message = None
         if turn:
             try:
@@ -172,8 +183,6 @@ def in_turn(function: Callable[[], T]) -> T:
         messages = [text for text in exchange(message) if text is not None]
         if messages:
             raise UserError(messages[0])
-        if jax.process_count() == 1:
-            break
     return result
 
 
