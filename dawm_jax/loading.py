@@ -79,7 +79,8 @@ class LoadedRun:
           Transitions [B, H, ...] and valid [B, H]: steps after a termination are not.
         """
         starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
-        return jax.tree.map(np.asarray, self._imagine(self._need_generator(), key, *starts))
+        models = self._need_generator()
+        return jax.tree.map(np.asarray, self._imagine(models, key, *starts))
 
     def generator(
         self, replay: windows.Replay, num_windows: int
