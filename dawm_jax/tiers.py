@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert")
 _MAX_COPIES = 32
 _REPORTS = 20  # lines of progress
-_STEPS_PER_COPY = 2_000  # at least a few episodes each, so that short ones are not favoured
+# Every copy finishes its last episode: with fewer steps each, that would be much more data.
+_STEPS_PER_COPY = 10_000
 
 
 class Episode(NamedTuple):
