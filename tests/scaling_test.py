@@ -113,7 +113,7 @@ def test_small_steps_take_their_launches_however_many_chips():
 
 # --- the counts ---------------------------------------------------------------------------
 
-_COUNTED = pathlib.Path(__file__).resolve().parents[1] / "results" / "scaling-processes"
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def _check_counts(found, devices):
@@ -128,19 +128,11 @@ def _check_counts(found, devices):
     assert found["a seed a device, rounds"]["bytes_per_step"] == {}
 
 
-def test_the_committed_counts_are_the_models():
-    found = json.loads((_COUNTED / "scaling.json").read_text())
-    assert set(found) == {"1", "2", "4", "8"}
-    for devices in (2, 4, 8):
-        _check_counts(found[str(devices)], devices)
-    assert all(not e["bytes_per_step"] for e in found["1"].values() if isinstance(e, dict))
-
-
 @pytest.mark.slow
 def test_the_counts_of_a_smaller_program():
     output = subprocess.check_output(
         [sys.executable, "launch/scaling.py", "--here", "--variant=smoke", "--seconds=0"],
-        cwd=_COUNTED.parents[1],
+        cwd=_ROOT,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
