@@ -115,21 +115,6 @@ class _Count(gym.Env):
         return state, 1.0, self._clock >= self._last, False, {}
 
 
-@pytest.fixture(name="register")
-def _register():
-    """Registers environments for one test."""
-    names = []
-
-    def register(name, make, **options):
-        gym.register(name, entry_point=make, **options)
-        names.append(name)
-        return name
-
-    yield register
-    for name in names:
-        gym.registry.pop(name)
-
-
 @pytest.mark.parametrize(("limit", "expected"), [(4, 4.0), (20, 10.0)])
 def test_terminations_and_time_outs_both_end_an_episode(register, limit, expected):
     name = register("DawmCount-v0", _Count, max_episode_steps=limit)

@@ -83,21 +83,6 @@ class _Clock(gym.Env):
         return state, float(action[0]), self._clock >= self._last, False, {}
 
 
-@pytest.fixture(name="register")
-def _register():
-    """Registers environments for one test."""
-    names = []
-
-    def register(name, make, **options):
-        gym.register(name, entry_point=make, **options)
-        names.append(name)
-        return name
-
-    yield register
-    for name in names:
-        gym.registry.pop(name)
-
-
 def test_other_environments_are_stepped_by_gymnasium(register):
     name = register("DawmClock-v0", _Clock, max_episode_steps=2)
     simulator = simulate.make_simulator(name, 3)
