@@ -14,7 +14,9 @@ from flax import linen as nn
 
 def mish(x: jax.Array) -> jax.Array:
     """x * tanh(softplus(x)) (Misra 2019)."""
-    return x * jnp.tanh(jax.nn.softplus(x))
+    grown = jnp.exp(jnp.minimum(x, 20.0))
+    grown = grown * (grown + 2.0)
+    return x * (grown / (grown + 2.0))
 
 
 # --- multi-layer perceptrons --------------------------------------------------------------

@@ -23,9 +23,9 @@ from dawm_jax import (
     estimate,
     evaluate,
     fused,
-    learner,
     loop,
     parallel,
+    programs,
     results,
     run_folder,
     tiers,
@@ -134,16 +134,11 @@ def _train_model(name, model: Trainable, replay, placement, key, run_stage):
     section = model.section
     key = jax.random.fold_in(key, _STREAMS[name])
     key_init, key_steps = jax.random.split(key)
+    key_steps = placement.replicate(key_steps)
 
     def compile_steps(num_steps):
-        def program(state, replay, first_step):
-            def one_step(state, index):
-                key_step = jax.random.fold_in(key_steps, index)
-                return model.step(state, key_step, replay, placement.shard, placement.mean)
-
-            return learner.scan_steps(one_step, state, first_step, num_steps)
-
-        return _Bound(placement.compile_training(program), lambda first: (replay, first), placement)
+        program = programs.model_steps(model, placement, num_steps=num_steps)
+        return _Bound(program, lambda first: (key_steps, replay, first), placement)
 
     state = run_stage(
         loop.Stage(
@@ -167,28 +162,12 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     # Three streams a seed: its initial parameters, its prefill and its rounds.
     key_init, *keys = _seed_keys(jax.random.fold_in(key, _STREAMS["agent"]), config.num_seeds)
     key_prefill, key_train = placement.place_seeds(keys)
-    # One seed after the other: batched QR factorisations, of orthogonal kernels, that run
-    # beside each other can wait for each other's threads for ever on a CPU.
-    agents = jax.jit(functools.partial(jax.lax.map, parts.agent.init))(key_init)
+    agents = programs.init_agents(parts)(key_init)
     buffers = jax.vmap(lambda _: parts.init_buffer(), axis_size=config.num_seeds)
-    generation = {
-        "imagine": None if models is None else parts.imagine,
-        "num_windows": parts.num_windows,
-        "shard": placement.shard_windows,
-    }
 
     def compile_rounds(num_updates):
-        rounds = functools.partial(
-            fused.train_rounds,
-            agent=parts.agent,
-            num_rounds=num_updates // roll.updates_per_round,
-            updates_per_round=roll.updates_per_round,
-            batch_size=training.batch_size,
-            real_fraction=training.real_fraction,
-            **generation,
-        )
         return _Bound(
-            placement.map_seeds(rounds),
+            programs.agent_rounds(config, parts, placement, num_updates=num_updates),
             lambda update: (key_train, update // roll.updates_per_round, models, replay),
             placement,
         )
@@ -196,10 +175,8 @@ def _train_agents(config, parts: Assembly, models, replay, statistics, placement
     def fill_buffers(runs):
         if models is None or not roll.prefill_transitions:
             return runs
-        rounds = -(-roll.prefill_transitions // (roll.windows_per_round * config.horizon))
-        fill = functools.partial(fused.prefill, num_rounds=rounds, **generation)
-        buffer = placement.map_seeds(fill)(runs.buffer, key_prefill, models, replay)
-        return runs.replace(buffer=buffer)
+        fill = programs.prefill(config, parts, placement)
+        return runs.replace(buffer=fill(runs.buffer, key_prefill, models, replay))
 
     return run_stage(
         loop.Stage(
@@ -277,11 +254,7 @@ def _seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
 
 
 class _Bound:
-    """A jitted program with its constant arguments, compiled ahead of its first call.
-
-    Datasets and frozen models are arguments, not closures: a closure would copy them into
-    the program.
-    """
+    """A jitted program with its constant arguments, compiled ahead of its first call."""
 
     def __init__(self, program, arguments, placement):
         self._program, self._arguments, self._placement = program, arguments, placement

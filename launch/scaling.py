@@ -26,11 +26,12 @@ def measure(variant: str, seconds: float) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from dawm_jax import fused, learner, parallel, scaling
+    from dawm_jax import fused, parallel, programs, scaling
 
     count = jax.device_count()
     config, parts, replay = _prepare(variant)
-    config.rollout.updates_per_round = 10  # fewer than usual: generation is what spreads
+    # Fewer than usual: generation is what spreads.
+    per_round = config.rollout.updates_per_round = 10
     size = config.world_model.batch_size
     steps, found = 2, {}
 
@@ -52,13 +53,6 @@ def measure(variant: str, seconds: float) -> dict:
     placement = parallel.place("mesh", num_seeds=1, batch_sizes={"batch": size})
     shared = placement.replicate(replay)
 
-    def train(state, replay, first):
-        def one_step(state, index):
-            key = jax.random.fold_in(jax.random.key(1), index)
-            return parts.world_model.step(state, key, replay, placement.shard, placement.mean)
-
-        return learner.scan_steps(one_step, state, first, steps)
-
     state = parts.world_model.init(jax.random.key(0))
     models = fused.Models(
         placement.replicate(jax.tree.map(jnp.copy, state.params)),
@@ -67,31 +61,20 @@ def measure(variant: str, seconds: float) -> dict:
     found["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     record(
         "world model, steps",
-        placement.compile_training(train),
+        programs.model_steps(parts.world_model, placement, num_steps=steps),
         placement.replicate(state),
-        (shared, jnp.int32(0)),
+        (placement.replicate(jax.random.key(1)), shared, jnp.int32(0)),
         steps,
     )
 
     # --- agents: a seed a device, and one seed whose windows all devices share ---
     for name, num_seeds in (("a seed a device, rounds", count), ("one seed, rounds", 1)):
         placement = parallel.place("mesh", num_seeds=num_seeds, batch_sizes={})
-        rounds = functools.partial(
-            fused.train_rounds,
-            agent=parts.agent,
-            imagine=parts.imagine,
-            num_rounds=steps,
-            updates_per_round=config.rollout.updates_per_round,
-            num_windows=config.rollout.windows_per_round,
-            batch_size=config.training.batch_size,
-            real_fraction=0.0,
-            shard=placement.shard_windows,
-        )
         keys = jax.random.split(jax.random.key(2), num_seeds)
         runs = jax.jit(functools.partial(jax.lax.map, parts.init_run))(keys)
         record(
             name,
-            placement.map_seeds(rounds),
+            programs.agent_rounds(config, parts, placement, num_updates=steps * per_round),
             placement.place_seeds(runs),
             (placement.place_seeds(keys), jnp.int32(0), models, shared),
             steps,

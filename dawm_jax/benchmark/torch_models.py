@@ -1,0 +1,290 @@
+"""The world model and the inverse dynamics model of the PyTorch side.
+
+The formulas and their sources are those of `dawm_jax.diffusion`, `world_model` and
+`inverse_dynamics`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dawm_jax import diffusion
+from dawm_jax.benchmark.torch_common import (
+    Condition,
+    Learner,
+    Replay,
+    Transition,
+    Tuning,
+    Window,
+    tensor,
+)
+from dawm_jax.benchmark.torch_networks import TanhMlp, TemporalUNet
+from dawm_jax.types import Statistics
+
+# --- the world model ----------------------------------------------------------------------
+
+
+class Draws(NamedTuple):
+    """The random numbers of one training step; see `world_model.Draws`."""
+
+    step: Tensor  # [B] int64
+    noise: Tensor  # [B, H + 1, channels]
+    conditioned: Tensor  # [B]
+
+
+class Imagined(NamedTuple):
+    """A generated window, rewards in raw units."""
+
+    states: Tensor  # [B, H + 1, S]
+    rewards: Tensor  # [B, H]
+    terminated: Tensor  # [B, H]
+
+
+class WorldModel:
+    """The diffusion over windows of `dawm_jax.world_model`, its training and its sampler."""
+
+    def __init__(self, config: Any, statistics: Statistics, replay: Replay, tuning: Tuning):
+        section = self._section = config.world_model
+        self._horizon, self._roll = config.horizon, config.rollout
+        self._replay, self._device = replay, tuning.device
+        self._state_size = len(statistics.observation_mean)
+        self.channels = self._state_size + 2
+        self.network = TemporalUNet(
+            self.channels,
+            len(statistics.action_low),
+            dim=section.dim,
+            multipliers=section.multipliers,
+            kernel_size=section.kernel_size,
+            groups=section.groups,
+        ).to(tuning.device)
+        self.learner = Learner(
+            self.network,
+            section.learning_rate,
+            tuning,
+            schedule=section.schedule,
+            total_steps=section.steps,
+            warmup_steps=section.warmup_steps,
+            ema_decay=section.ema_decay,
+        )
+        schedule = np.array(diffusion.cosine_schedule(section.diffusion_steps))
+        self._alpha_bar = tensor(schedule, tuning.device)
+        steps = diffusion.ddim_steps(section.diffusion_steps, self._roll.sampling_steps)
+        following = np.append(schedule[steps[1:]], np.float32(1.0))
+        # Tensors, so that all steps share one compiled program: k, abar, and the next abar.
+        self._ddim_steps = [
+            (tensor(step, tuning.device), tensor(now, tuning.device), tensor(then, tuning.device))
+            for step, now, then in zip(steps, schedule[steps], following, strict=True)
+        ]
+        number = lambda value: float(np.asarray(value))
+        self._reward = number(statistics.reward_mean), number(statistics.reward_std)
+        self._ended = number(statistics.termination_rate), number(statistics.termination_std)
+        self._return_bounds = number(statistics.return_low), number(statistics.return_high)
+        self._low = self._bound(statistics, statistics.observation_low, statistics.reward_low, 0.0)
+        self._high = self._bound(
+            statistics, statistics.observation_high, statistics.reward_high, 1.0
+        )
+        self._loss_of_batch = tuning.compile(self._draw_and_loss)
+        self._ddim_step = tuning.compile(self._one_ddim_step)
+
+    def update(self, starts: Tensor | None = None, draws: Draws | None = None) -> None:
+        """One training step on windows from `starts`, [B]."""
+        self.learner.update(self._loss_of_batch(starts, draws))
+
+    def advance(self) -> None:
+        """What the host does after each step."""
+        self.learner.advance()
+
+    def _draw_and_loss(self, starts: Tensor | None, draws: Draws | None) -> Tensor:
+        starts = self._replay.draw(self._section.batch_size) if starts is None else starts
+        draws = self.draw(len(starts)) if draws is None else draws
+        return self.loss(self._replay.gather_windows(starts, horizon=self._horizon), draws)
+
+    def draw(self, batch_size: int) -> Draws:
+        """The randomness of one step's loss."""
+        section, device = self._section, self._device
+        return Draws(
+            step=torch.randint(section.diffusion_steps, (batch_size,), device=device),
+            noise=torch.randn(batch_size, self._horizon + 1, self.channels, device=device),
+            conditioned=(
+                torch.rand(batch_size, device=device) >= section.condition_dropout
+            ).float(),
+        )
+
+    def loss(self, window: Window, draws: Draws) -> Tensor:
+        """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps."""
+        x0 = self.to_tokens(window)
+        alpha_bar = self._alpha_bar[draws.step][:, None, None]
+        signal, spread = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+        x = clamp(signal * x0 + spread * draws.noise, x0[:, 0])
+        output = self._predict(
+            self.network, x, draws.step, window.action, window.return_to_go, draws.conditioned
+        )
+        target = {
+            "epsilon": lambda: draws.noise,
+            "x0": lambda: x0,
+            "v": lambda: signal * draws.noise - spread * x0,
+        }[self._section.prediction]()
+        return ((output - target).square()[:, 1:] * window.mask[..., None]).mean()
+
+    def to_tokens(self, window: Window) -> Tensor:
+        """Windows as clean tokens, [B, H + 1, channels]."""
+        reward = (window.rewards - self._reward[0]) / self._reward[1]
+        ended = (window.terminated - self._ended[0]) / self._ended[1]
+        outcomes = nn.functional.pad(torch.stack([reward, ended], dim=-1), (0, 0, 1, 0))
+        return torch.cat([window.states, outcomes], dim=-1)
+
+    def _bound(self, statistics: Statistics, observation: Any, reward: Any, ended: float) -> Tensor:
+        mean, std = np.array(statistics.observation_mean), np.array(statistics.observation_std)
+        outcomes = [
+            (float(reward) - self._reward[0]) / self._reward[1],
+            (ended - self._ended[0]) / self._ended[1],
+        ]
+        tokens = np.concatenate([(np.array(observation) - mean) / std, outcomes])
+        return tensor(tokens.astype(np.float32), self._device)
+
+    def _predict(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        if self._section.dtype == "float32":
+            return network(*inputs)
+        with torch.autocast(torch.device(self._device).type, torch.bfloat16):
+            return network(*inputs)
+
+    def target_return(self, return_to_go: Tensor) -> Tensor:
+        """The scaled return-to-go that a generated window aims at; see `rollout.target_return`."""
+        factor, (low, high) = self._roll.target_factor, self._return_bounds
+        if self._roll.target_rule == "max_fraction":
+            return torch.full_like(return_to_go, low + factor * (high - low))
+        wanted = return_to_go + (factor - 1.0) * return_to_go.abs()
+        return torch.minimum(wanted, return_to_go.clamp(min=high))
+
+    @torch.inference_mode()
+    def sample(
+        self, condition: Condition, initial: Tensor | None = None, noise: Tensor | None = None
+    ) -> Imagined:
+        """Generates a window from each condition, with the averaged parameters.
+
+        Args:
+          condition: where to start and what return to aim at, leading axis B.
+          initial: [B, H + 1, channels] standard normal, the first sample.
+          noise: [DDIM steps, B, H + 1, channels] standard normal, used with eta > 0.
+        """
+        tokens = self.sample_tokens(condition, initial, noise)
+        reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
+        return Imagined(
+            states=tokens[..., : self._state_size],
+            rewards=reward * self._reward[1] + self._reward[0],
+            terminated=(ended > (0.5 - self._ended[0]) / self._ended[1]).float(),
+        )
+
+    @torch.inference_mode()
+    def sample_tokens(
+        self, condition: Condition, initial: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """As `sample`, but tokens [B, H + 1, channels]: DDIM from pure noise."""
+        batch, roll = len(condition.state), self._roll
+        shape = (batch, self._horizon + 1, self.channels)
+        first = nn.functional.pad(condition.state, (0, 2))
+        inputs = self._guided(condition)
+        x = torch.randn(shape, device=self._device) if initial is None else initial
+        x = roll.temperature * x
+        for index, schedule in enumerate(self._ddim_steps):
+            extra = None
+            if roll.eta > 0:
+                drawn = torch.randn(shape, device=self._device) if noise is None else noise[index]
+                extra = roll.temperature * drawn
+            x = self._ddim_step(x, first, inputs, schedule, extra)
+        return clamp(x, first)
+
+    def _guided(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """Action, return and whether it is given: both kinds in one batch if both are needed."""
+        action, wanted = condition.action, condition.return_to_go
+        given = torch.ones_like(wanted)
+        if self._roll.guidance in (0.0, 1.0):
+            return action, wanted, given * self._roll.guidance
+        return (
+            torch.cat([action, action]),
+            torch.cat([wanted, wanted]),
+            torch.cat([given, torch.zeros_like(given)]),
+        )
+
+    def _one_ddim_step(
+        self,
+        x: Tensor,
+        first: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        schedule: tuple[Tensor, Tensor, Tensor],
+        noise: Tensor | None,
+    ) -> Tensor:
+        """A guided prediction (Ho & Salimans 2022), then DDIM's step (Song et al. 2021, eq. 12)."""
+        step, alpha_bar, alpha_bar_next = schedule
+        weight, eta = float(self._roll.guidance), self._roll.eta
+        x = clamp(x, first)
+        both = len(inputs[0]) > len(x)
+        batch = torch.cat([x, x]) if both else x
+        output = self._predict(self.learner.average, batch, step.expand(len(batch)), *inputs)
+        if both:
+            given, dropped = output.chunk(2)
+            output = dropped + weight * (given - dropped)
+        signal, spread = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+        x0 = {
+            "epsilon": lambda: (x - spread * output) / signal,
+            "x0": lambda: output,
+            "v": lambda: signal * x - spread * output,
+        }[self._section.prediction]()
+        x0 = x0.clamp(self._low, self._high)
+        epsilon = (x - signal * x0) / spread
+        variance = (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_next)
+        direction = (1.0 - alpha_bar_next - eta**2 * variance).clamp(min=0.0).sqrt()
+        x = alpha_bar_next.sqrt() * x0 + direction * epsilon
+        return x if noise is None else x + eta * variance.sqrt() * noise
+
+
+def clamp(x: Tensor, first: Tensor) -> Tensor:
+    """`x` with the known first token."""
+    return torch.cat([first[:, None], x[:, 1:]], dim=1)
+
+
+# --- the inverse dynamics model -----------------------------------------------------------
+
+
+class InverseDynamics:
+    """Regression of the action on both states; see `dawm_jax.inverse_dynamics`."""
+
+    def __init__(self, config: Any, replay: Replay, tuning: Tuning):
+        section = config.inverse_dynamics
+        self._replay, self._batch_size = replay, section.batch_size
+        state_size = replay.transitions.observation.shape[1]
+        action_size = replay.transitions.action.shape[1]
+        self.network = TanhMlp(2 * state_size, section.hidden, action_size).to(tuning.device)
+        self.learner = Learner(
+            self.network,
+            section.learning_rate,
+            tuning,
+            schedule=section.schedule,
+            total_steps=section.steps,
+            ema_decay=section.ema_decay,
+        )
+        self._loss_of_batch = tuning.compile(self._draw_and_loss)
+
+    def update(self, rows: Tensor | None = None) -> None:
+        """One training step on rows [B]."""
+        self.learner.update(self._loss_of_batch(rows))
+
+    def advance(self) -> None:
+        """What the host does after each step."""
+        self.learner.advance()
+
+    def _draw_and_loss(self, rows: Tensor | None) -> Tensor:
+        rows = self._replay.draw(self._batch_size) if rows is None else rows
+        return self.loss(self._replay.gather_transitions(rows))
+
+    def loss(self, batch: Transition) -> Tensor:
+        """Mean squared error of the action."""
+        action = self.network(batch.observation, batch.next_observation)
+        return (action - batch.action).square().mean()
+
+    @torch.inference_mode()
+    def infer(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """Actions by the averaged parameters, [..., S] each -> [..., A]."""
+        return self.learner.average(state, next_state)
