@@ -21,7 +21,7 @@ from dawm_jax.types import UserError
 _log = logging.getLogger(__name__)
 
 # PyTorch as it is usually written; with what its users know to be faster; and compiled.
-TORCH = {
+TORCH: dict[str, dict[str, Any]] = {
     "stock": {"fused_optimizer": False, "compiled": False},
     "tuned": {"fused_optimizer": True, "compiled": False},
     "compiled": {"fused_optimizer": True, "compiled": True},
