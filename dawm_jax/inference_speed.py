@@ -37,7 +37,7 @@ def main() -> None:
         "device": parallel.describe_devices(),
         "environment": config.environment,
         "variant": config.variant,
-        "cases": speed.measure(speed.make_cases(config), seconds=_SECONDS.value),
+        "cases": speed.time_cases(speed.make_cases(config), seconds=_SECONDS.value),
         "versions": results.versions(),
         "commit": results.commit(),
     }

@@ -5,6 +5,7 @@ Networks have the sizes of a configuration and random parameters: time does not 
 
 import functools
 import logging
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dawm_jax import assembly, data, fused, tiers, windows
+from dawm_jax.benchmark import measure
+from dawm_jax.benchmark.measure import Contender
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +59,14 @@ def make_cases(config: Any) -> list[Case]:
       UserError: the data or the configuration cannot be used.
     """
     tiers.ensure(config.dataset)
-    replay, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
+    replay, fitted = assembly.build_replay(config, data.load_dataset(config.dataset))
     key = jax.random.key(0)
 
     def assemble(method: str, **planner: Any) -> tuple[assembly.Assembly, fused.Models]:
         changed = config.copy_and_resolve_references()
         changed.method = method
         changed.planner.update(planner)
-        parts = assembly.assemble(changed, statistics)
+        parts = assembly.assemble(changed, fitted)
         models = {name: jax.jit(model.init)(key).average for name, model in parts.models.items()}
         return parts, fused.Models(**models)
 
@@ -75,7 +78,7 @@ def make_cases(config: Any) -> list[Case]:
     cases = []
     parts, _ = assemble("dawm")
     agent = jax.jit(parts.agent.init)(key)
-    act = functools.partial(assembly.raw_action, parts.agent, statistics)
+    act = functools.partial(assembly.raw_action, parts.agent, fitted)
     for batch in _BATCHES:
         observations = jnp.zeros((batch, replay.state_size))
         name = f"agent ({config.agent})"
@@ -96,42 +99,30 @@ def make_cases(config: Any) -> list[Case]:
     return cases
 
 
-def measure(
+def time_cases(
     cases: list[Case], *, seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> list[dict[str, Any]]:
-    """Times the cases in turns, so that they share what else the machine does.
-
-    Args:
-      cases: what to time.
-      seconds: least time of a turn; each begins with a call that is not counted.
-      clock: seconds, monotonic.
+    """Times the cases in turns; see `measure.in_turns`.
 
     Returns:
-      By case its identity, the calls made, and seconds per 1,000 decisions or transitions:
-      the median of the turns, and all of them.
+      By case its identity, and seconds per 1,000 decisions or transitions: the median of the
+      turns, and all of them.
     """
-    turns: list[list[float]] = [[] for _ in cases]
-    calls = [0] * len(cases)
-    for _ in range(_TURNS):
-        for index, case in enumerate(cases):
-            case.call()
-            start, count = clock(), 0
-            while count == 0 or clock() - start < seconds:
-                case.call()
-                count += 1
-            turns[index].append((clock() - start) / count / case.units * 1_000)
-            calls[index] += count
-    return [
-        {
-            "kind": case.kind,
-            "method": case.name,
-            "batch": case.batch,
-            "calls": calls[index],
-            "seconds_per_1000": sorted(turns[index])[_TURNS // 2],
-            "turns": turns[index],
-        }
-        for index, case in enumerate(cases)
-    ]
+    contenders = [Contender(str(i), case.call, case.units) for i, case in enumerate(cases)]
+    rates = measure.in_turns(contenders, rounds=_TURNS, seconds=seconds, clock=clock)
+    entries = []
+    for index, case in enumerate(cases):
+        turns = [1_000 / rate for rate in rates[str(index)]]
+        entries.append(
+            {
+                "kind": case.kind,
+                "method": case.name,
+                "batch": case.batch,
+                "seconds_per_1000": statistics.median(turns),
+                "turns": turns,
+            }
+        )
+    return entries
 
 
 def markdown(numbers: dict[str, Any]) -> str:

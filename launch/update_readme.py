@@ -12,6 +12,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from dawm_jax import comparison, comparison_report  # noqa: E402
+from dawm_jax.benchmark import tables  # noqa: E402
 
 
 def datasets_table(path: pathlib.Path) -> str:
@@ -38,6 +39,12 @@ def datasets_table(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
+def speed_tables(folder: pathlib.Path) -> str:
+    """A Markdown table of each benchmark's ratios."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/benchmark.json"))]
+    return "\n\n".join(tables.short(numbers) for numbers in found)
+
+
 def _replaced(text: str, name: str, new: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     start, end = f"<!-- {name}: made by launch/update_readme.py -->", f"<!-- end of {name} -->"
@@ -50,6 +57,7 @@ def main() -> int:
     results, code = _ROOT / "results", 0
     for file, name, new in (
         ("README.md", "results", comparison_report.runs_table(comparison.load([results]))),
+        ("README.md", "speed", speed_tables(results / "benchmark")),
         ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
     ):
         path = _ROOT / file

@@ -1,6 +1,6 @@
 """The speed of this package beside PyTorch's, measured side by side in one run.
 
-  python -m dawm_jax.benchmark                                    what suits the device, ~20 min
+  python -m dawm_jax.benchmark                                    what suits the device, 20 min
   python -m dawm_jax.benchmark --quick                            a first look, minutes
   python -m dawm_jax.benchmark --config=configs/hopper.py --config.world_model.dtype=bfloat16
   python -m dawm_jax.benchmark --growth --out=results/benchmark   how costs grow, too

@@ -16,6 +16,7 @@ from dawm_jax.windows import Replay
 _log = logging.getLogger(__name__)
 
 _EPISODE = 500  # steps of the episodes of made-up data
+_LARGE_BATCHES = [2_048, 8_192, 32_768]  # only an accelerator gains by them
 
 
 def _batch(problem: Problem, size: int) -> Problem:
@@ -102,7 +103,10 @@ def run(config: Any, *, axes: Iterable[str], rounds: int, seconds: float) -> dic
 
 def _grow(axis: str, stage: str, problem: Problem, rounds: int, seconds: float):
     change, sizes, _ = AXES[axis]
-    contenders = []
+    unit = jax_side.STAGES[stage]
+    if axis == "batch" and jax.default_backend() != "cpu":
+        sizes = sizes + _LARGE_BATCHES
+    contenders, costs = [], {}
     for size in sizes:
         _log.info("growth with %s, %s: compiling %s", axis, stage, f"{size:,}")
         copied = problem._replace(config=problem.config.copy_and_resolve_references())
@@ -112,6 +116,6 @@ def _grow(axis: str, stage: str, problem: Problem, rounds: int, seconds: float):
             units = copied.config.rollout.updates_per_round
         work = jax_side.make(stage, change(copied, size), units=units, seeds=seeds)
         contenders.append(measure.Contender(str(size), work.call, work.units))
+        costs[size] = {"size": size, "unit": unit, "flops_per_unit": work.flops}
     rates = measure.in_turns(contenders, rounds=rounds, seconds=seconds)
-    unit = jax_side.STAGES[stage]
-    return [{"size": size, "unit": unit, **measure.summary(rates[str(size)])} for size in sizes]
+    return [{**costs[size], **measure.summary(rates[str(size)])} for size in sizes]

@@ -39,8 +39,11 @@ _UNITS = {
 _ACCELERATOR_FACTOR = 10
 # The fixed work of the pipeline, in the proportions of a quick run.
 _PIPELINE = {"world_model": 60, "inverse_dynamics": 160, "prefill": 896, "updates": 400}
-_MATMUL = {"cpu": 1_024}  # side of the matrices whose product is timed
+# Side of the matrices whose product is timed.
+_MATMUL = 1_024
 _MATMUL_ON_ACCELERATOR = 8_192
+# Stages that compute in float32 whatever the denoiser does.
+_FLOAT32 = ("inverse_dynamics", "td3_bc", "iql")
 
 
 def run(
@@ -145,7 +148,8 @@ def _time_stage(
         call()
         sides[name] = {"compile_seconds": time.perf_counter() - start}
         contenders.append(Contender(name, call, work.units))
-    contenders += _matmuls(with_torch=bool(torch_names))
+    dtype = "float32" if stage in _FLOAT32 else problem.config.world_model.dtype
+    contenders += _matmuls(dtype, with_torch=bool(torch_names))
     rates = measure.in_turns(contenders, rounds=rounds, seconds=seconds)
     for name, side in sides.items():
         side.update(measure.summary(rates[name]))
@@ -173,18 +177,17 @@ def _pipeline_config(config: Any) -> Any:
     return small
 
 
-def _matmuls(*, with_torch: bool) -> list[Contender]:
-    """Float32 products of large matrices: the most that a side can reach, in FLOP/s."""
-    backend = jax.default_backend()
-    size = _MATMUL.get(backend, _MATMUL_ON_ACCELERATOR)
+def _matmuls(dtype: str, *, with_torch: bool) -> list[Contender]:
+    """Products of large matrices: the most that a side can reach, in FLOP/s."""
+    size = _MATMUL if jax.default_backend() == "cpu" else _MATMUL_ON_ACCELERATOR
     count = 2.0 * size**3
-    x = jnp.ones((size, size))
+    x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
     contenders = [Contender("jax matmul", lambda: jax.block_until_ready(product(x)), count)]
     if with_torch:
         from dawm_jax.benchmark import torch_side
 
-        contenders.append(Contender("torch matmul", torch_side.matmul(size), count))
+        contenders.append(Contender("torch matmul", torch_side.matmul(size, dtype), count))
     return contenders
 
 

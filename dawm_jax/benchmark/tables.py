@@ -77,6 +77,25 @@ def markdown(numbers: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short(numbers: dict[str, Any]) -> str:
+    """For README.md: JAX against plain PyTorch and the best of its ways."""
+    versions = numbers["versions"]
+    lines = [
+        f"`{numbers['variant'] or 'full'}` sizes, {numbers['dtype']}, {numbers['device']}, "
+        f"jax {versions['jax']}, torch {versions.get('torch', '-')}, commit {numbers['commit']}:",
+        "",
+        _row(["stage", "this package, a second", "x stock PyTorch", "x best PyTorch"]),
+        "|---|---|---|---|",
+    ]
+    for stage, found in numbers["stages"].items():
+        ratios = ratios_of(found)
+        stock = f"{ratios['stock']:.2f}" if "stock" in ratios else "-"
+        best = f"{min(ratios.values()):.2f}" if ratios else "-"
+        rate = f"{found['sides']['jax']['median']:.4g} {found['unit']}"
+        lines.append(_row([stage.replace("_", " "), rate, stock, best]))
+    return "\n".join(lines)
+
+
 def plot_ratios(numbers: dict[str, Any], path: pathlib.Path) -> None:
     """Bars of how many times faster JAX is; nothing is drawn without another side."""
     stages = {stage: ratios_of(found) for stage, found in numbers["stages"].items()}

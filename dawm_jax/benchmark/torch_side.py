@@ -307,9 +307,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def matmul(size: int) -> Callable[[], None]:
-    """A float32 product of two square matrices, which waits for its end."""
-    x = torch.ones(size, size, device=device())
+def matmul(size: int, dtype: str) -> Callable[[], None]:
+    """A product of two square matrices, which waits for its end."""
+    x = torch.ones(size, size, device=device(), dtype=getattr(torch, dtype))
 
     def product() -> None:
         x @ x
