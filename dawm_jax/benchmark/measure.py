@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -88,15 +87,19 @@ def watch_memory(work: Callable[[], Callable[[], float]]) -> dict[str, float]:
       work: does everything once, compilation too; gives what reads the device's own peak.
 
     Returns:
-      "host", and "device" where that is not the host.
+      "host" where the system tells, and "device" where that is not the host.
     """
-    page = resource.getpagesize()
-    with open("/proc/self/statm") as file:
-        before = int(file.read().split()[1]) * page
+    before = _resident("VmRSS")
     device = work()()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"host": float(peak - before)}
+    found = {"host": _resident("VmHWM") - before} if before else {}
     return {**found, "device": device} if device else found
+
+
+def _resident(field: str) -> float:
+    """This process's resident memory now (VmRSS) or at its most (VmHWM), bytes; 0 if unknown."""
+    status = pathlib.Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024.0 * float(line.split()[1]) for line in lines if line.startswith(field)), 0.0)
 
 
 def seconds_to_first_step(*flags: str) -> dict[str, float]:

@@ -104,7 +104,7 @@ def plot_ratios(numbers: dict[str, Any], path: pathlib.Path) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 0.6 + 0.55 * len(stages)), layout="constrained")
+    figure = Figure(figsize=(7, 1.0 + 0.5 * len(stages)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -116,11 +116,10 @@ def plot_ratios(numbers: dict[str, Any], path: pathlib.Path) -> None:
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(stages)), list(stages))
     axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.margins(x=0.15)
+    axes.margins(x=0.1)
     axes.set_xlabel("times as fast as PyTorch")
     axes.set_title(f"{numbers['device']}, {numbers['dtype']}", fontsize=9)
-    axes.legend(fontsize=7, loc="best")
+    figure.legend(fontsize=7, loc="outside lower center", ncols=len(names))
     figure.savefig(path, dpi=150)
 
 
@@ -140,6 +139,11 @@ def plot_growth(numbers: dict[str, Any], path: pathlib.Path) -> None:
             sizes = [point["size"] for point in points]
             times = [1e3 / point["median"] for point in points]
             panel.loglog(sizes, times, marker="o", markersize=3, label=stage)
+        panel.minorticks_off()
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=6)
+        low, high = panel.get_ylim()
+        panel.set_ylim(low / 4, high * 4)  # so that noise does not look like growth
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel(axis)
         panel.set_ylabel("ms a unit")
         panel.legend(fontsize=7)
