@@ -237,9 +237,13 @@ def describe_devices() -> str:
     suffix = f", {processes} processes" if processes > 1 else ""
     if devices[0].platform == "cpu":
         # JAX calls every CPU "cpu"; times mean something only with its kind and cores.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{jax.device_count()} x cpu ({cores} cores, {_cpu_model()}){suffix}"
+        return f"{jax.device_count()} x cpu ({num_cores()} cores, {_cpu_model()}){suffix}"
     return f"{jax.device_count()} x {devices[0].device_kind} ({devices[0].platform}){suffix}"
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:

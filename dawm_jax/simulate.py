@@ -4,12 +4,12 @@ MuJoCo's batch engine steps Hopper, Walker2d and HalfCheetah: bit for bit what G
 computes (tested), several times faster. Every other environment is stepped by Gymnasium.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dawm_jax import parallel
 from dawm_jax.types import UserError, first_line, one_line
 
 _COPIES_PER_THREAD = 8
@@ -85,16 +85,9 @@ def make_simulator(environment: str, num: int, *, threads: int = 0) -> Simulator
         except ImportError:
             pass
         else:
-            threads = threads or min(_cores(), -(-num // _COPIES_PER_THREAD))
+            threads = threads or min(parallel.num_cores(), -(-num // _COPIES_PER_THREAD))
             return _BatchSimulator(environment, num, batch.Batch, threads)
     return _GymnasiumSimulator(environment, num)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _GymnasiumSimulator:

@@ -13,6 +13,7 @@ table.md, ratios.png, and with --growth growth.json, growth.md, growth.png.
 import json
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -29,7 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Sizes and data. Default: configs/hopper.py, on a CPU its quick variant"
 )
 _OUT = flags.DEFINE_string("out", "benchmark", "Folder of the results")
-_STAGES = flags.DEFINE_list("stages", None, "Stages to time. Default: all")
+_STAGES = flags.DEFINE_list("stages", None, "Stages to time. Default: all; none: --stages=")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 3.0, "Least time of a turn", lower_bound=0.0)
 _TORCH = flags.DEFINE_list("torch", None, "Of stock, tuned, compiled. Default: all; none: --torch=")
@@ -42,20 +43,10 @@ _AXES = flags.DEFINE_list("axes", None, "Sizes to grow. Default: all")
 
 def main() -> None:
     """Times everything and writes the results."""
-    import jax
-
-    from configs import hopper
     from dawm_jax import results
     from dawm_jax.benchmark import growth, jax_side, measure, suite, tables
 
-    config = _CONFIG.value
-    config_flags_given = [a for a in sys.argv[1:] if a.lstrip("-").startswith("config")]
-    if config is None:
-        variant = "quick" if jax.default_backend() == "cpu" else ""
-        config, config_flags_given = (
-            hopper.get_config(variant),
-            [f"--config=configs/hopper.py:{variant}"],
-        )
+    config, config_flags_given = _config()
     stages = suite.check_names("stages", _STAGES.value, jax_side.STAGES)
     sides = suite.check_names("torch", _TORCH.value, suite.TORCH)
     axes = suite.check_names("axes", _AXES.value, growth.AXES)
@@ -63,24 +54,41 @@ def main() -> None:
         sides.remove("compiled")
     rounds, seconds = (3, 0.5) if _QUICK.value else (_ROUNDS.value, _SECONDS.value)
     out = pathlib.Path(_OUT.value).expanduser()
-    numbers = suite.run(
-        config,
-        stages=stages,
-        sides=sides,
-        memory=_MEMORY.value and not _QUICK.value,
-        rounds=rounds,
-        seconds=seconds,
-    )
-    if _START.value and not _QUICK.value:
-        numbers["start"] = measure.seconds_to_first_step(*config_flags_given)
-    print(suite.write(numbers, out))
+    if stages:
+        numbers = suite.run(
+            config,
+            stages=stages,
+            rounds=rounds,
+            seconds=seconds,
+            sides=sides,
+            memory=_MEMORY.value and not _QUICK.value,
+            save=lambda numbers: suite.write(numbers, out),
+        )
+        if _START.value and not _QUICK.value:
+            numbers["start"] = measure.seconds_to_first_step(*config_flags_given)
+            suite.write(numbers, out)
+        print(tables.markdown(numbers))
     if _GROWTH.value:
         numbers = growth.run(config, axes=axes, rounds=rounds, seconds=seconds)
         text = tables.growth_markdown(numbers)
+        out.mkdir(parents=True, exist_ok=True)
         results.write_atomically(out / "growth.json", json.dumps(numbers, indent=1) + "\n")
         results.write_atomically(out / "growth.md", text)
         tables.plot_growth(numbers, out / "growth.png")
         print(text)
+
+
+def _config() -> tuple[Any, list[str]]:
+    """The configuration, and the flags that name it to the main program."""
+    if _CONFIG.value is not None:
+        given = [word for word in sys.argv[1:] if word.lstrip("-").startswith("config")]
+        return _CONFIG.value, given
+    import jax
+
+    from configs import hopper
+
+    variant = "quick" if jax.default_backend() == "cpu" else ""
+    return hopper.get_config(variant), [f"--config=configs/hopper.py:{variant}"]
 
 
 def run() -> None:

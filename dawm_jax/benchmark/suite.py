@@ -1,12 +1,11 @@
 """What is timed, in one run, and what is written: benchmark.json, table.md, ratios.png."""
 
-import importlib.util
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable
+from importlib import metadata, util
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from dawm_jax import assembly, data, parallel, results, tiers
 from dawm_jax.benchmark import jax_side, measure, tables
 from dawm_jax.benchmark.jax_side import Problem
 from dawm_jax.benchmark.measure import Contender
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +53,7 @@ def run(
     seconds: float,
     sides: Iterable[str],
     memory: bool,
+    save: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Times every stage on every side, in turns.
 
@@ -64,6 +64,7 @@ def run(
       seconds: least time of a turn.
       sides: some of TORCH; left out where PyTorch is not installed.
       memory: also measure peak memory, in a process for each stage and side.
+      save: called with what there is after each stage.
 
     Returns:
       What benchmark.json holds.
@@ -73,7 +74,7 @@ def run(
     """
     problem = load(config)
     names = list(sides)
-    if names and importlib.util.find_spec("torch") is None:
+    if names and util.find_spec("torch") is None:
         _log.info("PyTorch is not installed (extra: torch): only JAX is timed")
         names = []
     numbers = header(config)
@@ -85,6 +86,7 @@ def run(
             for name, side in numbers["stages"][stage]["sides"].items():
                 side["peak_memory"] = measure.peak_memory(_memory_of, stage, name, config)
         _log.info("%s", tables.line(stage, numbers["stages"][stage]))
+        save(numbers)
     return numbers
 
 
@@ -97,8 +99,8 @@ def load(config: Any) -> Problem:
 def header(config: Any) -> dict[str, Any]:
     """What was measured, on what."""
     versions = results.versions()
-    if importlib.util.find_spec("torch") is not None:
-        versions["torch"] = importlib.metadata.version("torch")
+    if util.find_spec("torch") is not None:
+        versions["torch"] = metadata.version("torch")
     return {
         "environment": config.environment,
         "variant": config.variant,
@@ -110,14 +112,12 @@ def header(config: Any) -> dict[str, Any]:
     }
 
 
-def write(numbers: dict[str, Any], out: pathlib.Path) -> str:
-    """Writes all numbers, their table and their figure; returns the table."""
+def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
+    """Writes all numbers, their table and their figure."""
     out.mkdir(parents=True, exist_ok=True)
-    text = tables.markdown(numbers)
     results.write_atomically(out / "benchmark.json", json.dumps(numbers, indent=1) + "\n")
-    results.write_atomically(out / "table.md", text)
+    results.write_atomically(out / "table.md", tables.markdown(numbers))
     tables.plot_ratios(numbers, out / "ratios.png")
-    return text
 
 
 def units_of(stage: str) -> int:
@@ -144,8 +144,12 @@ def _time_stage(
     contenders = [Contender("jax", work.call, work.units)]
     for name in torch_names:
         start = time.perf_counter()
-        call = _torch_call(stage, problem, name, units)
-        call()
+        try:
+            call = _torch_call(stage, problem, name, units)
+            call()
+        except RuntimeError as error:  # no C++ compiler to compile with, or no memory
+            _log.warning("%s: PyTorch %s left out: %s", stage, name, first_line(error))
+            continue
         sides[name] = {"compile_seconds": time.perf_counter() - start}
         contenders.append(Contender(name, call, work.units))
     dtype = "float32" if stage in _FLOAT32 else problem.config.world_model.dtype
@@ -196,7 +200,7 @@ def _prepare_torch() -> int:
     import torch
 
     torch.set_flush_denormal(True)  # as XLA does
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(parallel.num_cores())
     return torch.get_num_threads()
 
 
