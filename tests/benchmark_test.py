@@ -170,6 +170,31 @@ def test_seeds_beside_each_other_are_more_units_of_the_same_cost(problem):
     np.testing.assert_allclose(one.flops, three.flops)
 
 
+def test_a_side_that_cannot_run_is_left_out(problem, monkeypatch):
+    pytest.importorskip("torch", reason="the PyTorch side needs PyTorch")
+
+    def torch_call(stage, problem, name, units):
+        if name == "compiled":
+            raise RuntimeError("no compiler")
+        return lambda: None
+
+    monkeypatch.setattr(suite, "_torch_call", torch_call)
+    saved = []
+    numbers = suite.run(
+        problem.config,
+        stages=["td3_bc", "iql"],
+        rounds=1,
+        seconds=0.0,
+        sides=["stock", "compiled"],
+        memory=False,
+        save=lambda numbers: saved.append(list(numbers["stages"])),
+    )
+    assert saved == [["td3_bc"], ["td3_bc", "iql"]]
+    found = numbers["stages"]["td3_bc"]
+    assert list(found["sides"]) == ["jax", "stock"]
+    assert list(found["matmul"]) == ["jax", "torch"]
+
+
 def test_growth_times_every_size(problem, monkeypatch):
     axes = {
         "dataset": (growth.AXES["dataset"][0], [100, 1_000], ["td3_bc"]),

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any, NamedTuple
 
 from dawm_jax.metrics import MetricsFile
@@ -76,8 +77,8 @@ def peak_memory(work: Callable[..., dict[str, float]], *arguments: Any) -> dict[
     context = multiprocessing.get_context("spawn")
     # A device's memory must not be taken in advance by two processes.
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    with context.Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def watch_memory(work: Callable[[], Callable[[], float]]) -> dict[str, float]:
