@@ -200,9 +200,9 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     config.num_seeds = 1
     config.world_model.update(
         dim=32,
-        steps=3_000,
+        steps=8_000,
         batch_size=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         warmup_steps=100,
         ema_decay=0.995,
         checkpoint_steps=500,

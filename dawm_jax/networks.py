@@ -270,7 +270,9 @@ class TemporalUNet(nn.Module):
 
     Conditioned on the diffusion step, the first action and the return-to-go: one MLP
     each, concatenated, added inside every residual block. The null return-to-go, of
-    classifier-free guidance, is a zero embedding.
+    classifier-free guidance, is a zero embedding. What is known without noise, the first
+    token and the first action, is also an input beside every token: from where they stand
+    alone, a small network in a short training brings too little of them to the others.
 
     Attributes:
       dim: channels of the first level and size of each embedding.
@@ -278,7 +280,8 @@ class TemporalUNet(nn.Module):
       kernel_size: taps of the residual blocks.
       groups: of the group normalisation.
       dtype: of the computation; parameters, statistics and the output stay float32.
-      on_action: whether the first action is a condition at all.
+      on_action: whether the first action is a condition at all; without it nothing stands
+        beside the tokens, as in Decision Diffuser.
     """
 
     dim: int
@@ -300,7 +303,8 @@ class TemporalUNet(nn.Module):
         """Predicts the diffusion target.
 
         Args:
-          x: [B, T, C] noisy tokens; any T (padded inside to a multiple of the strides).
+          x: [B, T, C] noisy tokens, the first one known; any T (padded inside to a multiple
+            of the strides).
           step: [B] diffusion step.
           action: [B, A].
           return_to_go: [B].
@@ -312,6 +316,10 @@ class TemporalUNet(nn.Module):
         embedding = self._embed(step, action, return_to_go, conditioned)
         length, channels = x.shape[1:]
         stride = 2 ** (len(self.multipliers) - 1)
+        if self.on_action:
+            known = jnp.concatenate([x[:, 0], action], axis=-1)[:, None]
+            known = jnp.broadcast_to(known, (*x.shape[:2], known.shape[-1]))
+            x = jnp.concatenate([x, known], axis=-1)
         x = jnp.pad(x, ((0, 0), (0, -length % stride), (0, 0))).astype(self.dtype)
 
         def residual(features, x):

@@ -157,6 +157,28 @@ def test_null_return_has_no_effect_and_no_gradient():
     assert not np.any(np.all(other_action == output, axis=(1, 2)))
 
 
+def test_what_is_known_stands_beside_every_token():
+    unet, inputs = _unet(), _unet_inputs(2, 5)
+    params = unet.init(jax.random.key(0), *inputs)
+    # Deaf to the tokens themselves: only what stands beside them gets in.
+    first_block = params["params"]["_ResidualBlock_0"]
+    for layer in (first_block["_ConvBlock_1"]["TemporalConv_0"], first_block["Dense_1"]):
+        layer["kernel"] = layer["kernel"].at[..., :STATES, :].set(0.0)
+    last_token = lambda x: unet.apply(params, x, *inputs[1:])[:, -1].sum()
+    gradient = jax.grad(last_token)(inputs[0])
+    assert float(jnp.abs(gradient[:, 0]).min()) > 0
+    np.testing.assert_array_equal(gradient[:, 1:], 0.0)
+
+
+def test_a_plan_has_nothing_beside_its_tokens():
+    unet = networks.TemporalUNet(
+        dim=8, multipliers=(1, 2), kernel_size=3, groups=4, on_action=False
+    )
+    params = jax.eval_shape(unet.init, jax.random.key(0), *_unet_inputs(2, 5))
+    kernel = params["params"]["_ResidualBlock_0"]["_ConvBlock_1"]["TemporalConv_0"]["kernel"]
+    assert kernel.shape == (3, STATES, 8)
+
+
 def test_unet_parameter_count_equals_a_hand_count():
     d, k, c = 8, 3, STATES
     dense = lambda i, o: i * o + o
@@ -176,7 +198,7 @@ def test_unet_parameter_count_equals_a_hand_count():
         + dense(4 * d, d)
         + embed(1)  # the return-to-go
         + embed(ACTIONS)
-        + block(c, d)
+        + block(2 * c + ACTIONS, d)  # the first token and the action stand beside each
         + block(d, d)
         + conv(3, d, d)  # down
         + block(d, 2 * d)

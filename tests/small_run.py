@@ -34,7 +34,7 @@ def write_run(folder: pathlib.Path, config) -> pathlib.Path:
         "inverse_dynamics": jax.eval_shape(functions.inverse_dynamics.init, key),
         "agent": jax.eval_shape(jax.vmap(functions.init_run), key[None]),
     }
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(4)
     tokens = len(statistics.observation_mean) + EXTRA_CHANNELS
 
     def values(leaf):

@@ -206,7 +206,7 @@ class TemporalUNet(nn.Module):
             return [_ResidualBlock(before, after, *sizes), _ResidualBlock(after, after, *sizes)]
 
         self.blocks = nn.ModuleList()
-        for before, after in zip([channels, *widths[:-1]], widths, strict=True):
+        for before, after in zip([2 * channels + action_size, *widths[:-1]], widths, strict=True):
             self.blocks.extend(pair(before, after))
         self.blocks.extend(pair(widths[-1], widths[-1]))
         self.downs = nn.ModuleList(
@@ -237,6 +237,8 @@ class TemporalUNet(nn.Module):
         # All residual blocks begin with the same Mish of the embedding.
         embedding = F.mish(self._embed(step, action, return_to_go, conditioned))
         length = x.shape[1]
+        known = torch.cat([x[:, 0], action], dim=-1)
+        x = torch.cat([x, known[:, None].expand(-1, length, -1)], dim=-1)
         x = F.pad(x.transpose(1, 2), (0, -length % self.stride))
         blocks = iter(self.blocks)
 
