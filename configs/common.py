@@ -198,6 +198,7 @@ def _fast_planner(config: ml_collections.ConfigDict) -> None:
 def _quick(config: ml_collections.ConfigDict) -> None:
     """Minutes on two CPU cores."""
     config.num_seeds = 1
+    # Steps and rate of the world model: chosen on its own errors (held out, and of a simulator).
     config.world_model.update(
         dim=32,
         steps=8_000,
