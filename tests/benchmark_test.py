@@ -162,6 +162,18 @@ def test_the_flops_of_a_td3_bc_update_by_hand(problem):
     np.testing.assert_allclose(work.flops, expected)
 
 
+def test_updates_that_would_be_counted_but_not_made_are_refused(problem):
+    with pytest.raises(ValueError, match="25 updates are not whole"):
+        jax_side.make("td3_bc", problem, units=25)
+
+
+def test_units_of_a_call(problem):
+    problem.config.rollout.updates_per_round = 64
+    assert suite.units_of("td3_bc", problem.config, share=5) == 20
+    assert suite.units_of("fused", problem.config) == 128
+    problem.config.rollout.updates_per_round = 4
+
+
 def test_seeds_beside_each_other_are_more_units_of_the_same_cost(problem):
     one = jax_side.make("td3_bc", problem, units=4)
     three = jax_side.make("td3_bc", problem, units=4, seeds=3)

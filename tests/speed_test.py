@@ -12,13 +12,14 @@ class Clock:
     """Moves only when a call says so."""
 
     def __init__(self):
-        self.now = 0.0
+        self.now, self.calls = 0.0, []
 
     def __call__(self):
         return self.now
 
     def spend(self, seconds):
         self.now += seconds
+        self.calls.append(seconds)
 
 
 def test_seconds_per_thousand_by_hand():
@@ -29,9 +30,20 @@ def test_seconds_per_thousand_by_hand():
     ]
     quick, slow = time_cases(cases, seconds=2.0, clock=clock)
     np.testing.assert_allclose(quick["seconds_per_1000"], 50.0)
+    np.testing.assert_allclose(slow["seconds_per_1000"], 500.0)
     np.testing.assert_allclose(slow["turns"], [500.0] * 3)
+    # Three turns of four calls, and of one; each begins with one that is not counted.
+    assert (clock.calls.count(0.5), clock.calls.count(5.0)) == (12 + 3, 3 + 3)
     numbers = {"environment": "Hopper-v5", "device": "cpu", "cases": [quick, slow]}
     assert "| slow | 10 | 500 | 10 |" in speed.markdown(numbers)
+
+
+def test_the_median_turn_counts():
+    clock, durations = Clock(), iter([0.0, 3.0, 0.0, 9.0, 0.0, 6.0])
+    case = Case("transitions", "varying", 1, 1_000, lambda: clock.spend(next(durations)))
+    (found,) = time_cases([case], seconds=1.0, clock=clock)
+    assert found["seconds_per_1000"] == pytest.approx(6.0)
+    assert found["turns"] == pytest.approx([3.0, 9.0, 6.0])
 
 
 def test_planners_are_those_of_the_configuration():

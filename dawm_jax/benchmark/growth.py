@@ -111,9 +111,7 @@ def _grow(axis: str, stage: str, problem: Problem, rounds: int, seconds: float):
         _log.info("growth with %s, %s: compiling %s", axis, stage, f"{size:,}")
         copied = problem._replace(config=problem.config.copy_and_resolve_references())
         seeds = size if axis == "seeds" else 1
-        units = max(suite.units_of(stage) // 4, 1)
-        if stage == "fused":
-            units = copied.config.rollout.updates_per_round
+        units = suite.units_of(stage, copied.config, share=5)
         work = jax_side.make(stage, change(copied, size), units=units, seeds=seeds)
         contenders.append(measure.Contender(str(size), work.call, work.units))
         costs[size] = {"size": size, "unit": unit, "flops_per_unit": work.flops}

@@ -55,6 +55,9 @@ def make(stage: str, problem: Problem, *, units: int, seeds: int = 1) -> Work:
         makes one run of what the configuration says.
       seeds: agents beside each other, of the stages that train agents; a unit is then
         still one update of one agent.
+
+    Raises:
+      ValueError: units that are not whole cycles of the agent or rounds of "fused".
     """
     if stage in ("denoiser_training", "inverse_dynamics"):
         return _model_training(stage, problem, units)
@@ -122,6 +125,9 @@ def _agent_training(stage: str, problem: Problem, units: int, seeds: int) -> Wor
     if stage != "fused":
         config.rollout.updates_per_round = units
     parts = assembly.assemble(config, problem.statistics)
+    per_round = config.rollout.updates_per_round
+    if units % per_round or per_round % parts.agent.batches_per_update:
+        raise ValueError(f"{stage}: {units} updates are not whole rounds or cycles")
     placement = parallel.place("mesh", num_seeds=seeds, batch_sizes={})
     keys = jax.random.split(jax.random.key(0), seeds)
     arguments = (

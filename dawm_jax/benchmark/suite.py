@@ -120,10 +120,12 @@ def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
     tables.plot_ratios(numbers, out / "ratios.png")
 
 
-def units_of(stage: str) -> int:
-    """Units of a call, on the device at hand."""
+def units_of(stage: str, config: Any, *, share: int = 1) -> int:
+    """Units of a call on the device at hand, or a share of them; of "fused", whole rounds."""
     factor = 1 if jax.default_backend() == "cpu" or stage == "pipeline" else _ACCELERATOR_FACTOR
-    return factor * _UNITS[stage]
+    units = max(factor * _UNITS[stage] // share, 1)
+    per_round = config.rollout.updates_per_round if stage == "fused" else 1
+    return -(-units // per_round) * per_round
 
 
 # --- one stage ----------------------------------------------------------------------------
@@ -134,9 +136,7 @@ def _time_stage(
 ) -> dict[str, Any]:
     if stage == "pipeline":
         problem = problem._replace(config=_pipeline_config(problem.config))
-    units = units_of(stage)
-    if stage == "fused":
-        units = max(units, problem.config.rollout.updates_per_round)
+    units = units_of(stage, problem.config)
     _log.info("%s: compiling", stage)
     start = time.perf_counter()
     work = jax_side.make(stage, problem, units=units)
@@ -229,12 +229,12 @@ def _memory_of(stage: str, name: str, config: Any) -> dict[str, float]:
 
     def work():
         if name == "jax":
-            jax_side.make(stage, problem, units=units_of(stage)).call()
+            jax_side.make(stage, problem, units=units_of(stage, config)).call()
             statistics = jax.local_devices()[0].memory_stats() or {}
             return lambda: float(statistics.get("peak_bytes_in_use", 0))
         from dawm_jax.benchmark import torch_side
 
-        _torch_call(stage, problem, name, units_of(stage))()
+        _torch_call(stage, problem, name, units_of(stage, config))()
         return torch_side.peak_bytes
 
     return measure.watch_memory(work)
