@@ -59,6 +59,7 @@ def get_config(
     model.kernel_size = 5  # taps of the temporal convolutions (DD)
     model.groups = 8  # of the group normalisation (DD)
     model.dtype = "float32"  # of the computation: float32 | bfloat16; parameters are float32
+    model.termination_hidden = (256, 256)  # units, of the classifier of terminations
     model.diffusion_steps = 100  # K
     model.prediction = "v"  # epsilon (DWM, DD) | x0 | v
     model.condition_dropout = 0.25  # share of returns hidden in training (DWM, DD)
@@ -222,7 +223,13 @@ def _smoke(config: ml_collections.ConfigDict) -> None:
     """Seconds; the scores mean nothing."""
     config.num_seeds = 2
     config.world_model.update(
-        dim=8, multipliers=(1, 2), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5
+        dim=8,
+        multipliers=(1, 2),
+        termination_hidden=(16,),
+        steps=20,
+        batch_size=16,
+        checkpoint_steps=10,
+        log_steps=5,
     )
     config.inverse_dynamics.update(
         hidden=(16,), steps=20, batch_size=16, checkpoint_steps=10, log_steps=5

@@ -110,17 +110,20 @@ def make_world_model(
     section = config.world_model
     _check_world_model(section, sampling)
     sizes = _sizes(statistics)
-    network = networks.TemporalUNet(
-        dim=section.dim,
-        multipliers=tuple(section.multipliers),
-        kernel_size=section.kernel_size,
-        groups=section.groups,
-        dtype=_DTYPES[section.dtype],
-        # A plan of states alone is made before any action is known.
-        on_action=layout.outcomes,
+    modules = world_model.Networks(
+        denoiser=networks.TemporalUNet(
+            dim=section.dim,
+            multipliers=tuple(section.multipliers),
+            kernel_size=section.kernel_size,
+            groups=section.groups,
+            dtype=_DTYPES[section.dtype],
+            # A plan of states alone is made before any action is known.
+            on_action=layout.rewards,
+        ),
+        termination=networks.Mlp(tuple(section.termination_hidden), 1),
     )
     bound = {
-        "network": network,
+        "modules": modules,
         "alpha_bar": diffusion.cosine_schedule(sampling.diffusion_steps),
         "prediction": sampling.prediction,
         "statistics": statistics,
@@ -136,7 +139,7 @@ def make_world_model(
 
     def init(key):
         params = world_model.init(
-            key, network=network, horizon=sampling.horizon, layout=layout, **sizes
+            key, modules=modules, horizon=sampling.horizon, layout=layout, **sizes
         )
         return learner.init_state(params, optimizer)
 
@@ -168,7 +171,11 @@ def make_world_model(
         last = sampling.diffusion_steps - 1
         levels = tuple(round(share * last) for share in (0.0, 0.25, 0.5, 0.75, 1.0))
         values = world_model.denoising_errors(params, window, noise, levels=levels, **bound)
-        return {f"error_at_{level}": values[index] for index, level in enumerate(levels)}
+        found = {f"error_at_{level}": values[index] for index, level in enumerate(levels)}
+        if layout.rewards:
+            ended = world_model.termination_loss(params, window, modules=modules)
+            found["termination_loss"] = ended
+        return found
 
     settings = {
         "horizon": sampling.horizon,

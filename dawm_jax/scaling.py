@@ -142,19 +142,19 @@ def predict(stage: StageCost, machine: Machine) -> Prediction:
     seed_chips = math.gcd(stage.seeds, machine.chips)
     batch_chips = machine.chips // seed_chips if stage.shared else 1
     flops = stage.flops * stage.seeds / seed_chips / batch_chips
-    size = 4 * stage.parameters
+    sent = 4 * stage.exchanged
     step = max(
         flops / (_PEAK_SHARE * machine.flops),
-        _PARAMETER_PASSES * size / machine.memory,
+        _PARAMETER_PASSES * 4 * stage.parameters / machine.memory,
         _FUSED_SHARE * stage.operations * _OPERATION_SECONDS,
     )
     exchange = 0.0
-    if size and batch_chips > 1:
-        exchange = 2 * (batch_chips - 1) * (size / batch_chips / machine.link + _HOP_SECONDS)
+    if sent and batch_chips > 1:
+        exchange = 2 * (batch_chips - 1) * (sent / batch_chips / machine.link + _HOP_SECONDS)
     seconds = stage.steps * (step + exchange)
     return Prediction(
         seconds=seconds,
         communication=exchange / (step + exchange),
         busy_chips=seed_chips * batch_chips,
-        collective_bytes=size if batch_chips > 1 else 0,
+        collective_bytes=sent if batch_chips > 1 else 0,
     )

@@ -95,8 +95,6 @@ class Statistics:
     reward_std: jax.Array  # [], never 0
     reward_low: jax.Array  # []
     reward_high: jax.Array  # []
-    termination_rate: jax.Array  # [], share of steps that end in a termination
-    termination_std: jax.Array  # [], never 0; scales the termination channel
     return_scale: jax.Array  # [], > 0
     return_low: jax.Array  # [], scaled units
     return_high: jax.Array  # [], scaled units

@@ -10,8 +10,6 @@ from dawm_jax.types import Condition, Statistics, Transition, UserError, Window
 
 # TD3+BC's constant (Fujimoto & Gu 2021): it also keeps constant dimensions finite.
 _STD_FLOOR = 1e-3
-# One termination in 2,500 steps: rarer ones would be tens of deviations from the mean.
-_TERMINATION_STD_FLOOR = 0.02
 
 
 @struct.dataclass
@@ -260,8 +258,6 @@ def _fit(dataset, train, rtg, scale, action_low, action_high) -> Statistics:
         "reward_std": rewards.std() + _STD_FLOOR,
         "reward_low": rewards.min(),
         "reward_high": rewards.max(),
-        "termination_rate": dataset.terminations[train].mean(),
-        "termination_std": max(dataset.terminations[train].std(), _TERMINATION_STD_FLOOR),
         "return_scale": scale,
         "return_low": rtg.min(),
         "return_high": rtg.max(),

@@ -1,11 +1,14 @@
-"""The world model: a diffusion over future states, rewards and terminations.
+"""The world model: a diffusion over future states and rewards, and a classifier of ends.
 
 A window of H steps is H + 1 tokens. Token k > 0 holds what the k-th step arrives at,
-  (s_{t+k}, r_{t+k-1}, d_{t+k-1}),
-all standardised. Terminations are rare, so that a standardised one is a large number, which
-the loss cannot overlook. Token 0 is the known (s_t, 0, 0): it
-is written into the sample before every evaluation and never counts in the loss. Actions
-after a_t are not modelled (DAWM, section 3; DWM, section 3.2).
+  (s_{t+k}, r_{t+k-1}),
+standardised. Token 0 is the known (s_t, 0): it is written into the sample before every
+evaluation and never counts in the loss. Actions after a_t are not modelled (DAWM, section 3;
+DWM, section 3.2).
+
+Terminations are not diffused: a classifier of (s, s'), trained on the same windows, reads them
+off the generated states. They are one step in a thousand, and a denoiser hardly learns to place
+them, although its states do fall when real ones would.
 
 Other methods diffuse other tokens by the same functions, see `Layout`: the actions too, or
 the states alone.
@@ -17,14 +20,12 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from dawm_jax import diffusion, networks
 from dawm_jax.learner import Metrics, Params
-from dawm_jax.networks import TemporalUNet
+from dawm_jax.networks import Mlp, TemporalUNet
 from dawm_jax.types import Condition, Statistics, Window
-
-# Channels beside the state: reward and termination.
-EXTRA_CHANNELS = 2
 
 
 class Layout(NamedTuple):
@@ -32,20 +33,32 @@ class Layout(NamedTuple):
 
     Attributes:
       actions: token k also holds a_{t+k}; the last one's, which no step takes, is 0.
-      outcomes: reward and termination.
+      rewards: token k also holds r_{t+k-1}; terminations are then told from its states.
     """
 
     actions: bool = False
-    outcomes: bool = True
+    rewards: bool = True
 
     def channels(self, state_size: int, action_size: int) -> int:
         """Of a token."""
-        return state_size + self.actions * action_size + self.outcomes * EXTRA_CHANNELS
+        return state_size + self.actions * action_size + self.rewards
 
 
 DAWM = Layout()
 JOINT = Layout(actions=True)
-STATES = Layout(outcomes=False)
+STATES = Layout(rewards=False)
+
+
+class Networks(NamedTuple):
+    """The flax modules of a world model; its parameters are a dictionary of theirs.
+
+    Attributes:
+      denoiser: predicts the diffusion target of tokens.
+      termination: (s, s') -> [1], the logit of a termination; unused without rewards.
+    """
+
+    denoiser: TemporalUNet
+    termination: Mlp
 
 
 class Draws(NamedTuple):
@@ -68,22 +81,28 @@ class Imagined(NamedTuple):
 def init(
     key: jax.Array,
     *,
-    network: TemporalUNet,
+    modules: Networks,
     horizon: int,
     state_size: int,
     action_size: int,
     layout: Layout = DAWM,
 ) -> Params:
-    """Parameters of the denoiser; `key` is consumed."""
-    return networks.init_in_one_draw(
-        network,
-        key,
+    """Parameters of the denoiser and, with rewards, of the classifier; `key` is consumed."""
+    key_denoiser, key_termination = jax.random.split(key)
+    params = {}
+    if layout.rewards:
+        pair = jnp.zeros((1, 2 * state_size))
+        params["termination"] = modules.termination.init(key_termination, pair)
+    params["denoiser"] = networks.init_in_one_draw(
+        modules.denoiser,
+        key_denoiser,
         jnp.zeros((1, horizon + 1, layout.channels(state_size, action_size))),
         jnp.zeros(1),
         jnp.zeros((1, action_size)),
         jnp.zeros(1),
         jnp.ones(1),
     )
+    return params
 
 
 def to_tokens(window: Window, statistics: Statistics, layout: Layout = DAWM) -> jax.Array:
@@ -92,10 +111,9 @@ def to_tokens(window: Window, statistics: Statistics, layout: Layout = DAWM) -> 
     if layout.actions:
         assert window.actions is not None
         parts.append(jnp.pad(window.actions, ((0, 0), (0, 1), (0, 0))))
-    if layout.outcomes:
+    if layout.rewards:
         reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
-        ended = (window.terminated - statistics.termination_rate) / statistics.termination_std
-        parts.append(jnp.pad(jnp.stack([reward, ended], axis=-1), ((0, 0), (1, 0), (0, 0))))
+        parts.append(jnp.pad(reward, ((0, 0), (1, 0)))[..., None])
     return jnp.concatenate(parts, axis=-1)
 
 
@@ -108,23 +126,27 @@ def token_mask(window: Window, layout: Layout) -> jax.Array:
     # A token's action exists where the next step does.
     acted = jnp.pad(arrived[:, 1:], ((0, 0), (0, 1), (0, 0)))
     state_size, action_size = window.states.shape[-1], window.actions.shape[-1]
-    parts = [(arrived, state_size), (acted, action_size), (arrived, EXTRA_CHANNELS)]
+    parts = [(arrived, state_size), (acted, action_size), (arrived, layout.rewards)]
     return jnp.concatenate([jnp.repeat(part, size, axis=-1) for part, size in parts], axis=-1)
 
 
-def from_tokens(tokens: jax.Array, statistics: Statistics, layout: Layout = DAWM) -> Imagined:
-    """Inverts `to_tokens`, with outcomes; terminations are cut halfway between 0 and 1."""
-    reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
+def from_tokens(
+    tokens: jax.Array, terminated: jax.Array, statistics: Statistics, layout: Layout = DAWM
+) -> Imagined:
+    """Inverts `to_tokens`, with rewards; `terminated` [B, H] stands beside the tokens."""
     state_size = statistics.observation_mean.shape[0]
-    actions = tokens[:, :-1, state_size:-EXTRA_CHANNELS] if layout.actions else None
     return Imagined(
-        actions=actions,
         states=tokens[..., :state_size],
-        rewards=reward * statistics.reward_std + statistics.reward_mean,
-        terminated=(
-            ended > (0.5 - statistics.termination_rate) / statistics.termination_std
-        ).astype(jnp.float32),
+        rewards=tokens[:, 1:, -1] * statistics.reward_std + statistics.reward_mean,
+        terminated=terminated,
+        actions=tokens[:, :-1, state_size:-1] if layout.actions else None,
     )
+
+
+def termination_logits(params: Params, states: jax.Array, *, modules: Networks) -> jax.Array:
+    """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
+    pairs = jnp.concatenate([states[:, :-1], states[:, 1:]], axis=-1)
+    return modules.termination.apply(params["termination"], pairs)[..., 0]
 
 
 def draw(
@@ -151,7 +173,7 @@ def loss(
     window: Window,
     draws: Draws,
     *,
-    network: TemporalUNet,
+    modules: Networks,
     alpha_bar: jax.Array,
     prediction: str,
     statistics: Statistics,
@@ -159,7 +181,8 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
 
-    The normaliser is the number of tokens, not the mask's sum: the loss of a batch is then
+    With rewards plus the classifier's cross-entropy, which no parameter shares with it. The
+    normaliser is the number of tokens, not the mask's sum: the loss of a batch is then
     exactly the mean of its parts' losses, whatever device holds which part.
 
     Returns:
@@ -169,13 +192,23 @@ def loss(
     chex.assert_equal_shape([x0, draws.noise])
     alpha_bar_k = alpha_bar[draws.step][:, None, None]
     x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar_k), x0[:, 0])
-    output = network.apply(
-        params, x, draws.step, window.action, window.return_to_go, draws.conditioned
+    output = modules.denoiser.apply(
+        params["denoiser"], x, draws.step, window.action, window.return_to_go, draws.conditioned
     )
     target = diffusion.prediction_target(prediction, x0, draws.noise, alpha_bar_k)
     squared = jnp.square(output - target)[:, 1:] * token_mask(window, layout)
     value = squared.mean()
-    return value, {"loss": value}
+    if not layout.rewards:
+        return value, {"loss": value}
+    ended = termination_loss(params, window, modules=modules)
+    return value + ended, {"loss": value, "termination_loss": ended}
+
+
+def termination_loss(params: Params, window: Window, *, modules: Networks) -> jax.Array:
+    """Cross-entropy of the terminations of real steps, a scalar, normalised as `loss`."""
+    logits = termination_logits(params, window.states, modules=modules)
+    errors = optax.sigmoid_binary_cross_entropy(logits, window.terminated)
+    return jnp.mean(errors * window.mask)
 
 
 def denoising_errors(
@@ -184,7 +217,7 @@ def denoising_errors(
     noise: jax.Array,
     *,
     levels: tuple[int, ...],
-    network: TemporalUNet,
+    modules: Networks,
     alpha_bar: jax.Array,
     prediction: str,
     statistics: Statistics,
@@ -201,8 +234,8 @@ def denoising_errors(
 
     def error(step):
         x = _clamp(diffusion.add_noise(x0, noise, alpha_bar[step]), x0[:, 0])
-        output = network.apply(
-            params, x, jnp.full(len(x0), step), window.action, window.return_to_go, ones
+        output = modules.denoiser.apply(
+            params["denoiser"], x, jnp.full(len(x0), step), window.action, window.return_to_go, ones
         )
         predicted = diffusion.predicted_x0(prediction, output, x, alpha_bar[step])
         return jnp.sum(jnp.square(predicted - x0)[:, 1:] * weight)
@@ -215,13 +248,24 @@ def sample(
     key: jax.Array,
     condition: Condition,
     *,
+    modules: Networks,
     statistics: Statistics,
     layout: Layout = DAWM,
     **settings: Any,
 ) -> Imagined:
-    """Generates windows, with outcomes; `settings` are those of `sample_tokens`."""
-    tokens = sample_tokens(params, key, condition, statistics=statistics, layout=layout, **settings)
-    return from_tokens(tokens, statistics, layout)
+    """Generates windows with rewards; `settings` are the others of `sample_tokens`."""
+    tokens = sample_tokens(
+        params,
+        key,
+        condition,
+        modules=modules,
+        statistics=statistics,
+        layout=layout,
+        **settings,
+    )
+    states = tokens[..., : condition.state.shape[-1]]
+    ended = termination_logits(params, states, modules=modules) > 0.0
+    return from_tokens(tokens, ended.astype(jnp.float32), statistics, layout)
 
 
 def sample_tokens(
@@ -229,7 +273,7 @@ def sample_tokens(
     key: jax.Array,
     condition: Condition,
     *,
-    network: TemporalUNet,
+    modules: Networks,
     alpha_bar: jax.Array,
     prediction: str,
     statistics: Statistics,
@@ -243,10 +287,10 @@ def sample_tokens(
     """Generates a window from each condition by DDIM, as tokens [B, H + 1, channels].
 
     Args:
-      params: of the denoiser, the averaged ones.
+      params: of the world model, the averaged ones.
       key: random number generator state, the key is consumed.
       condition: where to start and what return to aim at, leading axis B.
-      network: the denoiser.
+      modules: of the world model.
       alpha_bar: [K] the schedule it was trained with.
       prediction: what it predicts.
       statistics: of the training data.
@@ -262,14 +306,14 @@ def sample_tokens(
     """
     batch = len(condition.state)
     known = [condition.state, condition.action] if layout.actions else [condition.state]
-    known.append(jnp.zeros((batch, layout.outcomes * EXTRA_CHANNELS)))
+    known.append(jnp.zeros((batch, layout.rewards)))
     first = jnp.concatenate(known, axis=-1)
     low, high = token_bounds(statistics, layout)
 
     def denoise(x, step, condition, conditioned):
         steps = jnp.full(len(x), step)
-        return network.apply(
-            params, x, steps, condition.action, condition.return_to_go, conditioned
+        return modules.denoiser.apply(
+            params["denoiser"], x, steps, condition.action, condition.return_to_go, conditioned
         )
 
     return diffusion.ddim_sample(
@@ -294,17 +338,16 @@ def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
 def token_bounds(statistics: Statistics, layout: Layout) -> tuple[jax.Array, jax.Array]:
     """Smallest and largest clean token of the data, [channels] each; actions in [-1, 1]."""
 
-    def bound(observation, action, reward, ended):
+    def bound(observation, action, reward):
         parts = [(observation - statistics.observation_mean) / statistics.observation_std]
         if layout.actions:
             parts.append(jnp.full(statistics.action_low.shape, action))
-        if layout.outcomes:
+        if layout.rewards:
             reward = (reward - statistics.reward_mean) / statistics.reward_std
-            ended = (ended - statistics.termination_rate) / statistics.termination_std
-            parts.append(jnp.stack([reward, ended]))
+            parts.append(reward[None])
         return jnp.concatenate(parts)
 
     return (
-        bound(statistics.observation_low, -1.0, statistics.reward_low, 0.0),
-        bound(statistics.observation_high, 1.0, statistics.reward_high, 1.0),
+        bound(statistics.observation_low, -1.0, statistics.reward_low),
+        bound(statistics.observation_high, 1.0, statistics.reward_high),
     )

@@ -1,7 +1,7 @@
 """How the work spreads over devices: bytes between them, and the speed of virtual ones.
 
-python launch/scaling.py results/scaling-processes     counts and measures 1, 2, 4, 8 devices
-python launch/scaling.py --model                       the cost model's table, for BUILD.md
+python launch/scaling.py results/scaling/quick          counts and measures 1, 2, 4, 8 devices
+python launch/scaling.py --model                        the cost model's table, for BUILD.md
 
 Virtual devices are threads on the same cores: their speed shows what spreading costs, never
 what it brings. The bytes are those of any 1, 2, 4 or 8 devices.
@@ -26,13 +26,12 @@ def measure(variant: str, seconds: float) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from dawm_jax import fused, parallel, programs, scaling
+    from dawm_jax import fused, networks, parallel, programs, scaling
 
     count = jax.device_count()
     config, parts, replay = _prepare(variant)
     # Fewer than usual: generation is what spreads.
     per_round = config.rollout.updates_per_round = 10
-    size = config.world_model.batch_size
     steps, found = 2, {}
 
     def record(name, program, state, arguments, steps_per_call):
@@ -49,23 +48,24 @@ def measure(variant: str, seconds: float) -> dict:
         speed = calls * steps_per_call / (time.monotonic() - start)
         found[name] = {"bytes_per_step": each, "steps_per_second": speed}
 
-    # --- the world model: one batch over all devices ---
-    placement = parallel.place("mesh", num_seeds=1, batch_sizes={"batch": size})
-    shared = placement.replicate(replay)
-
-    state = parts.world_model.init(jax.random.key(0))
-    models = fused.Models(
-        placement.replicate(jax.tree.map(jnp.copy, state.params)),
-        placement.replicate(parts.inverse_dynamics.init(jax.random.key(1)).params),
-    )
-    found["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    record(
-        "world model, steps",
-        programs.model_steps(parts.world_model, placement, num_steps=steps),
-        placement.replicate(state),
-        (placement.replicate(jax.random.key(1)), shared, jnp.int32(0)),
-        steps,
-    )
+    # --- the models: one batch over all devices ---
+    averages, found["parameters"] = {}, {}
+    for name, model in parts.models.items():
+        sizes = {"batch": model.section.batch_size}
+        placement = parallel.place("mesh", num_seeds=1, batch_sizes=sizes)
+        shared = placement.replicate(replay)
+        state = model.init(jax.random.key(0))
+        averages[name] = placement.replicate(jax.tree.map(jnp.copy, state.params))
+        label = f"{name.replace('_', ' ')}, steps"
+        found["parameters"][label] = networks.count_parameters(state.params)
+        record(
+            label,
+            programs.model_steps(model, placement, num_steps=steps),
+            placement.replicate(state),
+            (placement.replicate(jax.random.key(1)), shared, jnp.int32(0)),
+            steps,
+        )
+    models = fused.Models(**averages)
 
     # --- agents: a seed a device, and one seed whose windows all devices share ---
     for name, num_seeds in (("a seed a device, rounds", count), ("one seed, rounds", 1)):
@@ -117,7 +117,7 @@ def table(found: dict[int, dict]) -> str:
         "| program | devices | all-reduce bytes | other bytes | work/s, 1 device = 1 |",
         "|---|---|---|---|---|",
     ]
-    names = [name for name, value in found[1].items() if isinstance(value, dict)]
+    names = [name for name, value in found[1].items() if name not in ("parameters", "window_bytes")]
     for name in names:
         for devices, entries in found.items():
             entry = entries[name]
