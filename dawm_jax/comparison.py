@@ -20,6 +20,9 @@ _METHODS = {
     "one_step": "One-step",
     "decision_diffuser": "Decision Diffuser",
 }
+# Evaluations at a run's end whose mean is its score: a single one swings from one to the next.
+# TD3+BC reports its last ten.
+LAST = 5
 _AGENTS = {"td3_bc": "TD3+BC", "iql": "IQL", "bc": "BC"}
 # What of `rollout` a study may vary.
 _VARIED = ("target_rule", "target_factor", "guidance", "sampling_steps", "real_actions_only")
@@ -35,7 +38,8 @@ class Entry(NamedTuple):
       source: what the agent learnt from: a method's name, or "real".
       agent: td3_bc | iql | bc | planner.
       updates: of the agents.
-      last: [seeds] normalised scores after the last update, or None without references.
+      last: [seeds] normalised scores, the mean of the last evaluations (`LAST`), or None
+        without references.
       best: the same, of each run's best evaluation.
       last_return: [seeds] raw.
       best_return: [seeds] raw.
@@ -76,7 +80,7 @@ def load(paths: Iterable[str | pathlib.Path]) -> list[dict[str, Any]]:
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text())
-        run["final"]["return_per_seed"], run["best"], run["dataset"], run["agent"]
+        run["curve"][-1]["return_per_seed"], run["best"], run["dataset"], run["agent"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a run's results.json ({first_line(error)})") from error
     # Fields that are younger than some runs.
@@ -144,8 +148,9 @@ def _varied(runs: list[dict[str, Any]]) -> set[str]:
 
 def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
     task, environment, method = key
-    join = lambda when: np.concatenate([run[when]["return_per_seed"] for run in runs])
-    last, best = join("final"), join("best")
+    curves = [[point["return_per_seed"] for point in run["curve"][-LAST:]] for run in runs]
+    last = np.concatenate([np.mean(curve, axis=0) for curve in curves])
+    best = np.concatenate([run["best"]["return_per_seed"] for run in runs])
     score = lambda returns: evaluate.normalised_score(environment, returns)
     source = "real" if runs[0]["real_fraction"] == 1.0 else runs[0]["method"]
     return Entry(

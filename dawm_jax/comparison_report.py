@@ -13,8 +13,8 @@ from dawm_jax.comparison import Entry
 from dawm_jax.types import UserError
 
 _LAST_BEST = (
-    '"Last" is the evaluation after the last update. "Best" is the best evaluation of a run: it '
-    "is chosen on the simulator and flatters every method."
+    f'"Last" is the mean of a seed\'s last {comparison.LAST} evaluations (one, if it plans). "Best" '
+    "is the best evaluation of a run: it is chosen on the simulator and flatters every method."
 )
 
 
@@ -45,25 +45,33 @@ def markdown(runs: list[dict[str, Any]], entries: list[Entry]) -> str:
         "# Comparison",
         "Normalised scores are 100 (return - random) / (expert - random) with D4RL's "
         f"references. {_LAST_BEST} Intervals of means are 95 % of Student's t over seeds.",
-        "## By task",
-        _task_table(entries),
-        "## Over tasks",
-        "Average of the tasks' means, and the interquartile mean over all runs with its 95 % "
-        "stratified bootstrap interval. Only rows of the same number of tasks compare.",
-        _aggregate_table(entries),
-        "## DAWM against the others",
-        "On the tasks of both, after as many updates: the chance that a run of DAWM beats one of "
-        "the other (95 % stratified bootstrap), and the gain of its average. The paper states "
-        "gains over DWM of "
-        f"{published.GAINS_OVER_DWM['td3_bc']} % (TD3+BC) and {published.GAINS_OVER_DWM['iql']} "
-        "% (IQL).",
-        _duel_table(entries),
+        summary(entries),
         "## Published scores",
         _published(entries),
         "## Runs",
         runs_table(runs),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(entries: list[Entry], *, heading: str = "##") -> str:
+    """The methods by task, over tasks, and DAWM against each."""
+    parts = [
+        f"{heading} By task",
+        _task_table(entries),
+        f"{heading} Over tasks",
+        "Average of the tasks' means, and the interquartile mean over all runs with its 95 % "
+        "stratified bootstrap interval. Only rows of the same number of tasks compare.",
+        _aggregate_table(entries),
+        f"{heading} DAWM against the others",
+        "On the tasks of both, after as many updates: the chance that a run of DAWM beats one of "
+        "the other (95 % stratified bootstrap), and the gain of its average. The paper states "
+        "gains over DWM of "
+        f"{published.GAINS_OVER_DWM['td3_bc']} % (TD3+BC) and {published.GAINS_OVER_DWM['iql']} "
+        "% (IQL).",
+        _duel_table(entries),
+    ]
+    return "\n\n".join(parts)
 
 
 def runs_table(runs: list[dict[str, Any]]) -> str:
@@ -73,10 +81,10 @@ def runs_table(runs: list[dict[str, Any]]) -> str:
         "method",
         "updates",
         "seeds",
-        "score, last",
+        "score, final",
         "95 % interval",
         "score, best",
-        "return, last",
+        "return, final",
         "training s",
         "device",
         "commit",

@@ -100,8 +100,8 @@ def roll_out(
       statistics: of the training data; states and rewards stay within its bounds.
       horizon: H.
     """
-    # Of states and rewards alone.
-    low, high = (bound[:-1] for bound in world_model.token_bounds(statistics, world_model.DAWM))
+    # DAWM's tokens are a state and a reward too.
+    low, high = world_model.token_bounds(statistics, world_model.DAWM)
 
     def step(state_and_action, index):
         state, action = state_and_action

@@ -257,8 +257,16 @@ def measure(judged: Judged, reference: Reference, ending: Judged | None = None) 
       reference: what they are held against.
       ending: windows that start shortly before a real termination, for the timing of
         terminations; without them `judged` serves.
+
+    Raises:
+      UserError: no window has a second step.
     """
     valid = judged.valid
+    if not judged.drawn.any():
+        raise UserError(
+            "every window ends at its first step, whose state and action are real: nothing "
+            "generated is left to judge; train the world model for longer"
+        )
     everything = judged.rows(valid)
     table = fidelity.columns(judged.rows(judged.drawn), reference.scales)
     distances = _novelty_distances(table, reference.real, reference.scales)

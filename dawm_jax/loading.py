@@ -209,6 +209,11 @@ def _blank_statistics(workdir: pathlib.Path, stage: str) -> Statistics:
     checkpoints = _checkpoints(workdir, stage)
     shapes = checkpoints.shapes()["statistics"]
     checkpoints.close()
+    if differing := set(shapes) ^ set(Statistics.__dataclass_fields__):
+        raise UserError(
+            f"{workdir} was made by another version of dawm_jax (its statistics differ in "
+            f"{', '.join(sorted(differing))}): load it with that version, or train it again"
+        )
     return Statistics(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
 
 

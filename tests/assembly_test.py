@@ -98,6 +98,16 @@ def test_the_models_of_each_method(method, names):
         assert shapes["params"]["Mlp_0"]["Dense_0"]["kernel"].shape[0] == S
 
 
+@pytest.mark.parametrize("method", ["dawm", "joint", "decision_diffuser"])
+def test_terminations_are_learnt_and_checked_where_windows_are_generated(method):
+    replay, statistics = make_data()
+    model = assemble(make_config(method), statistics).world_model
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    found = jax.eval_shape(lambda params: model.errors(params, replay, jnp.arange(B)), params)
+    plans = method == "decision_diffuser"
+    assert ("termination" in params, "termination_loss" in found) == (not plans, not plans)
+
+
 @pytest.mark.parametrize("method", ["joint", "one_step"])
 def test_generated_actions_are_within_bounds_and_the_first_is_real(method):
     condition, transitions, valid = imagine(method)

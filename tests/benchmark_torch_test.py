@@ -84,8 +84,6 @@ def make_statistics():
         "reward_std": 0.8,
         "reward_low": 0.5,
         "reward_high": 4.0,
-        "termination_rate": 0.4,
-        "termination_std": 0.49,
         "return_scale": 30.0,
         "return_low": -1.0,
         "return_high": 1.0,
@@ -227,8 +225,9 @@ HIDDEN = (12, 10)
             (S,),
         ),
         (networks.Value(HIDDEN), torch_networks.Value(S, HIDDEN), (S,)),
+        (networks.Mlp(HIDDEN, 1), torch_networks.Mlp(2 * S, HIDDEN, 1), (2 * S,)),
     ],
-    ids=["inverse_dynamics", "critics", "policy", "value"],
+    ids=["inverse_dynamics", "critics", "policy", "value", "terminations"],
 )
 def test_the_small_networks_are_the_same_functions(ours, theirs, sizes):
     """Copying checks that the numbers of parameters are the same."""
@@ -330,7 +329,7 @@ def world_model_draws(key):
         key_draws,
         batch_size=BATCH,
         horizon=H,
-        channels=S + 2,
+        channels=S + 1,
         num_steps=100,
         condition_dropout=0.25,
     )
@@ -339,16 +338,23 @@ def world_model_draws(key):
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
-def test_the_denoising_losses_and_gradients_are_the_same(prediction):
+def test_the_losses_and_gradients_of_the_world_models_are_the_same(prediction):
     config = make_config()
     config.world_model.update(prediction=prediction, multipliers=(1,))  # compiles quickly
     section = config.world_model
-    network = networks.TemporalUNet(section.dim, tuple(section.multipliers), 5, section.groups)
-    params = random_parameters(network, *unet_inputs(1, H + 1, S + 2, A))
+    modules = world_model.Networks(
+        networks.TemporalUNet(section.dim, tuple(section.multipliers), 5, section.groups),
+        networks.Mlp(tuple(section.termination_hidden), 1),
+    )
+    params = {
+        "denoiser": random_parameters(modules.denoiser, *unet_inputs(1, H + 1, S + 1, A)),
+        "termination": random_parameters(modules.termination, normal(0, 1, 2 * S)),
+    }
     starts, draws = world_model_draws(jax.random.key(1))
     window = windows.gather_windows(make_replay(), starts, horizon=H)
+    assert 0 < float((window.terminated * window.mask).sum()) < float(window.mask.sum()) < BATCH * H
     bound = {
-        "network": network,
+        "modules": modules,
         "alpha_bar": world_model.diffusion.cosine_schedule(100),
         "prediction": prediction,
         "statistics": make_statistics(),
@@ -447,8 +453,12 @@ def test_generated_transitions_are_the_same(guidance, eta, rule):
     assert 0 < float(valid.mean()) < 1  # some windows end early, by a termination
 
     run = make_run(config, params=params)
+    with torch.no_grad():  # the averages generate
+        for model in (run.world_model, run.inverse_dynamics):
+            for parameter in model.network.parameters():
+                parameter.zero_()
     key_initial, key_steps = jax.random.split(key)
-    shape = (len(starts), H + 1, S + 2)
+    shape = (len(starts), H + 1, S + 1)
     draw = lambda key: torch_common.tensor(jax.random.normal(key, shape), "cpu")
     noise = torch.stack([draw(jax.random.fold_in(key_steps, index)) for index in range(3)])
     run.generate(indices(starts), draw(key_initial), noise)
@@ -480,7 +490,7 @@ def test_bfloat16_computes_in_fewer_bits():
         torch.manual_seed(0)
         config.world_model.dtype = dtype
         run = make_run(config)
-        initial = torch.randn(WINDOWS, H + 1, S + 2)
+        initial = torch.randn(WINDOWS, H + 1, S + 1)
         states[dtype] = run.sample(torch.arange(WINDOWS), initial).states
         assert states[dtype].dtype == next(run.world_model.network.parameters()).dtype
     error = float((states["float32"] - states["bfloat16"]).abs().max())

@@ -58,6 +58,8 @@ def untrained(workdir, dataset, real_fraction=0.0):
     states = {"agent": jax.vmap(parts.init_run)(jax.random.split(key, 1))}
     if real_fraction < 1.0:
         states["world_model"] = parts.world_model.init(key)
+        # As it was initialised it ends every window at once: nothing generated would be left.
+        states["world_model"].average["termination"]["params"]["Dense_1"]["bias"] -= 0.5
         states["inverse_dynamics"] = parts.inverse_dynamics.init(key)
     workdir.mkdir(exist_ok=True)
     (workdir / "config.json").write_text(config.to_json())

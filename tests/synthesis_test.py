@@ -94,7 +94,7 @@ def test_windows_are_those_that_the_run_imagines(workdir):
                 # Starts were normalised in another order of operations.
                 np.testing.assert_allclose(got, expected[i, :steps], rtol=1e-3, atol=1e-3)
     assert written == BATCH * H + 1 and next(episodes, None) is None
-    assert min(lengths[:-1]) < H  # terminations were among them
+    assert min(lengths[:-1]) < max(lengths) == H  # some ended by a termination, others did not
 
 
 def test_the_number_of_transitions_is_exact_and_the_seed_decides(workdir):
@@ -278,3 +278,15 @@ def test_the_command(workdir, root):
     assert again.returncode == 1
     assert again.stderr.startswith("dawm_jax: ") and again.stderr.count("\n") == 1
     assert "exists already" in again.stderr and "overwrite" in again.stderr
+
+
+def test_a_run_of_another_version_is_refused(workdir, monkeypatch):
+    shapes = loading.Checkpoints.shapes
+
+    def older(self):
+        found = shapes(self)
+        return {**found, "statistics": {**found["statistics"], "termination_rate": ()}}
+
+    monkeypatch.setattr(loading.Checkpoints, "shapes", older)
+    with pytest.raises(UserError, match="another version of dawm_jax .*in termination_rate"):
+        loading.load_run(workdir)

@@ -118,14 +118,6 @@ def test_rewards_all_zero_leave_a_usable_scale():
     assert statistics.reward_std > 0.0 and statistics.return_range > 0.0
 
 
-def test_data_without_terminations_leave_a_usable_scale():
-    dataset = _dataset()
-    never = np.zeros(len(dataset), bool)
-    cut = dataset.terminations | dataset.truncations
-    _, statistics = _build(_dataset(terminations=never, truncations=cut))
-    assert statistics.termination_rate == 0.0 and statistics.termination_std > 0.0
-
-
 # --- windows --------------------------------------------------------------------------------
 
 
@@ -218,11 +210,6 @@ def test_split_keeps_episodes_whole_and_statistics_see_training_only(fraction, h
     close(statistics.observation_high, np.maximum(observations, successors).max(0))
     close(statistics.reward_mean, rewards.mean())
     close(statistics.reward_std, rewards.std(dtype=float) + 1e-3)
-    ended = dataset.terminations[train]
-    close(statistics.termination_rate, ended.mean())
-    assert statistics.termination_std > 0.0
-    if ended.std() > 0.0:  # a floor replaces 0
-        close(statistics.termination_std, ended.std())
     close((statistics.reward_low, statistics.reward_high), (rewards.min(), rewards.max()))
     close(np.abs(replay.return_to_go[: replay.num_train]).max(), 1.0)
     returns = [dataset.rewards[first : last + 1].sum() for first, last in _episodes(dataset)]

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_reference as reference
 import pytest
 
 from dawm_jax import diffusion, learner, networks, world_model
 from dawm_jax.types import Condition, Statistics, Window
 
 BATCH, HORIZON, STATES, ACTIONS, STEPS = 6, 3, 2, 2, 8
-CHANNELS = STATES + 2
+CHANNELS = STATES + 1
 ALPHA_BAR = diffusion.cosine_schedule(STEPS)
 
 
@@ -27,8 +28,6 @@ def _statistics(reward_mean=1.5, reward_std=2.0, bound=3.0):
             "reward_std": jnp.asarray(reward_std),
             "reward_low": jnp.asarray(reward_mean - bound * reward_std),
             "reward_high": jnp.asarray(reward_mean + bound * reward_std),
-            "termination_rate": jnp.asarray(0.1),
-            "termination_std": jnp.asarray(0.25),
         }
     )
 
@@ -71,29 +70,60 @@ class _StubNetwork:
     apply = staticmethod(lambda *args: _stub(jnp, *args))
 
 
-def _loss(params, window, draws, network=_StubNetwork, prediction="v"):
-    value, metrics = world_model.loss(
+MODULES = world_model.Networks(_StubNetwork, networks.Mlp((5, 4), 1))
+
+
+def _params(denoiser=0.7):
+    rng = np.random.default_rng(3)
+    shapes = jax.eval_shape(MODULES.termination.init, jax.random.key(0), jnp.zeros(2 * STATES))
+    normal = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
+    return {"denoiser": denoiser, "termination": jax.tree.map(normal, shapes)}
+
+
+def _loss(params, window, draws, modules=MODULES, prediction="v", layout=world_model.DAWM):
+    return world_model.loss(
         params,
         window,
         draws,
-        network=network,
+        modules=modules,
         alpha_bar=ALPHA_BAR,
         prediction=prediction,
         statistics=STATISTICS,
+        layout=layout,
     )
-    np.testing.assert_array_equal(metrics["loss"], value)
-    return value
+
+
+def _numpy_logits(params, states):
+    """[B, H], of each step from its two states."""
+    layers = params["termination"]["params"]
+    logits = np.zeros((BATCH, HORIZON))
+    for row in range(BATCH):
+        for k in range(HORIZON):
+            pair = np.concatenate([states[row, k], states[row, k + 1]]).astype(float)
+            (logits[row, k],) = reference.mlp(layers, pair)
+    return logits
+
+
+def _numpy_termination_loss(params, window):
+    """-(d log p + (1 - d) log(1 - p)), of real steps, over all steps."""
+    probability = 1.0 / (1.0 + np.exp(-_numpy_logits(params, window.states)))
+    total = 0.0
+    for row in range(BATCH):
+        for k in range(HORIZON):
+            if window.mask[row, k]:
+                p = probability[row, k]
+                total -= np.log(p if window.terminated[row, k] else 1.0 - p)
+    return total / (BATCH * HORIZON)
 
 
 def _numpy_tokens(window):
-    """Token k: (s_k, reward on arriving, ended on arriving); token 0 has no arrival."""
+    """Token k: (s_k, reward on arriving); token 0 has no arrival."""
     tokens = np.zeros((BATCH, HORIZON + 1, CHANNELS))
     for row in range(BATCH):
         for k in range(HORIZON + 1):
             tokens[row, k, :STATES] = window.states[row, k]
             if k > 0:
                 tokens[row, k, STATES] = (window.rewards[row, k - 1] - 1.5) / 2.0
-                tokens[row, k, STATES + 1] = (window.terminated[row, k - 1] - 0.1) / 0.25
     return tokens
 
 
@@ -108,17 +138,11 @@ def test_tokens_have_the_documented_layout():
 
 def test_from_tokens_inverts_to_tokens():
     window = _window()
-    imagined = world_model.from_tokens(world_model.to_tokens(window, STATISTICS), STATISTICS)
+    tokens = world_model.to_tokens(window, STATISTICS)
+    imagined = world_model.from_tokens(tokens, window.terminated, STATISTICS)
     np.testing.assert_array_equal(imagined.states, window.states)
     np.testing.assert_allclose(imagined.rewards, window.rewards, atol=1e-6)
     np.testing.assert_array_equal(imagined.terminated, window.terminated)
-
-
-def test_termination_is_decided_halfway():
-    ended = (np.array([0.0, 0.1, 0.499, 0.501, 1.0], np.float32) - 0.1) / 0.25
-    tokens = jnp.zeros((1, 6, CHANNELS)).at[0, 1:, -1].set(ended)
-    imagined = world_model.from_tokens(tokens, STATISTICS)
-    np.testing.assert_array_equal(imagined.terminated, [[0, 0, 0, 1, 1]])
 
 
 # --- loss -----------------------------------------------------------------------------------
@@ -133,15 +157,35 @@ def test_loss_equals_the_ddpm_equation(prediction):
     x[:, 0] = x0[:, 0]  # the known token is shown clean
     target = {"epsilon": noise, "x0": x0, "v": np.sqrt(a) * noise - np.sqrt(1 - a) * x0}
     inputs = draws.step, window.action, window.return_to_go, draws.conditioned
-    output = _stub(np, 0.7, x, *(np.asarray(i, float) for i in inputs))
+    params = _params()
+    output = _stub(np, params["denoiser"], x, *(np.asarray(i, float) for i in inputs))
     total = 0.0
     for row in range(BATCH):
         for k in range(1, HORIZON + 1):
             if window.mask[row, k - 1]:
                 total += np.sum((output - target[prediction])[row, k] ** 2)
     expected = total / (BATCH * HORIZON * CHANNELS)
-    actual = _loss(0.7, window, draws, prediction=prediction)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    value, metrics = _loss(params, window, draws, prediction=prediction)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    # What is minimised, but not reported as "loss", holds the terminations' too.
+    expected += _numpy_termination_loss(params, window)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_termination_logits_and_loss_equal_numpy():
+    """A ReLU network of both states of a step, and its cross-entropy over real steps."""
+    window, params = _window(), _params()
+    logits = world_model.termination_logits(params, window.states, modules=MODULES)
+    expected = _numpy_logits(params, window.states)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)  # float32 rounding
+    # Both classes, right and wrong.
+    ended, real = np.asarray(window.terminated) > 0, np.asarray(window.mask) > 0
+    assert len({*zip(ended[real], (expected > 0)[real], strict=True)}) == 4
+    loss = lambda params: world_model.termination_loss(params, window, modules=MODULES)
+    expected = _numpy_termination_loss(params, window)
+    np.testing.assert_allclose(loss(params), expected, rtol=1e-5)
+    found = _loss(params, window, _draws())[1]["termination_loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_padded_steps_and_the_known_token_do_not_count():
@@ -155,6 +199,7 @@ def test_padded_steps_and_the_known_token_do_not_count():
     padded = window._replace(
         states=window.states.at[:, 1:].add(5.0 * (1.0 - window.mask[..., None])),
         rewards=window.rewards + 5.0 * (1.0 - window.mask),
+        terminated=jnp.where(window.mask > 0, window.terminated, 1.0 - window.terminated),
     )
     np.testing.assert_array_equal(
         _loss_of_free_outputs(free, padded, draws), _loss_of_free_outputs(free, window, draws)
@@ -165,24 +210,15 @@ def _loss_of_free_outputs(free, window, draws):
     class Network:
         apply = staticmethod(lambda params, x, *_: params + 0.1 * x)
 
-    value, _ = world_model.loss(
-        free,
-        window,
-        draws,
-        network=Network,
-        alpha_bar=ALPHA_BAR,
-        prediction="v",
-        statistics=STATISTICS,
-    )
-    return value
+    return _loss(_params(free), window, draws, MODULES._replace(denoiser=Network))[0]
 
 
 def test_loss_is_the_mean_of_its_parts():
     """Also where the parts have different numbers of real steps (6 and 8 here)."""
     window, draws = _window(), _draws()
     part = lambda rows: jax.tree.map(lambda leaf: leaf[rows], (window, draws))
-    parts = [_loss(0.7, *part(rows)) for rows in (slice(0, 3), slice(3, 6))]
-    np.testing.assert_allclose(_loss(0.7, window, draws), np.mean(parts), rtol=1e-6)
+    parts = [_loss(_params(), *part(rows))[0] for rows in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(_loss(_params(), window, draws)[0], np.mean(parts), rtol=1e-6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
@@ -220,11 +256,11 @@ def test_denoising_errors_equal_numpy():
         real = np.asarray(window.mask) > 0
         expected.append(np.mean((predicted - x0)[:, 1:][real] ** 2))
     actual = world_model.denoising_errors(
-        0.7,
+        _params(),
         window,
         noise,
         levels=levels,
-        network=_StubNetwork,
+        modules=MODULES,
         alpha_bar=jnp.asarray(alpha_bar, jnp.float32),
         prediction="epsilon",
         statistics=STATISTICS,
@@ -241,12 +277,20 @@ class _DirectNetwork:
     @staticmethod
     def values(action, return_to_go, conditioned, place):
         level = action[:, :1] + (return_to_go * conditioned)[:, None] + place[None]
-        return level[..., None] * np.array([1.0, -1.0, 0.5, 1.5])[None, None]
+        return level[..., None] * np.array([1.0, -1.0, 0.5])[None, None]
 
     @classmethod
     def apply(cls, params, x, step, action, return_to_go, conditioned):
         del params, step
         return cls.values(action, return_to_go, conditioned, jnp.arange(x.shape[1])) + 0.0 * x
+
+
+class _StubClassifier:
+    """Linear in s and in s', with weights that tell them and their dimensions apart."""
+
+    @staticmethod
+    def apply(params, pairs):
+        return params + pairs @ np.array([[0.5], [0.3], [-1.0], [-0.2]], np.float32)
 
 
 @pytest.mark.parametrize(("guidance", "eta"), [(0.0, 0.0), (1.0, 0.0), (1.8, 1.0)])
@@ -255,10 +299,10 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, eta):
     window = _window()
     condition = Condition(window.states[:, 0], window.action, window.return_to_go)
     imagined = world_model.sample(
-        {},
+        {"denoiser": None, "termination": jnp.float32(0.4)},
         jax.random.key(0),
         condition,
-        network=_DirectNetwork,
+        modules=world_model.Networks(_DirectNetwork, _StubClassifier),
         alpha_bar=ALPHA_BAR,
         prediction="x0",
         statistics=STATISTICS,
@@ -274,15 +318,17 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, eta):
         _DirectNetwork.values(action, returns, np.full(BATCH, c), np.arange(HORIZON + 1))
         for c in (1.0, 0.0)
     )
-    # The bounds of the data: ±3, and of a termination 0 and 1, standardised.
-    low, high = np.array([-3.0, -3.0, -3.0, -0.4]), np.array([3.0, 3.0, 3.0, 3.6])
-    x0 = np.clip(null + guidance * (given - null), low, high)[:, 1:]
+    # The bounds of the data are ±3, standardised.
+    x0 = np.clip(null + guidance * (given - null), -3.0, 3.0)[:, 1:]
     assert np.any(np.abs(x0[..., :2]) == 3.0)
     np.testing.assert_allclose(imagined.states[:, 1:], x0[..., :2], atol=1e-5)
     np.testing.assert_allclose(imagined.rewards, 1.5 + 2.0 * x0[..., 2], atol=1e-5)
-    ended = 0.1 + 0.25 * x0[..., 3] > 0.5
-    assert 0 < ended.sum() < ended.size
-    np.testing.assert_array_equal(imagined.terminated, ended)
+    after = x0[..., :2]
+    before = np.concatenate([np.asarray(condition.state)[:, None], after[:, :-1]], axis=1)
+    logits = 0.4 + 0.5 * before[..., 0] + 0.3 * before[..., 1] - after[..., 0] - 0.2 * after[..., 1]
+    assert np.abs(logits).min() > 1e-3  # no sign by rounding
+    assert 0 < (logits > 0).sum() < logits.size
+    np.testing.assert_array_equal(imagined.terminated, logits > 0)
 
 
 # --- learning -------------------------------------------------------------------------------
@@ -309,12 +355,15 @@ def _linear_system(seed, size):
 
 
 def test_learns_a_linear_system():
-    network = networks.TemporalUNet(dim=16, multipliers=(1,), kernel_size=3, groups=4)
+    modules = world_model.Networks(
+        networks.TemporalUNet(dim=16, multipliers=(1,), kernel_size=3, groups=4),
+        networks.Mlp((16,), 1),
+    )
     statistics = _statistics(reward_mean=0.0, reward_std=1.0)
     alpha_bar = diffusion.cosine_schedule(50)
     shapes = jax.eval_shape(
         lambda key: world_model.init(
-            key, network=network, horizon=1, state_size=2, action_size=ACTIONS
+            key, modules=modules, horizon=1, state_size=2, action_size=ACTIONS
         ),
         jax.random.key(0),
     )
@@ -338,7 +387,7 @@ def test_learns_a_linear_system():
             key_draws,
             batch_size=size,
             horizon=1,
-            channels=4,
+            channels=CHANNELS,
             num_steps=50,
             condition_dropout=0.25,
         )
@@ -346,7 +395,7 @@ def test_learns_a_linear_system():
             params,
             jax.tree.map(lambda leaf: leaf[rows], data),
             draws,
-            network=network,
+            modules=modules,
             alpha_bar=alpha_bar,
             prediction="v",
             statistics=statistics,
@@ -360,7 +409,7 @@ def test_learns_a_linear_system():
             state.average,
             jax.random.key(2),
             condition,
-            network=network,
+            modules=modules,
             alpha_bar=alpha_bar,
             prediction="v",
             statistics=statistics,
@@ -402,7 +451,9 @@ def test_joint_tokens_hold_the_action_that_is_taken_next():
     np.testing.assert_array_equal(action[:, HORIZON], 0.0)
     rest = np.delete(tokens, np.arange(STATES, STATES + ACTIONS), axis=-1)
     np.testing.assert_array_equal(rest, world_model.to_tokens(window, STATISTICS))
-    imagined = world_model.from_tokens(jnp.asarray(tokens), STATISTICS, world_model.JOINT)
+    imagined = world_model.from_tokens(
+        jnp.asarray(tokens), window.terminated, STATISTICS, world_model.JOINT
+    )
     np.testing.assert_array_equal(imagined.actions, window.actions)
     np.testing.assert_array_equal(imagined.states, window.states)
     np.testing.assert_array_equal(imagined.terminated, window.terminated)
@@ -414,6 +465,23 @@ def test_tokens_of_states_alone():
     np.testing.assert_array_equal(tokens, window.states)
 
 
+@pytest.mark.parametrize("layout", [world_model.DAWM, world_model.JOINT, world_model.STATES])
+def test_rewards_come_with_a_classifier_of_both_states(layout):
+    modules = MODULES._replace(denoiser=networks.TemporalUNet(8, (1,), 3, 4))
+    shapes = jax.eval_shape(
+        lambda key: world_model.init(
+            key, modules=modules, horizon=1, state_size=5, action_size=ACTIONS, layout=layout
+        ),
+        jax.random.key(0),
+    )
+    if layout is world_model.STATES:
+        assert list(shapes) == ["denoiser"]
+    else:
+        assert set(shapes) == {"denoiser", "termination"}
+        kernels = [layer["kernel"].shape for layer in shapes["termination"]["params"].values()]
+        assert kernels == [(2 * 5, 5), (5, 4), (4, 1)]
+
+
 def test_an_action_counts_where_its_step_exists():
     """Token k's state was arrived at by step k, its action belongs to step k + 1."""
     window = _window_with_actions()
@@ -422,7 +490,7 @@ def test_an_action_counts_where_its_step_exists():
         for k in range(1, HORIZON + 1):
             arrived = float(window.mask[row, k - 1])
             acted = float(window.mask[row, k]) if k < HORIZON else 0.0
-            expected = [arrived] * STATES + [acted] * ACTIONS + [arrived] * 2
+            expected = [arrived] * STATES + [acted] * ACTIONS + [arrived]
             np.testing.assert_array_equal(mask[row, k - 1], expected)
 
 
@@ -435,17 +503,14 @@ def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
     x = np.sqrt(a) * x0 + np.sqrt(1 - a) * np.asarray(draws.noise, float)
     x[:, 0] = x0[:, 0]  # the first action is known too
     inputs = draws.step, window.action, window.return_to_go, draws.conditioned
-    output = _stub(np, 0.7, x, *(np.asarray(i, float) for i in inputs))
+    params = _params()
+    if not layout.rewards:
+        del params["termination"]
+    output = _stub(np, params["denoiser"], x, *(np.asarray(i, float) for i in inputs))
     mask = np.broadcast_to(world_model.token_mask(window, layout), x0[:, 1:].shape)
     expected = (((output - np.asarray(draws.noise))[:, 1:] ** 2) * mask).mean()
-    value, _ = world_model.loss(
-        0.7,
-        window,
-        draws,
-        network=_StubNetwork,
-        alpha_bar=ALPHA_BAR,
-        prediction="epsilon",
-        statistics=STATISTICS,
-        layout=layout,
-    )
+    value, metrics = _loss(params, window, draws, prediction="epsilon", layout=layout)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    if layout.rewards:
+        expected += _numpy_termination_loss(params, window)
     np.testing.assert_allclose(value, expected, rtol=1e-5)

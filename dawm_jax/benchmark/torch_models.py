@@ -20,7 +20,7 @@ from dawm_jax.benchmark.torch_common import (
     Window,
     tensor,
 )
-from dawm_jax.benchmark.torch_networks import TanhMlp, TemporalUNet
+from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
 from dawm_jax.types import Statistics
 
 # --- the world model ----------------------------------------------------------------------
@@ -43,22 +43,28 @@ class Imagined(NamedTuple):
 
 
 class WorldModel:
-    """The diffusion over windows of `dawm_jax.world_model`, its training and its sampler."""
+    """The diffusion over windows of `dawm_jax.world_model`, its training and its sampler.
+
+    `network` holds the denoiser and the classifier of terminations; one optimiser trains both.
+    """
 
     def __init__(self, config: Any, statistics: Statistics, replay: Replay, tuning: Tuning):
         section = self._section = config.world_model
         self._horizon, self._roll = config.horizon, config.rollout
         self._replay, self._device = replay, tuning.device
         self._state_size = len(statistics.observation_mean)
-        self.channels = self._state_size + 2
-        self.network = TemporalUNet(
+        self.channels = self._state_size + 1
+        denoiser = TemporalUNet(
             self.channels,
             len(statistics.action_low),
             dim=section.dim,
             multipliers=section.multipliers,
             kernel_size=section.kernel_size,
             groups=section.groups,
-        ).to(tuning.device)
+        )
+        termination = Mlp(2 * self._state_size, section.termination_hidden, 1)
+        networks = {"denoiser": denoiser, "termination": termination}
+        self.network = nn.ModuleDict(networks).to(tuning.device)
         self.learner = Learner(
             self.network,
             section.learning_rate,
@@ -79,12 +85,9 @@ class WorldModel:
         ]
         number = lambda value: float(np.asarray(value))
         self._reward = number(statistics.reward_mean), number(statistics.reward_std)
-        self._ended = number(statistics.termination_rate), number(statistics.termination_std)
         self._return_bounds = number(statistics.return_low), number(statistics.return_high)
-        self._low = self._bound(statistics, statistics.observation_low, statistics.reward_low, 0.0)
-        self._high = self._bound(
-            statistics, statistics.observation_high, statistics.reward_high, 1.0
-        )
+        self._low = self._bound(statistics, statistics.observation_low, statistics.reward_low)
+        self._high = self._bound(statistics, statistics.observation_high, statistics.reward_high)
         self._loss_of_batch = tuning.compile(self._draw_and_loss)
         self._ddim_step = tuning.compile(self._one_ddim_step)
 
@@ -113,7 +116,10 @@ class WorldModel:
         )
 
     def loss(self, window: Window, draws: Draws) -> Tensor:
-        """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps."""
+        """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
+
+        Plus the classifier's cross-entropy.
+        """
         x0 = self.to_tokens(window)
         alpha_bar = self._alpha_bar[draws.step][:, None, None]
         signal, spread = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
@@ -126,29 +132,29 @@ class WorldModel:
             "x0": lambda: x0,
             "v": lambda: signal * draws.noise - spread * x0,
         }[self._section.prediction]()
-        return ((output - target).square()[:, 1:] * window.mask[..., None]).mean()
+        denoising = ((output - target).square()[:, 1:] * window.mask[..., None]).mean()
+        logits = termination_logits(self.network, window.states)
+        return denoising + nn.functional.binary_cross_entropy_with_logits(
+            logits, window.terminated, weight=window.mask
+        )
 
     def to_tokens(self, window: Window) -> Tensor:
         """Windows as clean tokens, [B, H + 1, channels]."""
         reward = (window.rewards - self._reward[0]) / self._reward[1]
-        ended = (window.terminated - self._ended[0]) / self._ended[1]
-        outcomes = nn.functional.pad(torch.stack([reward, ended], dim=-1), (0, 0, 1, 0))
-        return torch.cat([window.states, outcomes], dim=-1)
+        reward = nn.functional.pad(reward, (1, 0))[..., None]
+        return torch.cat([window.states, reward], dim=-1)
 
-    def _bound(self, statistics: Statistics, observation: Any, reward: Any, ended: float) -> Tensor:
+    def _bound(self, statistics: Statistics, observation: Any, reward: Any) -> Tensor:
         mean, std = np.array(statistics.observation_mean), np.array(statistics.observation_std)
-        outcomes = [
-            (float(reward) - self._reward[0]) / self._reward[1],
-            (ended - self._ended[0]) / self._ended[1],
-        ]
-        tokens = np.concatenate([(np.array(observation) - mean) / std, outcomes])
+        standardised = (float(reward) - self._reward[0]) / self._reward[1]
+        tokens = np.append((np.array(observation) - mean) / std, standardised)
         return tensor(tokens.astype(np.float32), self._device)
 
-    def _predict(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+    def _predict(self, networks: Any, *inputs: Tensor) -> Tensor:
         if self._section.dtype == "float32":
-            return network(*inputs)
+            return networks["denoiser"](*inputs)
         with torch.autocast(torch.device(self._device).type, torch.bfloat16):
-            return network(*inputs)
+            return networks["denoiser"](*inputs)
 
     def target_return(self, return_to_go: Tensor) -> Tensor:
         """The scaled return-to-go that a generated window aims at; see `rollout.target_return`."""
@@ -170,11 +176,11 @@ class WorldModel:
           noise: [DDIM steps, B, H + 1, channels] standard normal, used with eta > 0.
         """
         tokens = self.sample_tokens(condition, initial, noise)
-        reward, ended = tokens[:, 1:, -2], tokens[:, 1:, -1]
+        states = tokens[..., : self._state_size]
         return Imagined(
-            states=tokens[..., : self._state_size],
-            rewards=reward * self._reward[1] + self._reward[0],
-            terminated=(ended > (0.5 - self._ended[0]) / self._ended[1]).float(),
+            states=states,
+            rewards=tokens[:, 1:, -1] * self._reward[1] + self._reward[0],
+            terminated=(termination_logits(self.learner.average, states) > 0.0).float(),
         )
 
     @torch.inference_mode()
@@ -184,7 +190,7 @@ class WorldModel:
         """As `sample`, but tokens [B, H + 1, channels]: DDIM from pure noise."""
         batch, roll = len(condition.state), self._roll
         shape = (batch, self._horizon + 1, self.channels)
-        first = nn.functional.pad(condition.state, (0, 2))
+        first = nn.functional.pad(condition.state, (0, 1))
         inputs = self._guided(condition)
         x = torch.randn(shape, device=self._device) if initial is None else initial
         x = roll.temperature * x
@@ -238,6 +244,12 @@ class WorldModel:
         direction = (1.0 - alpha_bar_next - eta**2 * variance).clamp(min=0.0).sqrt()
         x = alpha_bar_next.sqrt() * x0 + direction * epsilon
         return x if noise is None else x + eta * variance.sqrt() * noise
+
+
+def termination_logits(networks: Any, states: Tensor) -> Tensor:
+    """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
+    pairs = torch.cat([states[:, :-1], states[:, 1:]], dim=-1)
+    return networks["termination"](pairs)[..., 0]
 
 
 def clamp(x: Tensor, first: Tensor) -> Tensor:

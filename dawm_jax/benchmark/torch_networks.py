@@ -292,12 +292,16 @@ def copy_parameters(module: nn.Module, params: Any) -> None:
     """Loads a flax network's parameters into its twin.
 
     Args:
-      module: the twin.
-      params: {"params": tree of arrays} of a network of `dawm_jax.networks`.
+      module: the twin; an `nn.ModuleDict` of twins is loaded by name.
+      params: {"params": tree of arrays} of a network of `dawm_jax.networks`, or several by name.
 
     Raises:
       ValueError: the networks differ in their number of parameters, or in a shape.
     """
+    if isinstance(module, nn.ModuleDict):
+        for name, part in module.items():
+            copy_parameters(part, params[name])
+        return
     tree = params["params"]
     sizes = sum(np.size(leaf) for leaf in jax.tree.leaves(tree))
     if sizes != count_parameters(module):
