@@ -13,8 +13,9 @@ from dawm_jax.comparison import Entry
 from dawm_jax.types import UserError
 
 _LAST_BEST = (
-    f'"Last" is the mean of a seed\'s last {comparison.LAST} evaluations (one, if it plans). "Best" '
-    "is the best evaluation of a run: it is chosen on the simulator and flatters every method."
+    f'"Last" is the mean of a seed\'s last {comparison.LAST} evaluations (one, if it plans). '
+    '"Best" is the best evaluation of a run: it is chosen on the simulator and flatters every '
+    "method."
 )
 
 

@@ -25,6 +25,8 @@ def write_run(folder, scores, **overrides):
         "score_mean": float(np.mean(scores)) + shift,
         "score_interval": evaluate.confidence_interval(np.array(scores)),
     }
+    # The last five evaluations swing about these scores; an earlier one does not count.
+    swings = [700.0, -100.0, 50.0, 0.0, 150.0, -100.0]
     run = {
         "environment": "Hopper-v5",
         "dataset": "dawm/hopper/medium-v0",
@@ -38,6 +40,7 @@ def write_run(folder, scores, **overrides):
         "horizon": 7,
         "target_return": {"rule": "amplified", "factor": 1.2},
         "rollout": {"guidance": 1.2},
+        "curve": [{"return_per_seed": [v + swing for v in returns]} for swing in swings],
         "final": summary(returns, 0.0),
         "best": summary(best, 10.0),
         "stages": {"agent": {"seconds": 12.0}},
@@ -79,6 +82,14 @@ def test_runs_of_other_seeds_are_seeds_of_one_entry(tmp_path, caplog):
     np.testing.assert_allclose(entry.best, [20.0, 30.0, 40.0])
     np.testing.assert_allclose(entry.last_return, LOW + (HIGH - LOW) * entry.last / 100)
     assert "left out" in caplog.text
+
+
+def test_the_score_is_the_mean_of_the_last_five_evaluations(tmp_path):
+    curve = [{"return_per_seed": [100.0 * k, -k]} for k in range(7)]
+    (entry,) = group(write_run(tmp_path / "a", [1.0, 2.0], curve=curve))
+    np.testing.assert_allclose(entry.last_return, [400.0, -4.0])  # of 2 to 6
+    (entry,) = group(write_run(tmp_path / "b", [1.0, 2.0], curve=curve[:1]))
+    np.testing.assert_allclose(entry.last_return, [0.0, 0.0])
 
 
 def test_settings_that_differ_name_the_entry(tmp_path):

@@ -168,6 +168,13 @@ def test_short_episodes_are_windows():
     assert len(judge.dataset_windows(dataset, limit=15, seed=0).valid) == 3
 
 
+def test_windows_of_their_real_steps_alone_are_refused(reference, hopper):
+    rows = judge._rows(hopper, np.arange(3)[:, None] + np.arange(4)[None])
+    first = np.eye(4, dtype=bool)[[0] * 3]
+    with pytest.raises(UserError, match="every window ends at its first step"):
+        judge.measure(judge.Judged(rows, first), reference)
+
+
 def test_late_terminations_are_found(reference, hopper):
     """Windows around real falls, whose flags are moved one step later."""
     falls = np.flatnonzero(hopper.terminations)

@@ -288,5 +288,5 @@ def test_a_run_of_another_version_is_refused(workdir, monkeypatch):
         return {**found, "statistics": {**found["statistics"], "termination_rate": ()}}
 
     monkeypatch.setattr(loading.Checkpoints, "shapes", older)
-    with pytest.raises(UserError, match="another version of dawm_jax .*in termination_rate"):
+    with pytest.raises(UserError, match=r"another version of dawm_jax .*in termination_rate"):
         loading.load_run(workdir)
