@@ -110,7 +110,11 @@ def guide(
 
 
 def ddim_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
-    """Which of the K diffusion steps DDIM visits: equally spaced, descending from K - 1.
+    """Which of the K diffusion steps DDIM visits, descending from K - 1.
+
+    Quadratically spaced (Song et al. 2021, appendix D.2): the last jump, to the clean sample,
+    answers with a mean, and from where equal spaces leave it that mean has lost what is smaller
+    than the noise there, half the variance of a stochastic policy's actions among it.
 
     Raises:
       UserError: more sampling steps than diffusion steps, or none.
@@ -121,7 +125,9 @@ def ddim_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
             f"got {num_steps}"
         )
     # Starting from pure noise, as the sample does, is what makes few steps work.
-    return np.round(np.arange(num_steps, 0, -1) * num_train_steps / num_steps).astype(int) - 1
+    index = np.arange(num_steps, 0, -1)
+    spaced = np.round((index / num_steps) ** 2 * (num_train_steps - 1)).astype(int)
+    return np.maximum(spaced, index - 1)  # all different, however many
 
 
 def ddim_update(

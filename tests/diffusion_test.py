@@ -115,8 +115,9 @@ def test_targets_are_what_their_names_say():
 @pytest.mark.parametrize(
     ("num_train_steps", "num_steps", "expected"),
     [
-        (1000, 4, [999, 749, 499, 249]),
-        (10, 3, [9, 6, 2]),
+        (1001, 4, [1000, 562, 250, 62]),  # 1000 (i / 4)^2; numpy rounds halves to even
+        (100, 5, [99, 63, 36, 16, 4]),
+        (6, 5, [5, 3, 2, 1, 0]),  # where squares would meet, one apart
         (5, 5, [4, 3, 2, 1, 0]),
         (7, 1, [6]),
         (1, 1, [0]),
