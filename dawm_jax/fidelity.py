@@ -49,6 +49,15 @@ def columns(transitions: Transition, scales: Scales) -> np.ndarray:
     )
 
 
+def step_size(table: np.ndarray, state_size: int) -> float:
+    """Mean of (s' - s)^2 over rows and dimensions of `columns`.
+
+    Small changes are what a sampler of few steps loses first, and with them the variety of
+    actions: less than the real one tells of data that has been smoothed.
+    """
+    return float(np.square(table[:, -state_size:] - table[:, :state_size]).mean())
+
+
 def clipped(observations: np.ndarray) -> np.ndarray:
     """Rows with a value at a bound that its column reaches repeatedly: [N, S] -> [N] bool.
 

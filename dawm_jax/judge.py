@@ -279,6 +279,10 @@ def measure(judged: Judged, reference: Reference, ending: Judged | None = None) 
             "judged": float(everything.reward.mean()),
             "real": float(reference.dataset.rewards[reference.train].mean()),
         },
+        "step_size": {
+            "judged": fidelity.step_size(table, len(reference.scales.observation_mean)),
+            "real": fidelity.step_size(reference.real, len(reference.scales.observation_mean)),
+        },
         "distribution": _distances(table, reference.real, reference.scales),
         "novelty": _novelty(distances, held_out),
         "termination": {

@@ -9,6 +9,7 @@ _STUDY_COLUMNS = {
     "dynamics_error": "dynamics error",
     "reward_error": "reward error",
     "ks_mean": "KS, mean",
+    "step_size": "change of the state",
     "novelty": "novelty",
     "termination_recall": "termination recall",
     "termination_precision": "termination precision",
@@ -116,6 +117,10 @@ def _distribution_rows(numbers):
         (
             "distance to the nearest real (s, a), median",
             *_pair(numbers["novelty"]["judged"]["q50"], numbers["novelty"]["held_out"]["q50"]),
+        ),
+        (
+            "change of the state in a step, squared",
+            *_pair(numbers["step_size"]["judged"], numbers["step_size"]["real"]),
         ),
         ("mean reward", *_pair(numbers["mean_reward"]["judged"], numbers["mean_reward"]["real"])),
     ]

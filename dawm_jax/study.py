@@ -11,7 +11,7 @@ from dawm_jax.metrics import Progress
 _VALUES = {
     "guidance": (1.0, 1.2, 1.5, 2.0),
     "sampling_steps": (1, 3, 5, 10, 20),
-    "temperature": (0.25, 0.5, 0.75, 1.0),
+    "temperature": (0.5, 0.75, 1.0, 1.15, 1.3),
     "target_factor": (1.0, 1.1, 1.2, 1.5),
 }
 _FRACTIONS = (0.6, 0.8, 1.0)  # of target_factor when the rule is max_fraction
@@ -83,6 +83,7 @@ def _headline(numbers: dict[str, Any]) -> dict[str, Any]:
         "dynamics_error_median": error("dynamics")["median"],
         "reward_error": error("reward")["mean"],
         "ks_mean": numbers["distribution"]["ks"]["mean"],
+        "step_size": numbers["step_size"]["judged"],
         "novelty": numbers["novelty"]["median_ratio"],
         "termination_recall": ending.get("recall"),
         "termination_precision": ending.get("precision"),

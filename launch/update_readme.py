@@ -45,6 +45,58 @@ def speed_tables(folder: pathlib.Path) -> str:
     return "\n\n".join(tables.short(numbers) for numbers in found)
 
 
+def quality_table(folder: pathlib.Path) -> str:
+    """A Markdown table of the quality reports of runs, beside the data's own numbers."""
+    found = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted(folder.glob("*/quality.json"))
+    }
+    both = lambda x: f"{x['mean']:.2g} ({x['median']:.1g})"
+    measures = {
+        "dynamics error, mean (median)": lambda n: (
+            both(n["dynamics"]),
+            both(n["floor"]["dynamics"]),
+        ),
+        "reward error, mean (median)": lambda n: (both(n["reward"]), both(n["floor"]["reward"])),
+        "dynamics error of real pairs with inferred actions": lambda n: (
+            f"{n['inverse_dynamics']['replay_real_pairs']['mean']:.2g}",
+            f"{n['floor']['dynamics']['mean']:.2g}",
+        ),
+        "KS statistic, mean": lambda n: (
+            f"{n['distribution']['ks']['mean']:.2g}",
+            f"{n['floor']['ks']['mean']:.2g}",
+        ),
+        "change of the state in a step, squared": lambda n: (
+            f"{n['step_size']['judged']:.3g}",
+            f"{n['step_size']['real']:.3g}",
+        ),
+        "termination rate": lambda n: (
+            f"{n['termination']['rate']:.2g}",
+            f"{n['termination']['real_rate']:.2g}",
+        ),
+        "windows that should end: on time / late / early / missed": lambda n: (
+            _timing(n["termination"]["timing"]),
+            "",
+        ),
+    }
+    lines = [
+        "| | " + " | ".join(f"{name} | data" for name in found) + " |",
+        "|---" * (2 * len(found) + 1) + "|",
+    ]
+    for name, measure in measures.items():
+        cells = [cell for numbers in found.values() for cell in measure(numbers)]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _timing(found: dict) -> str:
+    late = {int(steps): count for steps, count in found["steps_late"].items()}
+    total = lambda keep: sum(count for steps, count in late.items() if keep(steps))
+    on_time, later = total(lambda steps: steps == 0), total(lambda steps: steps > 0)
+    earlier = total(lambda steps: steps < 0)
+    return f"{on_time} / {later} / {earlier} / {found['missed']}"
+
+
 def _replaced(text: str, name: str, new: str) -> str:
     """`text` with what stands between the markers of `name` replaced."""
     start, end = f"<!-- {name}: made by launch/update_readme.py -->", f"<!-- end of {name} -->"
@@ -55,10 +107,12 @@ def _replaced(text: str, name: str, new: str) -> str:
 def main() -> int:
     """Rewrites or checks the tables; returns the exit code."""
     results, code = _ROOT / "results", 0
+    entries = comparison.group(comparison.load([results / "comparison"]))
     for file, name, new in (
-        ("README.md", "results", comparison_report.runs_table(comparison.load([results]))),
+        ("README.md", "results", comparison_report.summary(entries, heading="###")),
         ("README.md", "speed", speed_tables(results / "benchmark")),
         ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
+        ("BUILD.md", "quality", quality_table(results / "quality")),
     ):
         path = _ROOT / file
         text = path.read_text()

@@ -151,6 +151,10 @@ def test_the_data_is_like_itself(hopper, reference):
     assert found["distribution"]["ks"]["mean"] < 0.05
     assert found["distribution"]["correlation_similarity"] > 0.98
     assert found["novelty"]["judged"]["q50"] == 0.0 < found["novelty"]["held_out"]["q50"]
+    change = hopper.next_observations - hopper.observations
+    change = change / reference.scales.observation_std
+    assert found["step_size"]["judged"] == pytest.approx(np.square(change).mean(), rel=1e-3)
+    assert found["step_size"]["real"] == pytest.approx(found["step_size"]["judged"], rel=0.05)
     termination = found["termination"]
     assert termination["rate"] == pytest.approx(hopper.terminations.mean())
     assert termination["all_windows"]["recall"] == termination["all_windows"]["precision"] == 1.0

@@ -177,6 +177,7 @@ def test_a_study(workdir, tmp_path, monkeypatch):
             "dynamics": {"mean": float(len(asked)), "median": 0.0},
             "reward": {"mean": 0.25, "median": 0.0},
             "distribution": {"ks": {"mean": 0.1}},
+            "step_size": {"judged": 0.05},
             "novelty": {"median_ratio": 1.0},
             "termination": {"ending": {"recall": 0.5, "precision": None}},
             "calibration": {"generated_mean": 20.0},
