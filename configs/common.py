@@ -110,11 +110,11 @@ def get_config(
     roll.target_rule = "amplified"  # amplified | max_fraction: see rollout.target_return
     roll.target_factor = 1.2  # of the rule
     roll.guidance = 1.2  # weight of classifier-free guidance; 1 is conditional only (DD)
-    # Steps and temperature give generated actions the real ones' variance about their mean (DWM: 3
-    # of 5 steps at .5, which leaves a third of it): where it is missing, values run away.
+    # Few steps and a low temperature (DWM: 3 of 5 at .5) take the variety out of generated
+    # actions, and values run away; a high temperature puts noise into the states.
     roll.sampling_steps = 10  # DDIM steps
     roll.eta = 0.0  # 0 deterministic DDIM, 1 ancestral
-    roll.temperature = 1.15  # std of the noise
+    roll.temperature = 1.0  # std of the noise
     roll.windows_per_round = 256  # generated before each round of updates
     roll.updates_per_round = 100  # gradient updates of the critics between generations
     roll.prefill_transitions = 50_000  # generated before the first update
