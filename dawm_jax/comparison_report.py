@@ -44,8 +44,6 @@ def markdown(runs: list[dict[str, Any]], entries: list[Entry]) -> str:
     """The whole report."""
     parts = [
         "# Comparison",
-        "Normalised scores are 100 (return - random) / (expert - random) with D4RL's "
-        f"references. {_LAST_BEST} Intervals of means are 95 % of Student's t over seeds.",
         summary(entries),
         "## Published scores",
         _published(entries),
@@ -59,6 +57,8 @@ def summary(entries: list[Entry], *, heading: str = "##") -> str:
     """The methods by task, over tasks, and DAWM against each."""
     parts = [
         f"{heading} By task",
+        "Normalised scores are 100 (return - random) / (expert - random) with D4RL's "
+        f"references. {_LAST_BEST} Intervals of means are 95 % of Student's t over seeds.",
         _task_table(entries),
         f"{heading} Over tasks",
         "Average of the tasks' means, and the interquartile mean over all runs with its 95 % "
