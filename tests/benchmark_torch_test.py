@@ -465,8 +465,9 @@ def test_generated_transitions_are_the_same(guidance, eta, rule):
     buffer = rollout.add(rollout.empty_buffer(512, S, A), expected, valid)
     assert int(run.buffer.written) == int(buffer.written)
     for name, value in run.buffer.rows._asdict().items():
+        # The last steps divide by little noise, which makes more of rounding.
         np.testing.assert_allclose(
-            value[:512].numpy(), getattr(buffer.transitions, name), err_msg=name, **TOLERANCE
+            value[:512].numpy(), getattr(buffer.transitions, name), 1e-3, 2e-4, err_msg=name
         )
 
 
