@@ -26,12 +26,16 @@ def quality_markdown(numbers: dict[str, Any]) -> str:
         head += f" in {numbers['windows']:,} windows"
     parts = [f"{head}, commit {numbers['commit']}."]
     parts += [f"**Note:** {note}." for note in numbers["notes"]]
-    rows = [row for section in _SECTIONS for row in section(numbers)]
-    parts.append(_table(("", "judged", "real"), rows))
+    parts.append(_table(("", "judged", "real"), rows(numbers)))
     if "by_step" in numbers.get("dynamics", {}):
         parts.append(_steps_table(numbers))
     parts.append(_legend(numbers))
     return "\n\n".join(parts) + "\n"
+
+
+def rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The report's measures as text: name, what is judged, and the real data's."""
+    return [row for section in _SECTIONS for row in section(numbers)]
 
 
 def study_markdown(study: dict[str, Any]) -> str:

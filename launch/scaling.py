@@ -79,8 +79,6 @@ def measure(variant: str, seconds: float) -> dict:
             (placement.place_seeds(keys), jnp.int32(0), models, shared),
             steps,
         )
-    found["window_bytes"] = 4 * config.rollout.windows_per_round * config.horizon
-    found["window_bytes"] *= 2 * replay.state_size + replay.action_size + 3
     return found
 
 
@@ -117,7 +115,7 @@ def table(found: dict[int, dict]) -> str:
         "| program | devices | all-reduce bytes | other bytes | work/s, 1 device = 1 |",
         "|---|---|---|---|---|",
     ]
-    names = [name for name, value in found[1].items() if name not in ("parameters", "window_bytes")]
+    names = [name for name, value in found[1].items() if name != "parameters"]
     for name in names:
         for devices, entries in found.items():
             entry = entries[name]

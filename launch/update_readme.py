@@ -11,8 +11,19 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from dawm_jax import comparison, comparison_report  # noqa: E402
+from dawm_jax import comparison, comparison_report, quality_report  # noqa: E402
 from dawm_jax.benchmark import tables  # noqa: E402
+
+# Measures of the quality reports that BUILD.md shows.
+_QUALITY = (
+    "dynamics error of one step, mean (median)",
+    "reward error of one step, mean (median)",
+    "dynamics error of real pairs with inferred actions, mean",
+    "KS statistic, mean of (s, a, r)",
+    "change of the state in a step, squared",
+    "termination rate",
+    "... 1,024 windows: on time / late / early / missed / false",
+)
 
 
 def datasets_table(path: pathlib.Path) -> str:
@@ -48,53 +59,19 @@ def speed_tables(folder: pathlib.Path) -> str:
 def quality_table(folder: pathlib.Path) -> str:
     """A Markdown table of the quality reports of runs, beside the data's own numbers."""
     found = {
-        path.parent.name: json.loads(path.read_text())
+        path.parent.name: {
+            name: cells for name, *cells in quality_report.rows(json.loads(path.read_text()))
+        }
         for path in sorted(folder.glob("*/quality.json"))
-    }
-    both = lambda x: f"{x['mean']:.2g} ({x['median']:.1g})"
-    measures = {
-        "dynamics error, mean (median)": lambda n: (
-            both(n["dynamics"]),
-            both(n["floor"]["dynamics"]),
-        ),
-        "reward error, mean (median)": lambda n: (both(n["reward"]), both(n["floor"]["reward"])),
-        "dynamics error of real pairs with inferred actions": lambda n: (
-            f"{n['inverse_dynamics']['replay_real_pairs']['mean']:.2g}",
-            f"{n['floor']['dynamics']['mean']:.2g}",
-        ),
-        "KS statistic, mean": lambda n: (
-            f"{n['distribution']['ks']['mean']:.2g}",
-            f"{n['floor']['ks']['mean']:.2g}",
-        ),
-        "change of the state in a step, squared": lambda n: (
-            f"{n['step_size']['judged']:.3g}",
-            f"{n['step_size']['real']:.3g}",
-        ),
-        "termination rate": lambda n: (
-            f"{n['termination']['rate']:.2g}",
-            f"{n['termination']['real_rate']:.2g}",
-        ),
-        "windows that should end: on time / late / early / missed": lambda n: (
-            _timing(n["termination"]["timing"]),
-            "",
-        ),
     }
     lines = [
         "| | " + " | ".join(f"{name} | data" for name in found) + " |",
         "|---" * (2 * len(found) + 1) + "|",
     ]
-    for name, measure in measures.items():
-        cells = [cell for numbers in found.values() for cell in measure(numbers)]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+    for measure in _QUALITY:
+        cells = [cell for report in found.values() for cell in report[measure]]
+        lines.append("| " + " | ".join([measure.removeprefix("... "), *cells]) + " |")
     return "\n".join(lines)
-
-
-def _timing(found: dict) -> str:
-    late = {int(steps): count for steps, count in found["steps_late"].items()}
-    total = lambda keep: sum(count for steps, count in late.items() if keep(steps))
-    on_time, later = total(lambda steps: steps == 0), total(lambda steps: steps > 0)
-    earlier = total(lambda steps: steps < 0)
-    return f"{on_time} / {later} / {earlier} / {found['missed']}"
 
 
 def _replaced(text: str, name: str, new: str) -> str:
