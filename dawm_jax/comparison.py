@@ -25,7 +25,15 @@ _METHODS = {
 LAST = 5
 _AGENTS = {"td3_bc": "TD3+BC", "iql": "IQL", "bc": "BC"}
 # What of `rollout` a study may vary.
-_VARIED = ("target_rule", "target_factor", "guidance", "sampling_steps", "real_actions_only")
+_VARIED = (
+    "target_rule",
+    "target_factor",
+    "guidance",
+    "sampling_steps",
+    "temperature",
+    "windows_per_round",
+    "real_actions_only",
+)
 
 
 class Entry(NamedTuple):
@@ -35,6 +43,7 @@ class Entry(NamedTuple):
       task: dataset's name.
       environment: Gymnasium id.
       method: label; names the settings in which the runs at hand differ.
+      varied: those settings by name.
       source: what the agent learnt from: a method's name, or "real".
       agent: td3_bc | iql | bc | planner.
       updates: of the agents.
@@ -48,6 +57,7 @@ class Entry(NamedTuple):
     task: str
     environment: str
     method: str
+    varied: dict[str, Any]
     source: str
     agent: str
     updates: int
@@ -127,14 +137,22 @@ def group(runs: list[dict[str, Any]]) -> list[Entry]:
     varied = _varied(runs)
     groups: dict[tuple, dict[int, dict[str, Any]]] = {}
     for run in runs:
-        own = {name: value for name, value in settings(run).items() if name in varied}
-        text = ", ".join([label(run), *(f"{name} {value}" for name, value in own.items())])
-        seeds = groups.setdefault((run["dataset"], run["environment"], text), {})
+        key = run["dataset"], run["environment"], named(label(run), _own(run, varied))
+        seeds = groups.setdefault(key, {})
         if run["seed"] in seeds:
             first = seeds[run["seed"]]["path"]
             _log.warning("%s repeats %s: left out", run["path"], first)
         seeds.setdefault(run["seed"], run)
-    return [_entry(key, list(seeds.values())) for key, seeds in groups.items()]
+    return [_entry(key, list(seeds.values()), varied) for key, seeds in groups.items()]
+
+
+def named(text: str, varied: dict[str, Any]) -> str:
+    """A label with the settings that tell it from others."""
+    return ", ".join([text, *(f"{name} {value}" for name, value in varied.items())])
+
+
+def _own(run: dict[str, Any], varied: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings(run).items() if name in varied}
 
 
 def _varied(runs: list[dict[str, Any]]) -> set[str]:
@@ -146,7 +164,7 @@ def _varied(runs: list[dict[str, Any]]) -> set[str]:
     return {name for (_, name), some in values.items() if len(some) > 1}
 
 
-def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
+def _entry(key: tuple, runs: list[dict[str, Any]], varied: set[str]) -> Entry:
     task, environment, method = key
     curves = [[point["return_per_seed"] for point in run["curve"][-LAST:]] for run in runs]
     last = np.concatenate([np.mean(curve, axis=0) for curve in curves])
@@ -157,6 +175,7 @@ def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
         task=task,
         environment=environment,
         method=method,
+        varied=_own(runs[0], varied),
         source=source,
         agent=runs[0]["agent"],
         updates=runs[0]["updates"],
@@ -165,6 +184,36 @@ def _entry(key: tuple, runs: list[dict[str, Any]]) -> Entry:
         last_return=last,
         best_return=best,
     )
+
+
+class Line(NamedTuple):
+    """Entries of one task that differ in one setting alone, by its value."""
+
+    label: str
+    entries: list[Entry]
+
+
+def studied(entries: list[Entry]) -> str | None:
+    """The numeric setting that takes the most values, if one takes several."""
+    values: dict[str, set[float]] = {}
+    for entry in entries:
+        for name, value in entry.varied.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                values.setdefault(name, set()).add(value)
+    return max(values, key=lambda name: len(values[name]), default=None)
+
+
+def lines(entries: list[Entry], setting: str) -> list[Line]:
+    """One task's entries as lines along `setting`; what does not have it is a line of its own."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        others = {name: value for name, value in entry.varied.items() if name != setting}
+        plain = entry.method.removesuffix(named("", entry.varied))
+        found.setdefault(named(plain, others), []).append(entry)
+    return [
+        Line(text, sorted(some, key=lambda entry: entry.varied.get(setting, 0)))
+        for text, some in found.items()
+    ]
 
 
 class Aggregate(NamedTuple):

@@ -231,7 +231,7 @@ def _public(name: str) -> str:
 
 
 def plot(entries: list[Entry], path: pathlib.Path) -> None:
-    """A panel a task: every seed, mean and interval of the last score (or return)."""
+    """A panel a task: curves along the setting that a study varies, else a row an entry."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -239,24 +239,61 @@ def plot(entries: list[Entry], path: pathlib.Path) -> None:
 
     tasks = list(dict.fromkeys(entry.task for entry in entries))
     methods = list(dict.fromkeys(entry.method for entry in entries))
-    height = 1.2 + 0.3 * len(methods)
+    setting = comparison.studied(entries)
+    height = 4.0 if setting else 1.2 + 0.3 * len(methods)
     figure, grid = plt.subplots(
         len(tasks), figsize=(8, height * len(tasks)), squeeze=False, constrained_layout=True
     )
     for axis, task in zip(grid[:, 0], tasks, strict=True):
         own = [entry for entry in entries if entry.task == task]
-        for row, entry in enumerate(own):
-            values = entry.last_return if entry.last is None else entry.last
-            axis.scatter(values, np.full(len(values), row), color="tab:blue", alpha=0.3, s=14)
-            low, high = evaluate.confidence_interval(values) or (values.mean(),) * 2
-            axis.plot([low, high], [row, row], color="black")
-            axis.scatter(values.mean(), row, color="black", s=24, zorder=3)
-        axis.set_yticks(range(len(own)), [entry.method for entry in own])
-        axis.set_ylim(len(own) - 0.5, -0.5)  # the first on top
-        axis.set(
-            title=_public(task),
-            xlabel="return" if own[0].last is None else "normalised score, last evaluation",
-        )
-        axis.grid(axis="x", alpha=0.3)
+        quantity = "return" if own[0].last is None else "normalised score, last evaluations"
+        if setting:
+            _plot_lines(axis, comparison.lines(own, setting), setting)
+            axis.set(title=_public(task), xlabel=setting.replace("_", " "), ylabel=quantity)
+        else:
+            _plot_rows(axis, own)
+            axis.set(title=_public(task), xlabel=quantity)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _plot_rows(axis, entries: list[Entry]) -> None:
+    """Every seed, mean and interval of the last score (or return)."""
+    for row, entry in enumerate(entries):
+        values = _last(entry)
+        axis.scatter(values, np.full(len(values), row), color="tab:blue", alpha=0.3, s=14)
+        low, high = evaluate.confidence_interval(values) or (values.mean(),) * 2
+        axis.plot([low, high], [row, row], color="black")
+        axis.scatter(values.mean(), row, color="black", s=24, zorder=3)
+    axis.set_yticks(range(len(entries)), [entry.method for entry in entries])
+    axis.set_ylim(len(entries) - 0.5, -0.5)  # the first on top
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _plot_lines(axis, lines: list[comparison.Line], setting: str) -> None:
+    """Means with intervals along the setting; what does not have it is a level."""
+    values = sorted(
+        {e.varied[setting] for line in lines for e in line.entries if setting in e.varied}
+    )
+    for line in lines:
+        means = [_last(entry).mean() for entry in line.entries]
+        if setting not in line.entries[0].varied:
+            axis.axhline(means[0], linestyle="--", color="grey")
+            axis.annotate(line.label, (0.01, means[0]), xycoords=("axes fraction", "data"))
+            continue
+        at = [values.index(entry.varied[setting]) for entry in line.entries]
+        bounds = [
+            evaluate.confidence_interval(_last(entry)) or (mean, mean)
+            for entry, mean in zip(line.entries, means, strict=True)
+        ]
+        errors = np.abs(np.transpose(bounds) - means)
+        axis.errorbar(at, means, errors, marker="o", capsize=3, label=line.label)
+    # Equal steps: studies double their values more often than they add to them.
+    axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _last(entry: Entry) -> np.ndarray:
+    """Scores where the task has references, returns where not."""
+    return entry.last_return if entry.last is None else entry.last

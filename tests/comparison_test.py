@@ -100,6 +100,39 @@ def test_settings_that_differ_name_the_entry(tmp_path):
     assert found == {"DAWM-TD3+BC, horizon 7", "DAWM-TD3+BC, horizon 15", "TD3+BC"}
 
 
+def test_lines_of_a_study(tmp_path):
+    """Along the setting of most values; a run without it stands alone."""
+    for horizon in (15, 1, 7):
+        for guidance in (1.0, 2.0):
+            write_run(
+                tmp_path / f"{horizon}-{guidance}",
+                [horizon + guidance],
+                horizon=horizon,
+                rollout={"guidance": guidance},
+            )
+    write_run(tmp_path / "real", [50.0], real_fraction=1.0)
+    entries = group(tmp_path)
+    assert comparison.studied(entries) == "horizon"
+    found = {
+        line.label: [float(entry.last[0]) for entry in line.entries]
+        for line in comparison.lines(entries, "horizon")
+    }
+    assert found == {
+        "DAWM-TD3+BC, guidance 1.0": pytest.approx([2.0, 8.0, 16.0]),
+        "DAWM-TD3+BC, guidance 2.0": pytest.approx([3.0, 9.0, 17.0]),
+        "TD3+BC": pytest.approx([50.0]),
+    }
+    comparison_report.plot(entries, tmp_path / "lines.png")
+    assert (tmp_path / "lines.png").stat().st_size > 1_000
+
+
+def test_without_a_study_there_are_no_lines(tmp_path):
+    """A flag that is on or off is no axis."""
+    write_run(tmp_path / "a", [1.0], rollout={"real_actions_only": True})
+    write_run(tmp_path / "b", [2.0], rollout={"real_actions_only": False})
+    assert comparison.studied(group(tmp_path)) is None
+
+
 def test_budgets_are_kept_apart(tmp_path):
     write_run(tmp_path / "a", [1.0], real_fraction=1.0)
     write_run(tmp_path / "b", [2.0], real_fraction=1.0, updates=9, seed=1)
