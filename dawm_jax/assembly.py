@@ -275,6 +275,7 @@ def _diffusion(config, statistics, layout) -> WorldModel:
         prediction=model.prediction,
         sampling_steps=roll.sampling_steps,
         guidance=roll.guidance,
+        order=roll.order,
         eta=roll.eta,
         temperature=roll.temperature,
     )

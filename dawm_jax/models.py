@@ -95,6 +95,7 @@ class Sampling(NamedTuple):
     prediction: str
     sampling_steps: int
     guidance: float
+    order: int
     eta: float
     temperature: float
 
@@ -181,6 +182,7 @@ def make_world_model(
         "horizon": sampling.horizon,
         "num_steps": sampling.sampling_steps,
         "guidance": float(sampling.guidance),
+        "order": sampling.order,
         "eta": sampling.eta,
         "temperature": sampling.temperature,
         **bound,
@@ -211,6 +213,7 @@ def _check_world_model(section: Any, sampling: Sampling) -> None:
             f"got {section.dim}"
         )
     diffusion.ddim_steps(sampling.diffusion_steps, sampling.sampling_steps)
+    diffusion.check_order(sampling.order, sampling.eta)
 
 
 def make_inverse_dynamics(config: Any, statistics: Statistics) -> ActionModel:

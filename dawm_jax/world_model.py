@@ -280,6 +280,7 @@ def sample_tokens(
     horizon: int,
     num_steps: int,
     guidance: float,
+    order: int,
     eta: float,
     temperature: float,
     layout: Layout = DAWM,
@@ -297,6 +298,7 @@ def sample_tokens(
       horizon: H.
       num_steps: DDIM steps.
       guidance: weight of classifier-free guidance, see `diffusion.guide`.
+      order: of the steps, 1 or 2, see `diffusion.ddim_sample`.
       eta: DDIM's stochasticity.
       temperature: standard deviation of the noise.
       layout: of the tokens.
@@ -323,6 +325,7 @@ def sample_tokens(
         alpha_bar=alpha_bar,
         num_steps=num_steps,
         prediction=prediction,
+        order=order,
         eta=eta,
         temperature=temperature,
         clamp=functools.partial(_clamp, first=first),

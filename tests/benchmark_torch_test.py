@@ -40,7 +40,13 @@ ALL = [*EAGER, pytest.param(COMPILED, id="compiled", marks=pytest.mark.slow)]
 def make_config(**rollout_settings):
     config = common.get_config("smoke")
     config.world_model.update(
-        groups=4, batch_size=BATCH, steps=20, warmup_steps=5, learning_rate=0.01, ema_decay=0.9
+        diffusion_steps=100,
+        groups=4,
+        batch_size=BATCH,
+        steps=20,
+        warmup_steps=5,
+        learning_rate=0.01,
+        ema_decay=0.9,
     )
     config.inverse_dynamics.update(batch_size=BATCH, learning_rate=0.05, ema_decay=0.9)
     config.td3_bc.update(learning_rate=0.05, tau=0.1)
@@ -436,13 +442,18 @@ def test_learning_rates_are_the_same():
 
 
 @pytest.mark.parametrize(
-    ("guidance", "eta", "rule"),
-    [(1.4, 0.0, "amplified"), (1.0, 1.0, "max_fraction"), (0.0, 0.5, "amplified")],
+    ("guidance", "order", "eta", "rule"),
+    [
+        (1.4, 2, 0.0, "amplified"),
+        (1.4, 1, 0.0, "amplified"),
+        (1.0, 1, 1.0, "max_fraction"),
+        (0.0, 1, 0.5, "amplified"),
+    ],
 )
-def test_generated_transitions_are_the_same(guidance, eta, rule):
+def test_generated_transitions_are_the_same(guidance, order, eta, rule):
     """Target return, DDIM with guidance, inverse dynamics, validity, and the buffer."""
     settings = {"guidance": guidance, "eta": eta, "target_rule": rule, "temperature": 0.9}
-    config = make_config(sampling_steps=3, **settings)
+    config = make_config(sampling_steps=3, order=order, **settings)
     config.world_model.multipliers = (1,)
     assembly = assemble(config, make_statistics())
     params = {name: in_training(model.init).average for name, model in assembly.models.items()}

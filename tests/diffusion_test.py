@@ -31,6 +31,7 @@ def _ideal_denoiser(alpha_bar, prediction):
 def _sample(denoise, key, shape, *, alpha_bar, num_steps, **options):
     options = {
         "prediction": "v",
+        "order": 1,
         "eta": 0.0,
         "temperature": 1.0,
         "clamp": keep,
@@ -134,23 +135,33 @@ def test_ddim_steps_are_distinct_and_start_at_the_noisiest():
         assert np.all(np.diff(steps) < 0)
 
 
-def test_ddim_converges_to_the_probability_flow_at_first_order():
-    """Along the flow (x - sqrt(abar) MEAN) / std(x_k) is constant."""
+def _flow_errors(order, counts):
+    """Largest errors next to the probability flow of Gaussian data, STD = .5.
+
+    Along the flow (x - sqrt(abar) MEAN) / std(x_k) is constant.
+    """
     alpha_bar = diffusion.cosine_schedule(4096)
     key, shape = jax.random.key(0), (64, 2)
     start = np.asarray(jax.random.normal(jax.random.split(key)[0], shape), np.float64)
     a = float(alpha_bar[-1])
     expected = MEAN + STD * (start - np.sqrt(a) * MEAN) / np.sqrt(a * STD**2 + 1 - a)
-    errors = []
-    for num_steps in (32, 64, 128, 256):
-        actual = _sample(
-            _ideal_denoiser(alpha_bar, "v"), key, shape, alpha_bar=alpha_bar, num_steps=num_steps
-        )
-        errors.append(np.abs(actual - expected).max())
-    # Euler's error is C / steps; next to the values' spread (STD = .5) C is about 2.
+    denoise = _ideal_denoiser(alpha_bar, "v")
+    draw = lambda n: _sample(denoise, key, shape, alpha_bar=alpha_bar, num_steps=n, order=order)
+    return np.array([np.abs(draw(count) - expected).max() for count in counts])
+
+
+def test_ddim_converges_to_the_probability_flow_at_first_order():
+    errors = _flow_errors(1, (32, 64, 128, 256))
+    # Euler's error is C / steps; next to the values' spread C is about 2.
     assert errors[-1] < 0.01
-    ratios = np.divide(errors[:-1], errors[1:])
-    np.testing.assert_allclose(ratios, 2.0, atol=0.1)  # exactly 2 in the limit
+    np.testing.assert_allclose(errors[:-1] / errors[1:], 2.0, atol=0.1)  # exactly 2 in the limit
+
+
+def test_extrapolation_converges_at_second_order():
+    errors = _flow_errors(2, (8, 16, 32, 64))
+    # Single doublings vary, the error changes its sign; float32 leaves 1e-4.
+    assert np.log2(errors[0] / errors[-1]) / 3 > 1.8
+    assert errors[0] < 0.2 * _flow_errors(1, (8,))[0]
 
 
 def _numpy_ddim(target, noises, *, start, alpha_bars, steps, prediction, eta, clamp, clip):
@@ -177,10 +188,30 @@ def _numpy_ddim(target, noises, *, start, alpha_bars, steps, prediction, eta, cl
     return clamp(x)
 
 
+def _numpy_dpm_solver(target, noises, *, start, alpha_bars, steps, clamp, clip, **_):
+    """DPM-Solver++(2M), Lu et al. 2022, algorithm 2, of a network that predicts x_0."""
+    alpha, sigma = alpha_bars**0.5, (1 - alpha_bars) ** 0.5
+    lambdas = np.log(alpha / sigma)
+    x, before = start, None
+    for i, step in enumerate(steps):
+        x = clamp(x)
+        x0 = clip(target(x, step))
+        if i + 1 == len(steps):
+            return clamp(x0)
+        h = lambdas[i + 1] - lambdas[i]
+        direction = x0
+        if before is not None:
+            r = (lambdas[i] - lambdas[i - 1]) / h
+            direction = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * (np.exp(-h) - 1) * direction
+        before = x0
+
+
 @pytest.mark.parametrize(
-    ("prediction", "eta"), [("epsilon", 0.0), ("v", 0.0), ("x0", 1.0), ("v", 1.0)]
+    ("prediction", "order", "eta"),
+    [("epsilon", 1, 0.0), ("v", 1, 0.0), ("x0", 1, 1.0), ("v", 1, 1.0), ("x0", 2, 0.0)],
 )
-def test_ddim_equals_an_independent_loop(prediction, eta):
+def test_sampler_equals_an_independent_loop(prediction, order, eta):
     # A schedule bounded away from 0 does not amplify float32 rounding.
     alpha_bar = np.linspace(0.98, 0.05, 8).astype(np.float32)
     temperature, shape, key = 0.5, (16, 3, 2), jax.random.key(1)
@@ -195,7 +226,7 @@ def test_ddim_equals_an_independent_loop(prediction, eta):
         x[:, 0] = first
         return x
 
-    expected = _numpy_ddim(
+    expected = (_numpy_ddim if order == 1 else _numpy_dpm_solver)(
         lambda x, step: denoise(np, x, step),
         [draw(jax.random.fold_in(key_steps, i)) for i in range(4)],
         start=draw(key_init),
@@ -213,6 +244,7 @@ def test_ddim_equals_an_independent_loop(prediction, eta):
         alpha_bar=jnp.asarray(alpha_bar),
         num_steps=4,
         prediction=prediction,
+        order=order,
         eta=eta,
         temperature=temperature,
         clamp=lambda x: x.at[:, 0].set(first),
@@ -250,6 +282,7 @@ def test_temperature_zero_ignores_the_key():
             alpha_bar=alpha_bar,
             num_steps=4,
             prediction="v",
+            order=1,
             eta=1.0,
             temperature=temperature,
             clamp=keep,
@@ -350,3 +383,11 @@ def test_guidance_is_linear_in_the_weight(weight):
 def test_mistakes_are_named(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    ("order", "eta", "message"), [(3, 0.0, "expected 1 or 2, got 3"), (2, 0.5, "expected eta 0")]
+)
+def test_orders_that_are_refused(order, eta, message):
+    with pytest.raises(UserError, match=message):
+        diffusion.check_order(order, eta)

@@ -208,7 +208,7 @@ def nothing_in(root):
         ("bundled/hopper/medium-v0", {}, "names real data"),
         ("dawm/hopper/medium-v1", {}, "names real data"),
         (ID, {"rollout": {"target_rule": "best"}}, "target_rule: expected one of amplified"),
-        (ID, {"rollout": {"sampling_steps": 0}}, "sampling steps: expected 1 to 100"),
+        (ID, {"rollout": {"sampling_steps": 0}}, "sampling steps: expected 1 to 1000"),
     ],
 )
 def test_refused_requests(workdir, root, dataset_id, options, message):

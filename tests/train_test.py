@@ -375,7 +375,7 @@ def test_a_dataset_of_another_environment_is_refused(tmp_path):
         ({"training__updates": 41}, "training.updates: expected a multiple"),
         ({"rollout__updates_per_round": 5}, "updates_per_round: expected a multiple of the policy"),
         ({"rollout__buffer_capacity": 8}, "buffer_capacity: expected room for a round"),
-        ({"rollout__sampling_steps": 500}, "sampling steps: expected 1 to 100"),
+        ({"rollout__sampling_steps": 5000}, "sampling steps: expected 1 to 1000"),
         ({"rollout__target_rule": "best"}, "target_rule: expected one of"),
         ({"world_model__prediction": "y"}, "world_model.prediction: expected one of"),
         ({"world_model__dtype": "float8"}, "world_model.dtype: expected one of"),

@@ -293,8 +293,10 @@ class _StubClassifier:
         return params + pairs @ np.array([[0.5], [0.3], [-1.0], [-0.2]], np.float32)
 
 
-@pytest.mark.parametrize(("guidance", "eta"), [(0.0, 0.0), (1.0, 0.0), (1.8, 1.0)])
-def test_sample_is_guided_bounded_and_starts_exactly(guidance, eta):
+@pytest.mark.parametrize(
+    ("guidance", "order", "eta"), [(0.0, 1, 0.0), (1.0, 2, 0.0), (1.8, 1, 1.0), (1.8, 2, 0.0)]
+)
+def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
     """An x_0 that ignores x is what DDIM returns, whatever the noise."""
     window = _window()
     condition = Condition(window.states[:, 0], window.action, window.return_to_go)
@@ -309,6 +311,7 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, eta):
         horizon=HORIZON,
         num_steps=4,
         guidance=guidance,
+        order=order,
         eta=eta,
         temperature=0.5,
     )
@@ -416,6 +419,7 @@ def test_learns_a_linear_system():
             horizon=1,
             num_steps=5,
             guidance=1.0,
+            order=2,
             eta=0.0,
             temperature=1.0,
         )

@@ -78,10 +78,16 @@ class WorldModel:
         self._alpha_bar = tensor(schedule, tuning.device)
         steps = diffusion.ddim_steps(section.diffusion_steps, self._roll.sampling_steps)
         following = np.append(schedule[steps[1:]], np.float32(1.0))
-        # Tensors, so that all steps share one compiled program: k, abar, and the next abar.
+        log_snr = np.log(schedule[steps]) - np.log1p(-schedule[steps])
+        growth = np.diff(log_snr)
+        # DPM-Solver++(2M), Lu et al. 2022, algorithm 2; none in the first and the last step.
+        extrapolated = np.zeros(len(steps), np.float32)
+        if self._roll.order == 2:
+            extrapolated[1:-1] = growth[1:] / growth[:-1] / 2.0
+        # Tensors, so that all steps share one compiled program: k, abar, the next abar, weight.
         self._ddim_steps = [
-            (tensor(step, tuning.device), tensor(now, tuning.device), tensor(then, tuning.device))
-            for step, now, then in zip(steps, schedule[steps], following, strict=True)
+            tuple(tensor(number, tuning.device) for number in numbers)
+            for numbers in zip(steps, schedule[steps], following, extrapolated, strict=True)
         ]
         number = lambda value: float(np.asarray(value))
         self._reward = number(statistics.reward_mean), number(statistics.reward_std)
@@ -194,12 +200,13 @@ class WorldModel:
         inputs = self._guided(condition)
         x = torch.randn(shape, device=self._device) if initial is None else initial
         x = roll.temperature * x
+        previous = torch.zeros_like(x)
         for index, schedule in enumerate(self._ddim_steps):
             extra = None
             if roll.eta > 0:
                 drawn = torch.randn(shape, device=self._device) if noise is None else noise[index]
                 extra = roll.temperature * drawn
-            x = self._ddim_step(x, first, inputs, schedule, extra)
+            x, previous = self._ddim_step(x, previous, first, inputs, schedule, extra)
         return clamp(x, first)
 
     def _guided(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,13 +224,18 @@ class WorldModel:
     def _one_ddim_step(
         self,
         x: Tensor,
+        previous: Tensor,
         first: Tensor,
         inputs: tuple[Tensor, Tensor, Tensor],
-        schedule: tuple[Tensor, Tensor, Tensor],
+        schedule: tuple[Tensor, ...],
         noise: Tensor | None,
-    ) -> Tensor:
-        """A guided prediction (Ho & Salimans 2022), then DDIM's step (Song et al. 2021, eq. 12)."""
-        step, alpha_bar, alpha_bar_next = schedule
+    ) -> tuple[Tensor, Tensor]:
+        """A guided prediction (Ho & Salimans 2022), then DDIM's step (Song et al. 2021, eq. 12).
+
+        Returns:
+          The next sample, and the predicted clean one.
+        """
+        step, alpha_bar, alpha_bar_next, extrapolated = schedule
         weight, eta = float(self._roll.guidance), self._roll.eta
         x = clamp(x, first)
         both = len(inputs[0]) > len(x)
@@ -239,11 +251,12 @@ class WorldModel:
             "v": lambda: signal * x - spread * output,
         }[self._section.prediction]()
         x0 = x0.clamp(self._low, self._high)
-        epsilon = (x - signal * x0) / spread
+        target = x0 + extrapolated * (x0 - previous)
+        epsilon = (x - signal * target) / spread
         variance = (1.0 - alpha_bar_next) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_next)
         direction = (1.0 - alpha_bar_next - eta**2 * variance).clamp(min=0.0).sqrt()
-        x = alpha_bar_next.sqrt() * x0 + direction * epsilon
-        return x if noise is None else x + eta * variance.sqrt() * noise
+        x = alpha_bar_next.sqrt() * target + direction * epsilon
+        return (x if noise is None else x + eta * variance.sqrt() * noise), x0
 
 
 def termination_logits(networks: Any, states: Tensor) -> Tensor:
