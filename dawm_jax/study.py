@@ -10,7 +10,8 @@ from dawm_jax.metrics import Progress
 # Values of the fields of config.rollout; the run's own value is added.
 _VALUES = {
     "guidance": (1.0, 1.2, 1.5, 2.0),
-    "sampling_steps": (1, 3, 5, 10, 20),
+    "sampling_steps": (1, 3, 5, 8, 20),
+    "order": (1, 2),
     "temperature": (0.5, 0.75, 1.0, 1.15, 1.3),
     "target_factor": (1.0, 1.1, 1.2, 1.5),
 }
@@ -69,6 +70,8 @@ def _values(run: LoadedRun, name: str) -> list[Any]:
     own, some = run.config.rollout, _VALUES[name]
     if name == "target_factor" and own.target_rule == "max_fraction":
         some = _FRACTIONS
+    if name == "order" and own.eta > 0:
+        some = (1,)
     if name == "sampling_steps":
         some = tuple(v for v in some if v <= run.config.world_model.diffusion_steps)
     return sorted({*some, own[name]})

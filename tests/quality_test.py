@@ -207,6 +207,11 @@ def test_fractions_are_the_values_of_that_rule(run):
     assert study._values(run, "target_factor") == sorted({*study._FRACTIONS, 0.7})
 
 
+def test_only_a_sampler_without_noise_extrapolates(run):
+    assert study._values(run.with_rollout(order=1, eta=1.0), "order") == [1]
+    assert study._values(run.with_rollout(order=1, eta=0.0), "order") == [1, 2]
+
+
 def one_line(error):
     return "\n" not in str(error.value)
 
