@@ -126,8 +126,14 @@ def time_cases(
 
 
 def markdown(numbers: dict[str, Any]) -> str:
+    """The report of one run."""
+    heading = f"# Inference speed: {numbers['environment']}, {numbers['device']}"
+    return f"{heading}\n\n{tables(numbers)}\n"
+
+
+def tables(numbers: dict[str, Any]) -> str:
     """Both tables, times relative to the first row of the same kind and batch."""
-    lines = [f"# Inference speed: {numbers['environment']}, {numbers['device']}"]
+    lines: list[str] = []
     for kind, batch in (("decisions", "observations at once"), ("transitions", "windows at once")):
         cases = [case for case in numbers["cases"] if case["kind"] == kind]
         base: dict[int, float] = {}
@@ -142,4 +148,4 @@ def markdown(numbers: dict[str, Any]) -> str:
             lines.append(
                 f"| {case['method']} | {case['batch']} | {value:.3g} | {value / first:.3g} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).strip()

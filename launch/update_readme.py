@@ -11,7 +11,7 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from dawm_jax import comparison, comparison_report, quality_report  # noqa: E402
+from dawm_jax import comparison, comparison_report, quality_report, speed  # noqa: E402
 from dawm_jax.benchmark import tables  # noqa: E402
 
 # Measures of the quality reports that BUILD.md shows.
@@ -56,6 +56,19 @@ def speed_tables(folder: pathlib.Path) -> str:
     return "\n\n".join(tables.short(numbers) for numbers in found)
 
 
+def inference_tables(folder: pathlib.Path) -> str:
+    """Markdown tables of the times of decisions and of generation, where they were taken."""
+    parts = []
+    for path in sorted(folder.glob("*/speed.json")):
+        numbers = json.loads(path.read_text())
+        where = (
+            f"`{numbers['variant']}` sizes, {numbers['environment']}, {numbers['device']}, "
+            f"jax {numbers['versions']['jax']}, commit {numbers['commit'][:7]}:"
+        )
+        parts += [where, speed.tables(numbers)]
+    return "\n\n".join(parts)
+
+
 def quality_table(folder: pathlib.Path) -> str:
     """A Markdown table of the quality reports of runs, beside the data's own numbers."""
     found = {
@@ -88,6 +101,7 @@ def main() -> int:
     for file, name, new in (
         ("README.md", "results", comparison_report.summary(entries, heading="###")),
         ("README.md", "speed", speed_tables(results / "benchmark")),
+        ("README.md", "inference", inference_tables(results / "inference")),
         ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
         ("BUILD.md", "quality", quality_table(results / "quality")),
     ):
