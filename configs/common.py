@@ -206,7 +206,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     # Steps and rate of the world model: chosen on its own errors (held out, and of a simulator).
     config.world_model.update(
         dim=32,
-        steps=8_000,
+        steps=16_000,
         batch_size=128,
         learning_rate=2e-3,
         warmup_steps=100,
@@ -217,7 +217,7 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     config.inverse_dynamics.update(
         hidden=(256, 256, 256), steps=8_000, checkpoint_steps=2_000, log_steps=500
     )
-    config.one_step.update(steps=8_000, checkpoint_steps=2_000, log_steps=500)
+    config.one_step.update(steps=16_000, checkpoint_steps=2_000, log_steps=500)
     config.rollout.update(windows_per_round=64, prefill_transitions=20_000, buffer_capacity=100_000)
     config.training.update(updates=20_000, checkpoint_updates=5_000, log_updates=500)
     # The papers' .005 would move TD3+BC's targets by 50 backups in so few updates, and values of a
