@@ -6,16 +6,21 @@ the steps that count: those up to the window's first termination.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from scipy import stats
 
+from dawm_jax import networks
 from dawm_jax.types import Transition
 
 # As in the models' normaliser: constant dimensions stay finite.
 _STD_FLOOR = 1e-3
+_DISCRIMINATOR_STEPS = 600
 
 
 class Scales(NamedTuple):
@@ -132,6 +137,60 @@ def _correlations(values: np.ndarray) -> np.ndarray:
     std = centred.std(0)
     unit = np.divide(centred, std, out=np.zeros_like(centred), where=std > 0)
     return unit.T @ unit / len(values)
+
+
+def discriminator_auc(first: np.ndarray, second: np.ndarray, *, state_size: int) -> float:
+    """How well a classifier tells the rows of two tables apart, on rows it was not trained on.
+
+    The classifier two-sample test (Lopez-Paz & Oquab 2017), by the area under the ROC curve: 0.5
+    if nothing tells them apart, 1 if everything does. It sees s' as the step from s, in units of
+    the second table's steps. The last third of each table is held out, so that the steps of one
+    window are on one side.
+
+    Args:
+      first: [N, D] of `columns`.
+      second: [M, D]; only as many rows as the smaller table has are used of each.
+      state_size: S.
+    """
+    size = min(len(first), len(second))
+    steps = lambda table: table[:size, -state_size:] - table[:size, :state_size]
+    scale = steps(second).std(axis=0) + _STD_FLOOR
+    rows = np.stack(
+        [np.hstack([table[:size, :-state_size], steps(table) / scale]) for table in (first, second)]
+    ).astype(np.float32)
+    held_out = max(size // 3, 1)
+    score = _fit_discriminator(jnp.asarray(rows[:, : max(size - held_out, 1)]))
+    mine, others = np.asarray(score(jnp.asarray(rows[:, -held_out:])))
+    ranks = stats.rankdata(np.concatenate([mine, others]))[: len(mine)]
+    return float((ranks.sum() - len(mine) * (len(mine) + 1) / 2) / (len(mine) * len(others)))
+
+
+def _fit_discriminator(rows: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """A score that is high for rows[0] and low for rows[1], both [N, D]; x [..., D] -> [...]."""
+    network = networks.Mlp((256, 256), 1)
+    optimizer = optax.adamw(1e-3, weight_decay=1e-2)
+    logits = lambda params, x: network.apply(params, x)[..., 0]
+
+    def loss(params, batch):
+        mine, others = logits(params, batch)
+        return (jax.nn.softplus(-mine) + jax.nn.softplus(others)).mean()
+
+    @jax.jit
+    def fit(rows):
+        def step(state, key):
+            params, moments = state
+            drawn = jax.random.randint(key, (256,), 0, rows.shape[1])
+            slope = jax.grad(loss)(params, rows[:, drawn])
+            updates, moments = optimizer.update(slope, moments, params)
+            return (optax.apply_updates(params, updates), moments), None
+
+        key_init, key_steps = jax.random.split(jax.random.key(0))
+        params = network.init(key_init, rows[0, :1])
+        keys = jax.random.split(key_steps, _DISCRIMINATOR_STEPS)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+
+    params = fit(rows)
+    return lambda x: logits(params, x)
 
 
 def nearest_distances(queries: np.ndarray, points: np.ndarray, *, chunk: int = 256) -> np.ndarray:

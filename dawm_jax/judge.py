@@ -370,6 +370,7 @@ def _distances(table: np.ndarray, real: np.ndarray, scales: Scales) -> dict[str,
             "reward": float(reward[0]),
         },
         "correlation_similarity": fidelity.correlation_similarity(table, real),
+        "discriminator_auc": fidelity.discriminator_auc(table, real, state_size=sizes[0]),
     }
 
 

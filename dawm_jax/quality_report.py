@@ -9,6 +9,7 @@ _STUDY_COLUMNS = {
     "dynamics_error": "dynamics error",
     "reward_error": "reward error",
     "ks_mean": "KS, mean",
+    "discriminator_auc": "AUC of a classifier",
     "step_size": "change of the state",
     "novelty": "novelty",
     "termination_recall": "termination recall",
@@ -117,6 +118,10 @@ def _distribution_rows(numbers):
         (
             "correlation similarity of (s, a, r, s')",
             *_pair(found["correlation_similarity"], floor["correlation_similarity"]),
+        ),
+        (
+            "AUC of a classifier of (s, a, r, s' - s): .5 cannot tell it from real",
+            *_pair(found["discriminator_auc"], floor["discriminator_auc"]),
         ),
         (
             "distance to the nearest real (s, a), median",

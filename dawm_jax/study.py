@@ -86,6 +86,7 @@ def _headline(numbers: dict[str, Any]) -> dict[str, Any]:
         "dynamics_error_median": error("dynamics")["median"],
         "reward_error": error("reward")["mean"],
         "ks_mean": numbers["distribution"]["ks"]["mean"],
+        "discriminator_auc": numbers["distribution"]["discriminator_auc"],
         "step_size": numbers["step_size"]["judged"],
         "novelty": numbers["novelty"]["median_ratio"],
         "termination_recall": ending.get("recall"),

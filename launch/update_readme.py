@@ -20,6 +20,7 @@ _QUALITY = (
     "reward error of one step, mean (median)",
     "dynamics error of real pairs with inferred actions, mean",
     "KS statistic, mean of (s, a, r)",
+    "AUC of a classifier of (s, a, r, s' - s): .5 cannot tell it from real",
     "change of the state in a step, squared",
     "termination rate",
     "... 1,024 windows: on time / late / early / missed / false",

@@ -88,6 +88,40 @@ def test_a_constant_column_correlates_with_nothing(rng):
     assert fidelity.correlation_similarity(first, first) == pytest.approx(1.0)
 
 
+def _auc(mine, others):
+    return stats.mannwhitneyu(mine, others).statistic / (len(mine) * len(others))
+
+
+def test_the_discriminator_finds_what_gaussians_differ_in(rng):
+    """The best score is the ratio of likelihoods; of a shift d its AUC is Phi(d / sqrt(2))."""
+    first, second = rng.normal(size=(2, 6_000, 5))
+    found = lambda first: fidelity.discriminator_auc(first, second, state_size=2)
+    assert found(first) == pytest.approx(0.5, abs=0.03)
+    first[:, 2] += 1.0
+    assert found(first) == pytest.approx(stats.norm.cdf(1 / np.sqrt(2)), abs=0.03)
+    assert found(first + 50.0) > 0.999
+
+
+def test_the_discriminator_sees_what_no_column_shows(rng):
+    """Equal columns, other steps: s' follows s in one table and not in the other."""
+    first, second = rng.normal(size=(2, 6_000, 3))
+    mix = np.sqrt(1 - 0.8**2)
+    first[:, 2] = 0.8 * first[:, 0] + mix * first[:, 2]
+    ratio = lambda x: np.log(
+        stats.norm.pdf(x[:, 2], 0.8 * x[:, 0], mix) / stats.norm.pdf(x[:, 2], 0.0, 1.0)
+    )
+    best = _auc(ratio(first), ratio(second))
+    assert best > 0.7
+    found = fidelity.discriminator_auc(first, second, state_size=1)
+    assert found == pytest.approx(best, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_the_discriminator_of_few_rows(rng, size):
+    first, second = rng.normal(size=(2, size, 3))
+    assert 0.0 <= fidelity.discriminator_auc(first, second, state_size=1) <= 1.0
+
+
 @pytest.mark.parametrize("size", [1, 64, 150])
 def test_nearest_distance_is_a_trees(rng, size):
     points, queries = rng.normal(size=(500, 14)), rng.normal(size=(size, 14))

@@ -176,7 +176,7 @@ def test_a_study(workdir, tmp_path, monkeypatch):
         numbers = {
             "dynamics": {"mean": float(len(asked)), "median": 0.0},
             "reward": {"mean": 0.25, "median": 0.0},
-            "distribution": {"ks": {"mean": 0.1}},
+            "distribution": {"ks": {"mean": 0.1}, "discriminator_auc": 0.7},
             "step_size": {"judged": 0.05},
             "novelty": {"median_ratio": 1.0},
             "termination": {"ending": {"recall": 0.5, "precision": None}},
@@ -199,7 +199,7 @@ def test_a_study(workdir, tmp_path, monkeypatch):
         for name, some in found["fields"].items()
     }
     assert fields == {"guidance": [(1.2, 1.0)], "sampling_steps": [(2, 1.0), (3, 3.0)]}
-    assert "| sampling_steps 2 (own) | 1 | 0.25 | 0.1 | 0.05 | 1 | 0.5 | - | 20 |" in text
+    assert "| sampling_steps 2 (own) | 1 | 0.25 | 0.1 | 0.7 | 0.05 | 1 | 0.5 | - | 20 |" in text
 
 
 def test_fractions_are_the_values_of_that_rule(run):
