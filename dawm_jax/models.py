@@ -60,10 +60,11 @@ class WorldModel(NamedTuple):
 
 
 class ActionModel(NamedTuple):
-    """A regression on actions: inverse dynamics, or a cloned policy; a `Trainable`.
+    """A model of actions: inverse dynamics, or a cloned policy; a `Trainable`.
 
     Attributes:
-      infer: (params, state, next_state) -> actions in [-1, 1]; a policy's has no next state.
+      infer: (params, state, next_state) -> mean actions in [-1, 1]; a policy's has no next state.
+      sample: (params, key, state, next_state) -> actions drawn about them.
     """
 
     section: Any
@@ -71,6 +72,7 @@ class ActionModel(NamedTuple):
     step: Callable[..., tuple[learner.TrainState, learner.Metrics]]
     errors: Callable[..., learner.Metrics]
     infer: Callable[..., jax.Array]
+    sample: Callable[..., jax.Array]
 
 
 class Dynamics(NamedTuple):
@@ -228,7 +230,7 @@ def make_policy(config: Any, statistics: Statistics) -> ActionModel:
 
 def _action_model(config, statistics, inputs: tuple[str, ...]) -> ActionModel:
     section = config.inverse_dynamics
-    network = networks.TanhMlp(tuple(section.hidden), _sizes(statistics)["action_size"])
+    network = networks.GaussianActions(tuple(section.hidden), _sizes(statistics)["action_size"])
     bound: dict[str, Any] = {"network": network, "inputs": inputs}
     optimizer = learner.adam(
         section.learning_rate, schedule=section.schedule, total_steps=section.steps
@@ -254,6 +256,11 @@ def _action_model(config, statistics, inputs: tuple[str, ...]) -> ActionModel:
         ),
         errors=errors,
         infer=functools.partial(inverse_dynamics.infer, network=network),
+        sample=functools.partial(
+            inverse_dynamics.sample,
+            network=network,
+            temperature=config.rollout.action_temperature,
+        ),
     )
 
 

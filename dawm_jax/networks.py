@@ -41,6 +41,8 @@ def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # IQL was published with orthogonal kernels and zero biases.
 orthogonal_init = nn.initializers.orthogonal(float(np.sqrt(2.0)))
+# Of the actions in [-1, 1] of `GaussianActions`, natural logarithm.
+LOG_STD_BOUNDS = (-5.0, 0.0)
 
 
 class Mlp(nn.Module):
@@ -70,7 +72,7 @@ class Mlp(nn.Module):
 
 
 class TanhMlp(nn.Module):
-    """A deterministic policy or an inverse dynamics model: an MLP squashed to [-1, 1]."""
+    """A deterministic policy: an MLP squashed to [-1, 1]."""
 
     hidden: Sequence[int]
     out: int
@@ -81,6 +83,24 @@ class TanhMlp(nn.Module):
         """[..., any], ... -> [..., out]; the inputs are concatenated."""
         x = jnp.concatenate(inputs, axis=-1)
         return jnp.tanh(Mlp(self.hidden, self.out, self.orthogonal)(x))
+
+
+class GaussianActions(nn.Module):
+    """A distribution of actions: tanh mean, and a log standard deviation of a network of its own.
+
+    Two networks, so that how one is trained does not disturb the other.
+    """
+
+    hidden: Sequence[int]
+    out: int
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[..., any], ... -> mean and log standard deviation, [..., out] each."""
+        mean = TanhMlp(self.hidden, self.out)(*inputs)
+        raw = Mlp(self.hidden, self.out)(jnp.concatenate(inputs, axis=-1))
+        low, high = LOG_STD_BOUNDS
+        return mean, low + (high - low) * jax.nn.sigmoid(raw)
 
 
 class GaussianPolicy(nn.Module):

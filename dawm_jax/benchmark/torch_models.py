@@ -20,7 +20,7 @@ from dawm_jax.benchmark.torch_common import (
     Window,
     tensor,
 )
-from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
+from dawm_jax.benchmark.torch_networks import GaussianActions, Mlp, TemporalUNet
 from dawm_jax.types import Statistics
 
 # --- the world model ----------------------------------------------------------------------
@@ -274,14 +274,16 @@ def clamp(x: Tensor, first: Tensor) -> Tensor:
 
 
 class InverseDynamics:
-    """Regression of the action on both states; see `dawm_jax.inverse_dynamics`."""
+    """The action's mean and spread given both states; see `dawm_jax.inverse_dynamics`."""
 
     def __init__(self, config: Any, replay: Replay, tuning: Tuning):
         section = config.inverse_dynamics
         self._replay, self._batch_size = replay, section.batch_size
+        self._temperature = config.rollout.action_temperature
         state_size = replay.transitions.observation.shape[1]
         action_size = replay.transitions.action.shape[1]
-        self.network = TanhMlp(2 * state_size, section.hidden, action_size).to(tuning.device)
+        network = GaussianActions(2 * state_size, section.hidden, action_size)
+        self.network = network.to(tuning.device)
         self.learner = Learner(
             self.network,
             section.learning_rate,
@@ -305,11 +307,20 @@ class InverseDynamics:
         return self.loss(self._replay.gather_transitions(rows))
 
     def loss(self, batch: Transition) -> Tensor:
-        """Mean squared error of the action."""
-        action = self.network(batch.observation, batch.next_observation)
-        return (action - batch.action).square().mean()
+        """Squared error of the mean, and the likelihood that trains the spread alone."""
+        mean, log_std = self.network(batch.observation, batch.next_observation)
+        error = (mean - batch.action).square()
+        spread = 0.5 * error.detach() * torch.exp(-2.0 * log_std) + log_std
+        return error.mean() + spread.mean()
 
     @torch.inference_mode()
-    def infer(self, state: Tensor, next_state: Tensor) -> Tensor:
-        """Actions by the averaged parameters, [..., S] each -> [..., A]."""
-        return self.learner.average(state, next_state)
+    def sample(self, state: Tensor, next_state: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions by the averaged parameters, [..., S] each -> [..., A].
+
+        `noise` is standard normal, [..., A].
+        """
+        mean, log_std = self.learner.average(state, next_state)
+        if self._temperature == 0.0:
+            return mean
+        noise = torch.randn_like(mean) if noise is None else noise
+        return (mean + self._temperature * log_std.exp() * noise).clamp(-1.0, 1.0)

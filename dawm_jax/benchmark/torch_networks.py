@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dawm_jax import networks
+
 # --- multi-layer perceptrons --------------------------------------------------------------
 
 
@@ -49,7 +51,7 @@ class Mlp(nn.Module):
 
 
 class TanhMlp(nn.Module):
-    """A deterministic policy or an inverse dynamics model: an MLP squashed to [-1, 1]."""
+    """A deterministic policy: an MLP squashed to [-1, 1]."""
 
     def __init__(self, size: int, hidden: Sequence[int], out: int, *, orthogonal: bool = False):
         super().__init__()
@@ -62,6 +64,25 @@ class TanhMlp(nn.Module):
     def flax_children(self) -> dict[str, nn.Module]:
         """Flax's name of the MLP."""
         return {"Mlp_0": self.mlp}
+
+
+class GaussianActions(nn.Module):
+    """Tanh mean, and a log standard deviation of a network of its own."""
+
+    def __init__(self, size: int, hidden: Sequence[int], out: int):
+        super().__init__()
+        self.mean = TanhMlp(size, hidden, out)
+        self.spread = Mlp(size, hidden, out)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., any], ... -> mean and log standard deviation, [..., out] each."""
+        low, high = networks.LOG_STD_BOUNDS
+        raw = self.spread(torch.cat(inputs, dim=-1))
+        return self.mean(*inputs), low + (high - low) * torch.sigmoid(raw)
+
+    def flax_children(self) -> dict[str, nn.Module]:
+        """Flax's names of both."""
+        return {"TanhMlp_0": self.mean, "Mlp_0": self.spread}
 
 
 class GaussianPolicy(nn.Module):
