@@ -238,7 +238,7 @@ HIDDEN = (12, 10)
         (networks.Value(HIDDEN), torch_networks.Value(S, HIDDEN), (S,)),
         (networks.Mlp(HIDDEN, 1), torch_networks.Mlp(2 * S, HIDDEN, 1), (2 * S,)),
     ],
-    ids=["inverse_dynamics", "critics", "policy", "value", "terminations"],
+    ids=["actor", "inverse_dynamics", "critics", "policy", "value", "terminations"],
 )
 def test_the_small_networks_are_the_same_functions(ours, theirs, sizes):
     """Copying checks that the numbers of parameters are the same."""
