@@ -3,7 +3,8 @@
 Trained on real pairs by regression (Decision Diffuser, eq. 6); it fills in the actions of
 generated states. States need not tell the action: of what they leave open the regression
 answers the mean, and data completed by means have less variety than any policy. So a second
-network learns the spread about that mean, by maximum likelihood, and actions are drawn.
+network learns the covariance about that mean, by maximum likelihood, and actions are drawn:
+with the covariance, since what the states do tell, they tell of several dimensions together.
 Without the next state among its inputs it is a cloned policy.
 """
 
@@ -50,11 +51,14 @@ def sample(
       network: the model.
       temperature: multiplies the standard deviation; at 0 no draw is made.
     """
-    mean, log_std = network.apply(params, *states)
+    mean, log_std, weights = network.apply(params, *states)
     if temperature == 0.0:
         return mean
-    noise = jax.random.normal(key, mean.shape)
-    return jnp.clip(mean + temperature * jnp.exp(log_std) * noise, -1.0, 1.0)
+    own = temperature * jnp.exp(log_std) * jax.random.normal(key, mean.shape)
+    left = jnp.zeros_like(mean)
+    for i in range(mean.shape[-1]):
+        left = left.at[..., i].set(own[..., i] + (weights[..., i, :] * left).sum(-1))
+    return jnp.clip(mean + left, -1.0, 1.0)
 
 
 def loss(
@@ -66,14 +70,15 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """Squared error of the mean, plus the likelihood of what it leaves; a scalar, and metrics.
 
-    The second part, the negative log-likelihood without its constant, trains the spread alone.
-    Both are means over dimensions.
+    The second part, the negative log-likelihood without its constant, trains the covariance
+    alone. Both are means over dimensions.
     """
-    mean, log_std = network.apply(params, *(getattr(batch, name) for name in inputs))
-    error = jnp.square(mean - batch.action)
-    left = jax.lax.stop_gradient(error)
-    spread = (0.5 * left * jnp.exp(-2.0 * log_std) + log_std).mean()
-    return error.mean() + spread, {"loss": error.mean(), "spread_loss": spread}
+    mean, log_std, weights = network.apply(params, *(getattr(batch, name) for name in inputs))
+    error = jnp.square(batch.action - mean).mean()
+    left = jax.lax.stop_gradient(batch.action - mean)
+    own = left - (weights * left[..., None, :]).sum(-1)
+    spread = (0.5 * jnp.square(own) * jnp.exp(-2.0 * log_std) + log_std).mean()
+    return error + spread, {"loss": error, "spread_loss": spread}
 
 
 def errors(
@@ -97,10 +102,13 @@ def errors(
       `mse` [A], of the means; `variance` [A], what the model says that is; `baseline_mse`
       [A], of always answering the batch's mean action.
     """
-    mean, log_std = network.apply(params, *(getattr(batch, name) for name in inputs))
+    mean, log_std, weights = network.apply(params, *(getattr(batch, name) for name in inputs))
+    # left = (I - weights)^-1 own, and own is independent by dimension.
+    factor = jnp.linalg.inv(jnp.broadcast_to(jnp.eye(mean.shape[-1]), weights.shape) - weights)
+    variance = (jnp.square(factor) * jnp.exp(2.0 * log_std)[..., None, :]).sum(-1)
     scale = jnp.square(action_half_range)
     return {
         "mse": jnp.square(mean - batch.action).mean(0) * scale,
-        "variance": jnp.exp(2.0 * log_std).mean(0) * scale,
+        "variance": variance.mean(0) * scale,
         "baseline_mse": batch.action.var(0) * scale,
     }

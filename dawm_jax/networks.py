@@ -86,21 +86,26 @@ class TanhMlp(nn.Module):
 
 
 class GaussianActions(nn.Module):
-    """A distribution of actions: tanh mean, and a log standard deviation of a network of its own.
+    """A distribution of actions: a tanh mean, and a covariance by a network of its own.
 
-    Two networks, so that how one is trained does not disturb the other.
+    Two networks, so that how one is trained does not disturb the other. The covariance is
+    factored as a chain: what is left of dimension i once the mean is taken away is
+    sum_{j < i} weights[i, j] left_j + exp(log_std[i]) z_i with z ~ N(0, I).
     """
 
     hidden: Sequence[int]
     out: int
 
     @nn.compact
-    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[..., any], ... -> mean and log standard deviation, [..., out] each."""
-        mean = TanhMlp(self.hidden, self.out)(*inputs)
-        raw = Mlp(self.hidden, self.out)(jnp.concatenate(inputs, axis=-1))
+    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[..., any], ... -> mean, log_std [..., out], weights [..., out, out]."""
+        out = self.out
+        mean = TanhMlp(self.hidden, out)(*inputs)
+        raw = Mlp(self.hidden, out + out * out)(jnp.concatenate(inputs, axis=-1))
         low, high = LOG_STD_BOUNDS
-        return mean, low + (high - low) * jax.nn.sigmoid(raw)
+        log_std = low + (high - low) * jax.nn.sigmoid(raw[..., :out])
+        weights = raw[..., out:].reshape(*raw.shape[:-1], out, out)
+        return mean, log_std, jnp.tril(weights, -1)
 
 
 class GaussianPolicy(nn.Module):

@@ -136,6 +136,8 @@ def test_what_the_states_leave_open_is_drawn():
         # 4,000 draws tell a standard deviation to a hundredth of itself.
         np.testing.assert_allclose(wide.std(0), 0.2 + 0.1 * value, rtol=0.12)
         np.testing.assert_allclose(draws(0.5, value).std(0), wide.std(0) / 2, rtol=0.05)
+        # What is told of their sum is kept: here they differ in nothing but what is hidden.
+        assert wide.sum(1).std() < 0.3 * wide[:, 0].std()
         pair = jnp.full((1, 1), value), jnp.full((1, 1), 0.2)
         mean = inverse_dynamics.infer(params, *pair, network=NETWORK)
         np.testing.assert_allclose(draws(0.0, value)[:1], mean, rtol=1e-5)
@@ -148,15 +150,22 @@ def test_loss_and_errors_equal_numpy(params):
     batch = batch._replace(observation=batch.observation[::-1])
     inputs = np.concatenate([batch.observation, batch.next_observation], axis=-1)
     output = np.tanh(_numpy_mlp(params["params"]["TanhMlp_0"]["Mlp_0"], inputs))
-    raw_std = _numpy_mlp(params["params"]["Mlp_0"], inputs)
+    raw = _numpy_mlp(params["params"]["Mlp_0"], inputs)
     low, high = networks.LOG_STD_BOUNDS
-    std = np.exp(low + (high - low) / (1 + np.exp(-raw_std)))
+    std = np.exp(low + (high - low) / (1 + np.exp(-raw[:, :2])))
+    # left_0 = own_0, left_1 = weight left_0 + own_1; of a 2 x 2 matrix only [1, 0] counts.
+    factor = np.array([[[1.0, 0.0], [weight, 1.0]] for weight in raw[:, 4]])
+    covariance = factor @ (std[:, :, None] ** 2 * np.eye(2)) @ factor.transpose(0, 2, 1)
     action = np.asarray(batch.action)
 
     value, metrics = inverse_dynamics.loss(params, batch, network=NETWORK)
     error = np.mean((output - action) ** 2)
-    # Without the constant log(2 pi) / 2.
-    spread = -stats.norm.logpdf(action, output, std).mean() - 0.5 * np.log(2 * np.pi)
+    # A mean over the two dimensions, without the constant log(2 pi) / 2.
+    likelihoods = [
+        stats.multivariate_normal(np.zeros(2), matrix).logpdf(left)
+        for matrix, left in zip(covariance, action - output, strict=True)
+    ]
+    spread = -np.mean(likelihoods) / 2 - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(metrics["loss"], error, rtol=1e-4)
     np.testing.assert_allclose(metrics["spread_loss"], spread, rtol=1e-3)
     np.testing.assert_allclose(value, error + spread, rtol=1e-3)
@@ -170,7 +179,9 @@ def test_loss_and_errors_equal_numpy(params):
     expected = np.mean((raw(output) - raw(action)) ** 2, axis=0)
     np.testing.assert_allclose(actual["mse"], expected, rtol=1e-4)
     np.testing.assert_allclose(
-        actual["variance"], np.mean((std * half_range) ** 2, axis=0), rtol=1e-4
+        actual["variance"],
+        np.mean(np.diagonal(covariance, axis1=1, axis2=2), axis=0) * half_range**2,
+        rtol=1e-4,
     )
     baseline = np.mean((raw(action.mean(0)) - raw(action)) ** 2, axis=0)
     np.testing.assert_allclose(actual["baseline_mse"], baseline, rtol=1e-4)

@@ -274,7 +274,7 @@ def clamp(x: Tensor, first: Tensor) -> Tensor:
 
 
 class InverseDynamics:
-    """The action's mean and spread given both states; see `dawm_jax.inverse_dynamics`."""
+    """The action's mean and covariance given both states; see `dawm_jax.inverse_dynamics`."""
 
     def __init__(self, config: Any, replay: Replay, tuning: Tuning):
         section = config.inverse_dynamics
@@ -307,11 +307,12 @@ class InverseDynamics:
         return self.loss(self._replay.gather_transitions(rows))
 
     def loss(self, batch: Transition) -> Tensor:
-        """Squared error of the mean, and the likelihood that trains the spread alone."""
-        mean, log_std = self.network(batch.observation, batch.next_observation)
-        error = (mean - batch.action).square()
-        spread = 0.5 * error.detach() * torch.exp(-2.0 * log_std) + log_std
-        return error.mean() + spread.mean()
+        """Squared error of the mean, and the likelihood that trains the covariance alone."""
+        mean, log_std, weights = self.network(batch.observation, batch.next_observation)
+        left = batch.action - mean
+        own = left.detach() - (weights @ left.detach()[..., None])[..., 0]
+        spread = 0.5 * own.square() * torch.exp(-2.0 * log_std) + log_std
+        return left.square().mean() + spread.mean()
 
     @torch.inference_mode()
     def sample(self, state: Tensor, next_state: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -319,8 +320,12 @@ class InverseDynamics:
 
         `noise` is standard normal, [..., A].
         """
-        mean, log_std = self.learner.average(state, next_state)
+        mean, log_std, weights = self.learner.average(state, next_state)
         if self._temperature == 0.0:
             return mean
         noise = torch.randn_like(mean) if noise is None else noise
-        return (mean + self._temperature * log_std.exp() * noise).clamp(-1.0, 1.0)
+        own = (self._temperature * log_std.exp() * noise)[..., None]
+        # left = weights left + own, by substitution: the weights are below the diagonal.
+        unit = torch.eye(mean.shape[-1], device=mean.device)
+        left = torch.linalg.solve_triangular(unit - weights, own, upper=False, unitriangular=True)
+        return (mean + left[..., 0]).clamp(-1.0, 1.0)

@@ -67,18 +67,20 @@ class TanhMlp(nn.Module):
 
 
 class GaussianActions(nn.Module):
-    """Tanh mean, and a log standard deviation of a network of its own."""
+    """A tanh mean, and a covariance by a network of its own."""
 
     def __init__(self, size: int, hidden: Sequence[int], out: int):
         super().__init__()
         self.mean = TanhMlp(size, hidden, out)
-        self.spread = Mlp(size, hidden, out)
+        self.spread = Mlp(size, hidden, out + out * out)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """[..., any], ... -> mean and log standard deviation, [..., out] each."""
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[..., any], ... -> mean, log_std [..., out], weights [..., out, out]."""
         low, high = networks.LOG_STD_BOUNDS
-        raw = self.spread(torch.cat(inputs, dim=-1))
-        return self.mean(*inputs), low + (high - low) * torch.sigmoid(raw)
+        mean, raw = self.mean(*inputs), self.spread(torch.cat(inputs, dim=-1))
+        out = mean.shape[-1]
+        log_std = low + (high - low) * torch.sigmoid(raw[..., :out])
+        return mean, log_std, raw[..., out:].unflatten(-1, (out, out)).tril(-1)
 
     def flax_children(self) -> dict[str, nn.Module]:
         """Flax's names of both."""
