@@ -117,8 +117,6 @@ def get_config(
     roll.order = 2  # of the sampler: 1 is DDIM, 2 extrapolates (DPM-Solver++ 2M, 2211.01095)
     roll.eta = 0.0  # with order 1: 0 deterministic DDIM, 1 ancestral
     roll.temperature = 1.0  # std of the noise
-    # Two states may leave the action between them open, so actions are drawn.
-    roll.action_temperature = 1.0  # std of inferred (and cloned) actions; 0 takes the means
     roll.windows_per_round = 256  # generated before each round of updates
     roll.updates_per_round = 100  # gradient updates of the critics between generations
     roll.prefill_transitions = 50_000  # generated before the first update

@@ -195,10 +195,8 @@ def _dawm(config, statistics) -> _Method:
     inverse = models.make_inverse_dynamics(config, statistics)
 
     def imagine(params: fused.Models, key: jax.Array, condition: Condition):
-        key_windows, key_actions = jax.random.split(key)
-        aimed = _aimed(config, statistics, condition)
-        imagined = model.sample(params.world_model, key_windows, aimed)
-        infer = functools.partial(inverse.sample, params.inverse_dynamics, key_actions)
+        imagined = model.sample(params.world_model, key, _aimed(config, statistics, condition))
+        infer = functools.partial(inverse.infer, params.inverse_dynamics)
         return rollout.complete(imagined, condition.action, infer)
 
     return _Method({"world_model": model, "inverse_dynamics": inverse}, imagine)
@@ -236,7 +234,7 @@ def _one_step(config, statistics) -> _Method:
             key,
             condition,
             predict=functools.partial(model.predict, params.world_model),
-            act=functools.partial(policy.sample, params.policy),
+            act=functools.partial(policy.infer, params.policy),
             statistics=statistics,
             horizon=config.horizon,
         )

@@ -86,7 +86,7 @@ def roll_out(
     condition: Condition,
     *,
     predict: Callable[[jax.Array, jax.Array], Prediction],
-    act: Callable[[jax.Array, jax.Array], jax.Array],
+    act: Callable[[jax.Array], jax.Array],
     statistics: Statistics,
     horizon: int,
 ) -> Imagined:
@@ -96,7 +96,7 @@ def roll_out(
       key: random number generator state, the key is consumed.
       condition: starts [B]; the return-to-go is not used.
       predict: (state, action) -> distribution of the next step.
-      act: (key, state) -> action.
+      act: state -> action.
       statistics: of the training data; states and rewards stay within its bounds.
       horizon: H.
     """
@@ -105,15 +105,14 @@ def roll_out(
 
     def step(state_and_action, index):
         state, action = state_and_action
-        key_step, key_action = jax.random.split(jax.random.fold_in(key, index))
         predicted = predict(state, action)
-        noise = jax.random.normal(key_step, predicted.mean.shape)
+        noise = jax.random.normal(jax.random.fold_in(key, index), predicted.mean.shape)
         change = predicted.mean + jnp.exp(0.5 * predicted.log_variance) * noise
         arrived = jnp.concatenate([state + change[:, :-1], change[:, -1:]], axis=-1)
         arrived = jnp.clip(arrived, low[None], high[None])
         following, reward = arrived[:, :-1], arrived[:, -1]
         ended = (predicted.logit > 0.0).astype(jnp.float32)
-        return (following, act(key_action, following)), (following, action, reward, ended)
+        return (following, act(following)), (following, action, reward, ended)
 
     start = (condition.state, condition.action)
     _, outputs = jax.lax.scan(step, start, jnp.arange(horizon))

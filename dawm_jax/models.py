@@ -60,11 +60,10 @@ class WorldModel(NamedTuple):
 
 
 class ActionModel(NamedTuple):
-    """A model of actions: inverse dynamics, or a cloned policy; a `Trainable`.
+    """A regression on actions: inverse dynamics, or a cloned policy; a `Trainable`.
 
     Attributes:
-      infer: (params, state, next_state) -> mean actions in [-1, 1]; a policy's has no next state.
-      sample: (params, key, state, next_state) -> actions drawn about them.
+      infer: (params, state, next_state) -> actions in [-1, 1]; a policy's has no next state.
     """
 
     section: Any
@@ -72,7 +71,6 @@ class ActionModel(NamedTuple):
     step: Callable[..., tuple[learner.TrainState, learner.Metrics]]
     errors: Callable[..., learner.Metrics]
     infer: Callable[..., jax.Array]
-    sample: Callable[..., jax.Array]
 
 
 class Dynamics(NamedTuple):
@@ -230,7 +228,7 @@ def make_policy(config: Any, statistics: Statistics) -> ActionModel:
 
 def _action_model(config, statistics, inputs: tuple[str, ...]) -> ActionModel:
     section = config.inverse_dynamics
-    network = networks.GaussianActions(tuple(section.hidden), _sizes(statistics)["action_size"])
+    network = networks.TanhMlp(tuple(section.hidden), _sizes(statistics)["action_size"])
     bound: dict[str, Any] = {"network": network, "inputs": inputs}
     optimizer = learner.adam(
         section.learning_rate, schedule=section.schedule, total_steps=section.steps
@@ -256,11 +254,6 @@ def _action_model(config, statistics, inputs: tuple[str, ...]) -> ActionModel:
         ),
         errors=errors,
         infer=functools.partial(inverse_dynamics.infer, network=network),
-        sample=functools.partial(
-            inverse_dynamics.sample,
-            network=network,
-            temperature=config.rollout.action_temperature,
-        ),
     )
 
 

@@ -41,8 +41,6 @@ def torch_bias_init(fan_in: int) -> Callable[..., jax.Array]:
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 # IQL was published with orthogonal kernels and zero biases.
 orthogonal_init = nn.initializers.orthogonal(float(np.sqrt(2.0)))
-# Of the actions in [-1, 1] of `GaussianActions`, natural logarithm.
-LOG_STD_BOUNDS = (-5.0, 0.0)
 
 
 class Mlp(nn.Module):
@@ -72,7 +70,7 @@ class Mlp(nn.Module):
 
 
 class TanhMlp(nn.Module):
-    """A deterministic policy: an MLP squashed to [-1, 1]."""
+    """A deterministic policy or an inverse dynamics model: an MLP squashed to [-1, 1]."""
 
     hidden: Sequence[int]
     out: int
@@ -83,29 +81,6 @@ class TanhMlp(nn.Module):
         """[..., any], ... -> [..., out]; the inputs are concatenated."""
         x = jnp.concatenate(inputs, axis=-1)
         return jnp.tanh(Mlp(self.hidden, self.out, self.orthogonal)(x))
-
-
-class GaussianActions(nn.Module):
-    """A distribution of actions: a tanh mean, and a covariance by a network of its own.
-
-    Two networks, so that how one is trained does not disturb the other. The covariance is
-    factored as a chain: what is left of dimension i once the mean is taken away is
-    sum_{j < i} weights[i, j] left_j + exp(log_std[i]) z_i with z ~ N(0, I).
-    """
-
-    hidden: Sequence[int]
-    out: int
-
-    @nn.compact
-    def __call__(self, *inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[..., any], ... -> mean, log_std [..., out], weights [..., out, out]."""
-        out = self.out
-        mean = TanhMlp(self.hidden, out)(*inputs)
-        raw = Mlp(self.hidden, out + out * out)(jnp.concatenate(inputs, axis=-1))
-        low, high = LOG_STD_BOUNDS
-        log_std = low + (high - low) * jax.nn.sigmoid(raw[..., :out])
-        weights = raw[..., out:].reshape(*raw.shape[:-1], out, out)
-        return mean, log_std, jnp.tril(weights, -1)
 
 
 class GaussianPolicy(nn.Module):

@@ -223,11 +223,6 @@ HIDDEN = (12, 10)
     ("ours", "theirs", "sizes"),
     [
         (networks.TanhMlp(HIDDEN, A), torch_networks.TanhMlp(2 * S, HIDDEN, A), (S, S)),
-        (
-            networks.GaussianActions(HIDDEN, A),
-            torch_networks.GaussianActions(2 * S, HIDDEN, A),
-            (S, S),
-        ),
         (networks.Critics(HIDDEN), torch_networks.Critics(S + A, HIDDEN), (S, A)),
         (
             # Bounds inside which not every log standard deviation lies.
@@ -238,7 +233,7 @@ HIDDEN = (12, 10)
         (networks.Value(HIDDEN), torch_networks.Value(S, HIDDEN), (S,)),
         (networks.Mlp(HIDDEN, 1), torch_networks.Mlp(2 * S, HIDDEN, 1), (2 * S,)),
     ],
-    ids=["actor", "inverse_dynamics", "critics", "policy", "value", "terminations"],
+    ids=["inverse_dynamics", "critics", "policy", "value", "terminations"],
 )
 def test_the_small_networks_are_the_same_functions(ours, theirs, sizes):
     """Copying checks that the numbers of parameters are the same."""
@@ -473,13 +468,11 @@ def test_generated_transitions_are_the_same(guidance, order, eta, rule):
         for model in (run.world_model, run.inverse_dynamics):
             for parameter in model.network.parameters():
                 parameter.zero_()
-    key_windows, key_actions = jax.random.split(key)
-    key_initial, key_steps = jax.random.split(key_windows)
+    key_initial, key_steps = jax.random.split(key)
     shape = (len(starts), H + 1, S + 1)
-    draw = lambda key, shape=shape: torch_common.tensor(jax.random.normal(key, shape), "cpu")
+    draw = lambda key: torch_common.tensor(jax.random.normal(key, shape), "cpu")
     noise = torch.stack([draw(jax.random.fold_in(key_steps, index)) for index in range(3)])
-    action_noise = draw(key_actions, (len(starts), H - 1, A))
-    run.generate(indices(starts), draw(key_initial), noise, action_noise)
+    run.generate(indices(starts), draw(key_initial), noise)
     buffer = rollout.add(rollout.empty_buffer(512, S, A), expected, valid)
     assert int(run.buffer.written) == int(buffer.written)
     for name, value in run.buffer.rows._asdict().items():
@@ -678,7 +671,7 @@ def test_no_stage_reads_the_device(stage):
 
 def test_given_parameters_start_networks_averages_and_targets():
     critics = random_parameters(networks.Critics((16, 16)), normal(0, 1, S), normal(1, 1, A))
-    model = random_parameters(networks.GaussianActions((16,), A), normal(0, 1, S), normal(1, 1, S))
+    model = random_parameters(networks.TanhMlp((16,), A), normal(0, 1, S), normal(1, 1, S))
     run = make_run(params={"critics": critics, "inverse_dynamics": model, "value": {}})
     assert_network(run.agent.critics, critics)
     assert_network(run.agent.target_critics, critics)

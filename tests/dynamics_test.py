@@ -92,7 +92,7 @@ def fake_predict(state, action):
     return dynamics.Prediction(mean, jnp.full_like(mean, -jnp.inf), (state + change)[:, 0] - 1.0)
 
 
-def fake_act(key, state):
+def fake_act(state):
     return 0.25 - state[:, :1]
 
 

@@ -20,7 +20,7 @@ from dawm_jax.benchmark.torch_common import (
     Window,
     tensor,
 )
-from dawm_jax.benchmark.torch_networks import GaussianActions, Mlp, TemporalUNet
+from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
 from dawm_jax.types import Statistics
 
 # --- the world model ----------------------------------------------------------------------
@@ -274,16 +274,14 @@ def clamp(x: Tensor, first: Tensor) -> Tensor:
 
 
 class InverseDynamics:
-    """The action's mean and covariance given both states; see `dawm_jax.inverse_dynamics`."""
+    """Regression of the action on both states; see `dawm_jax.inverse_dynamics`."""
 
     def __init__(self, config: Any, replay: Replay, tuning: Tuning):
         section = config.inverse_dynamics
         self._replay, self._batch_size = replay, section.batch_size
-        self._temperature = config.rollout.action_temperature
         state_size = replay.transitions.observation.shape[1]
         action_size = replay.transitions.action.shape[1]
-        network = GaussianActions(2 * state_size, section.hidden, action_size)
-        self.network = network.to(tuning.device)
+        self.network = TanhMlp(2 * state_size, section.hidden, action_size).to(tuning.device)
         self.learner = Learner(
             self.network,
             section.learning_rate,
@@ -307,25 +305,11 @@ class InverseDynamics:
         return self.loss(self._replay.gather_transitions(rows))
 
     def loss(self, batch: Transition) -> Tensor:
-        """Squared error of the mean, and the likelihood that trains the covariance alone."""
-        mean, log_std, weights = self.network(batch.observation, batch.next_observation)
-        left = batch.action - mean
-        own = left.detach() - (weights @ left.detach()[..., None])[..., 0]
-        spread = 0.5 * own.square() * torch.exp(-2.0 * log_std) + log_std
-        return left.square().mean() + spread.mean()
+        """Mean squared error of the action."""
+        action = self.network(batch.observation, batch.next_observation)
+        return (action - batch.action).square().mean()
 
     @torch.inference_mode()
-    def sample(self, state: Tensor, next_state: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions by the averaged parameters, [..., S] each -> [..., A].
-
-        `noise` is standard normal, [..., A].
-        """
-        mean, log_std, weights = self.learner.average(state, next_state)
-        if self._temperature == 0.0:
-            return mean
-        noise = torch.randn_like(mean) if noise is None else noise
-        own = (self._temperature * log_std.exp() * noise)[..., None]
-        # left = weights left + own, by substitution: the weights are below the diagonal.
-        unit = torch.eye(mean.shape[-1], device=mean.device)
-        left = torch.linalg.solve_triangular(unit - weights, own, upper=False, unitriangular=True)
-        return (mean + left[..., 0]).clamp(-1.0, 1.0)
+    def infer(self, state: Tensor, next_state: Tensor) -> Tensor:
+        """Actions by the averaged parameters, [..., S] each -> [..., A]."""
+        return self.learner.average(state, next_state)

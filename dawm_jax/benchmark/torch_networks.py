@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dawm_jax import networks
-
 # --- multi-layer perceptrons --------------------------------------------------------------
 
 
@@ -51,7 +49,7 @@ class Mlp(nn.Module):
 
 
 class TanhMlp(nn.Module):
-    """A deterministic policy: an MLP squashed to [-1, 1]."""
+    """A deterministic policy or an inverse dynamics model: an MLP squashed to [-1, 1]."""
 
     def __init__(self, size: int, hidden: Sequence[int], out: int, *, orthogonal: bool = False):
         super().__init__()
@@ -64,27 +62,6 @@ class TanhMlp(nn.Module):
     def flax_children(self) -> dict[str, nn.Module]:
         """Flax's name of the MLP."""
         return {"Mlp_0": self.mlp}
-
-
-class GaussianActions(nn.Module):
-    """A tanh mean, and a covariance by a network of its own."""
-
-    def __init__(self, size: int, hidden: Sequence[int], out: int):
-        super().__init__()
-        self.mean = TanhMlp(size, hidden, out)
-        self.spread = Mlp(size, hidden, out + out * out)
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[..., any], ... -> mean, log_std [..., out], weights [..., out, out]."""
-        low, high = networks.LOG_STD_BOUNDS
-        mean, raw = self.mean(*inputs), self.spread(torch.cat(inputs, dim=-1))
-        out = mean.shape[-1]
-        log_std = low + (high - low) * torch.sigmoid(raw[..., :out])
-        return mean, log_std, raw[..., out:].unflatten(-1, (out, out)).tril(-1)
-
-    def flax_children(self) -> dict[str, nn.Module]:
-        """Flax's names of both."""
-        return {"TanhMlp_0": self.mean, "Mlp_0": self.spread}
 
 
 class GaussianPolicy(nn.Module):

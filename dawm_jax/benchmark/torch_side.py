@@ -4,7 +4,6 @@ The method, the sizes and the order of everything are those of `dawm_jax.fused` 
 models' steps. Nothing inside a stage waits for the device; each waits once, at its end.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -150,17 +149,12 @@ class Run:
         starts: Tensor | None = None,
         initial: Tensor | None = None,
         noise: Tensor | None = None,
-        action_noise: Tensor | None = None,
     ) -> None:
-        """One round's windows, with their actions, into the buffer; see `sample`.
-
-        `action_noise` [B, H - 1, A] is that of `InverseDynamics.sample`.
-        """
+        """One round's windows, with their actions, into the buffer; see `sample`."""
         starts = self.replay.draw(self.num_windows) if starts is None else starts
         first_action = self.replay.transitions.action[starts]
         imagined = self.sample(starts, initial, noise)
-        infer = functools.partial(self.inverse_dynamics.sample, noise=action_noise)
-        self.buffer.add(*complete(imagined, first_action, infer))
+        self.buffer.add(*complete(imagined, first_action, self.inverse_dynamics.infer))
 
     def update_on_real(self) -> None:
         """One update of the agent on rows of the whole dataset."""
