@@ -127,7 +127,8 @@ def get_config(
     train = config.training = ml_collections.ConfigDict()
     train.updates = 1_000_000  # gradient updates of the critics (TD3+BC, IQL)
     train.batch_size = 256  # transitions (TD3+BC, IQL)
-    train.real_fraction = 0.0  # share of real transitions in a batch; 1 trains without models
+    # Half, as in COMBO (2102.08363). Of no effect on dwm, whose rows all start from real data.
+    train.real_fraction = 0.5  # share of real transitions in a batch; 1 trains without models
     train.checkpoint_updates = 100_000  # gradient updates
     train.log_updates = 5_000  # gradient updates of one program call, and between log lines
 

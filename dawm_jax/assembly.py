@@ -178,6 +178,16 @@ def assemble(config: Any, statistics: Statistics) -> Assembly:
     )
 
 
+def real_fraction(config: Any) -> float:
+    """The share of real transitions in a minibatch.
+
+    Of methods that generate transitions it is the configuration's. The others mix nothing: each row
+    of dwm starts from real data as it is, and decision_diffuser trains no agent.
+    """
+    share = config.training.real_fraction
+    return 0.0 if share < 1.0 and config.method in ("dwm", "decision_diffuser") else share
+
+
 def raw_action(
     agent: agents.Agent, statistics: Statistics, state: Any, observation: jax.Array
 ) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dawm_jax import fused, networks, parallel, windows
-from dawm_jax.assembly import Assembly
+from dawm_jax.assembly import Assembly, real_fraction
 from dawm_jax.metrics import format_seconds
 from dawm_jax.windows import Replay
 
@@ -118,7 +118,7 @@ def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
 
     def update(run, replay):
         batches = fused.draw_batches(
-            key, run.buffer, replay, real_fraction=training.real_fraction, **draw
+            key, run.buffer, replay, real_fraction=real_fraction(config), **draw
         )
         return agent.update(run.agent, batches, key)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from dawm_jax import fused, learner
-from dawm_jax.assembly import Assembly
+from dawm_jax.assembly import Assembly, real_fraction
 from dawm_jax.models import Trainable
 from dawm_jax.parallel import Placement
 
@@ -46,7 +46,7 @@ def agent_rounds(
         num_rounds=num_updates // updates_per_round,
         updates_per_round=updates_per_round,
         batch_size=training.batch_size,
-        real_fraction=training.real_fraction,
+        real_fraction=real_fraction(config),
         **_generation(config, parts, placement),
     )
     return placement.map_seeds(rounds)

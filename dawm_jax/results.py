@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dawm_jax import evaluate, parallel
+from dawm_jax.assembly import real_fraction
 from dawm_jax.metrics import MetricsFile, format_seconds
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def finish(
         "num_seeds": config.num_seeds,
         "seed_is": _PLANNER_SEED if plans else _SEED,
         "updates": 0 if plans else config.training.updates,
-        "real_fraction": config.training.real_fraction,
+        "real_fraction": real_fraction(config),
         "top_fraction": config.top_fraction,
         "horizon": config.planner.horizon if plans else config.horizon,
         "target_return": _target(config),

@@ -320,21 +320,16 @@ def _check(config: Any) -> None:
 
 def _check_method(config: Any) -> None:
     """Refuses settings that the method cannot mean."""
-    real_fraction, method = config.training.real_fraction, config.method
-    if method == "dwm" and 0.0 < real_fraction < 1.0:
-        raise UserError(
-            "config.training.real_fraction: expected 0 or 1 with config.method=dwm, which starts "
-            f"every row from real data already, got {real_fraction}"
-        )
+    method = config.method
     if method == "dwm" and config.agent == "bc":
         raise UserError(
             "config.agent: expected td3_bc or iql with config.method=dwm, which expands the "
             "values of a critic, got 'bc'"
         )
-    if method == "decision_diffuser" and real_fraction > 0.0:
+    if method == "decision_diffuser" and config.training.real_fraction == 1.0:
         raise UserError(
-            "config.training.real_fraction: expected 0 with config.method=decision_diffuser, "
-            f"which trains no agent, got {real_fraction}"
+            "config.training.real_fraction: expected less than 1 with "
+            "config.method=decision_diffuser, which trains no agent, got 1.0"
         )
     if method not in ("dawm", "joint", "one_step") and config.rollout.real_actions_only:
         raise UserError(

@@ -98,6 +98,21 @@ def test_the_models_of_each_method(method, names):
         assert shapes["params"]["Mlp_0"]["Dense_0"]["kernel"].shape[0] == S
 
 
+@pytest.mark.parametrize(
+    ("method", "share", "expected"),
+    [
+        ("dawm", 0.5, 0.5),
+        ("one_step", 0.0, 0.0),
+        ("dwm", 0.5, 0.0),
+        ("dwm", 1.0, 1.0),
+        ("decision_diffuser", 0.5, 0.0),
+    ],
+)
+def test_only_what_generates_transitions_mixes_real_ones_in(method, share, expected):
+    config = make_config(method, training__real_fraction=share)
+    assert assembly.real_fraction(config) == expected
+
+
 @pytest.mark.parametrize("method", ["dawm", "joint", "decision_diffuser"])
 def test_terminations_are_learnt_and_checked_where_windows_are_generated(method):
     replay, statistics = make_data()
@@ -244,11 +259,10 @@ def test_fused_rounds_of_expansions_equal_single_rounds():
     ("overrides", "message"),
     [
         ({"method": "mbpo"}, "config.method: expected one of dawm, dwm"),
-        ({"method": "dwm", "training__real_fraction": 0.5}, "real_fraction: expected 0 or 1 with"),
         ({"method": "dwm", "agent": "bc"}, "config.agent: expected td3_bc or iql with"),
         (
             {"method": "decision_diffuser", "training__real_fraction": 1.0},
-            "real_fraction: expected 0 with config.method=decision_diffuser",
+            "real_fraction: expected less than 1 with config.method=decision_diffuser",
         ),
         (
             {"method": "dwm", "rollout__real_actions_only": True},

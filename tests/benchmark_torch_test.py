@@ -697,7 +697,6 @@ def make_stage(stage="td3_bc", units=2, **changes):
         ("multiple of 2 updates, got 3", {"units": 3}),
         ("multiple of 4 updates, got 6", {"stage": "fused", "units": 6}),
         ("config.method", {"method": "dwm"}),
-        ("real_fraction", {"training__real_fraction": 0.5}),
         ("expected agent", {"stage": "fused", "agent": "bc"}),
     ],
 )

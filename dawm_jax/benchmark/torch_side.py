@@ -168,18 +168,13 @@ class Run:
 
 
 def _check(config: Any) -> None:
-    """What this side cannot do.
+    """What this side cannot do; minibatches are all real or all synthetic, as the stage has it.
 
     Raises:
-      UserError: the method is not DAWM, or minibatches are not purely synthetic.
+      UserError: the method is not DAWM.
     """
     if config.method != "dawm":
         raise UserError(f"benchmark: expected config.method 'dawm', got {config.method!r}")
-    if config.training.real_fraction != 0.0:
-        raise UserError(
-            "benchmark: expected config.training.real_fraction 0, "
-            f"got {config.training.real_fraction}"
-        )
 
 
 # --- the stages ---------------------------------------------------------------------------
