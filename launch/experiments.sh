@@ -41,6 +41,9 @@ for task in ${TASKS:-hopper walker2d}; do
   train dawm-iql --config.agent=iql
 
   for agent in td3_bc iql; do
+    borrow dawm-generated-$agent dawm-td3_bc world_model inverse_dynamics
+    train dawm-generated-$agent --config.agent=$agent --config.training.real_fraction=0.0
+
     borrow dwm-$agent dawm-td3_bc world_model
     train dwm-$agent --config.method=dwm --config.agent=$agent
   done
