@@ -78,9 +78,9 @@ def main() -> None:
     except loop.Interrupted as interruption:
         message = f"stopped in {interruption}; the same command resumes there"
         cli.fail(message, 143, parallel.describe_process())  # all stop here: no hurry
-    except jax.errors.JaxRuntimeError as error:
-        if parallel.linger() is None:
-            raise  # alone: a fault of this program
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        if parallel.linger() is None or not parallel.is_from_devices(error):
+            raise  # a fault of this program
         fail(
             f"a device failed or another process ended ({first_line(error)}); the same "
             "command resumes at the last checkpoint",

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ _AXIS = "devices"  # the only axis of pmap
 _SEED, _DATA = "seed", "data"  # the axes of the mesh
 _FAREWELL_SECONDS = 20  # that a process which ends waits for the others
 _LAST_WORDS_SECONDS = 2.0
+_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
 class Placement(NamedTuple):
@@ -139,6 +141,15 @@ def linger() -> float | None:
     if jax.process_count() == 1:
         return None
     return _LAST_WORDS_SECONDS if is_first() else 0.0
+
+
+def is_from_devices(error: Exception) -> bool:
+    """Whether a device or the link to other processes failed.
+
+    What fails while a program runs is JAX's own error; what fails as it is started, such as a
+    collective whose peer is gone, is a ValueError that begins with the status code.
+    """
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(_STATUS.match(str(error)))
 
 
 def describe_process() -> str:

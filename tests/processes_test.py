@@ -262,6 +262,13 @@ def test_a_process_that_fails_alone_says_why_and_ends_the_other(tmp_path, failin
     assert ": alone\n" in outputs[failing]
 
 
+def test_what_the_loss_of_a_peer_looks_like():
+    gloo = "UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer"
+    assert parallel.is_from_devices(jax.errors.JaxRuntimeError(gloo))
+    assert parallel.is_from_devices(ValueError(gloo))
+    assert not parallel.is_from_devices(ValueError("Incompatible shapes: UNKNOWN: (3,)"))
+
+
 # --- who there is -------------------------------------------------------------------------
 
 _STEP = {
