@@ -20,13 +20,20 @@ from dawm_jax.benchmark.measure import Contender
 _log = logging.getLogger(__name__)
 
 # Settings of the planner, over the configuration's own; see configs/common.py.
+_ANCESTRAL = {"prediction": "epsilon", "order": 1, "eta": 1.0}
 PLANNERS = {
     "Decision Diffuser, as published": {
         "horizon": 99,
         "diffusion_steps": 200,
         "sampling_steps": 200,
+        **_ANCESTRAL,
     },
-    "Decision Diffuser, fast": {"horizon": 31, "diffusion_steps": 5, "sampling_steps": 3},
+    "Decision Diffuser, fast": {
+        "horizon": 31,
+        "diffusion_steps": 5,
+        "sampling_steps": 3,
+        **_ANCESTRAL,
+    },
 }
 GENERATORS = ("dawm", "dwm", "joint", "one_step")
 # Observations that are decided at once: one simulator, and ten episodes beside each other.
