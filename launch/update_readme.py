@@ -26,6 +26,38 @@ _QUALITY = (
     "... 1,024 windows: on time / late / early / missed / false",
 )
 
+# What was changed on the way to the default, and the runs that had it: TASK is a task's name.
+_CHANGES = (
+    ("five equal DDIM steps", "earlier/equal-steps/TASK-dawm-td3_bc"),
+    ("ten steps at temperature 1.15, dropped", "earlier/temperature/TASK-dawm-td3_bc"),
+    ("ten quadratically spaced steps", "earlier/quadratic-steps/TASK-dawm-td3_bc"),
+    (
+        "eight steps of second order, 1,000 diffusion steps",
+        "earlier/second-order/TASK-dawm-td3_bc",
+    ),
+    ("a world model trained twice as long", "comparison/TASK-dawm-generated-td3_bc"),
+    ("actions drawn, not their means, dropped", "earlier/drawn-actions/TASK-dawm-td3_bc"),
+    ("**half of every minibatch real**", "comparison/TASK-dawm-td3_bc"),
+    ("real data alone", "comparison/TASK-real-td3_bc"),
+)
+
+
+def changes_table(results: pathlib.Path) -> str:
+    """A Markdown table of the score and the mean value of each of `_CHANGES`, by task."""
+    tasks = ("hopper", "walker2d")
+    lines = [
+        "| | runs | " + " | ".join(f"{task}: score, Q" for task in tasks) + " |",
+        "|---" * (len(tasks) + 2) + "|",
+    ]
+    for change, folder in _CHANGES:
+        cells = [change, f"`{folder}`"]
+        for task in tasks:
+            (run,) = comparison.load([results / folder.replace("TASK", task)])
+            (entry,) = comparison.group([run])
+            cells.append(f"{entry.last.mean():.1f}, {run['value_check']['q_mean']:.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
 
 def datasets_table(path: pathlib.Path) -> str:
     """A Markdown table of the collected datasets, D4RL's files beside them."""
@@ -101,6 +133,7 @@ def main() -> int:
     entries = comparison.group(comparison.load([results / "comparison"]))
     for file, name, new in (
         ("README.md", "results", comparison_report.summary(entries, heading="###")),
+        ("README.md", "changes", changes_table(results)),
         ("README.md", "speed", speed_tables(results / "benchmark")),
         ("README.md", "inference", inference_tables(results / "inference")),
         ("BUILD.md", "datasets", datasets_table(results / "datasets.json")),
