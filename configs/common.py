@@ -226,7 +226,10 @@ def _quick(config: ml_collections.ConfigDict) -> None:
     # Not DWM's 3 of 5 steps: their least noise is larger than a step of the environment, and the
     # next state of a plan misses the data's by three times such a step.
     config.planner.update(
-        horizon=31, diffusion_steps=1_000, prediction="v", sampling_steps=8, order=2, eta=0.0
+        horizon=31,
+        diffusion_steps=config.world_model.diffusion_steps,
+        prediction=config.world_model.prediction,
+        **{name: config.rollout[name] for name in ("sampling_steps", "order", "eta")},
     )
     # The papers' .005 would move TD3+BC's targets by 50 backups in so few updates, and values of a
     # horizon of 1 / (1 - discount) = 100 steps would end at two fifths of what they should be.
