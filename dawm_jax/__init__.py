@@ -12,7 +12,7 @@ __all__ = ["load_run"]
 def __getattr__(name: str):
     # Lazily, so that the command line answers --help without waiting for JAX.
     if name == "load_run":
-        from dawm_jax.loading import load_run
+        from dawm_jax.training.load_run import load_run
 
         return load_run
     raise AttributeError(f"module 'dawm_jax' has no attribute {name!r}")

@@ -17,7 +17,7 @@ The same flags give the same episodes. What made them is in its metadata, under 
 
 from absl import flags
 
-from dawm_jax import cli
+from dawm_jax.runtime import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run", required=True)
 _DATASET_ID = flags.DEFINE_string(
@@ -39,7 +39,7 @@ _ROLLOUT = (
 
 def main() -> None:
     """Generates what the flags ask for; see the module's text."""
-    from dawm_jax import synthesis
+    from dawm_jax.training import synthesis
 
     synthesis.generate(
         _WORKDIR.value,

@@ -28,7 +28,7 @@ import sys
 
 from absl import flags
 
-from dawm_jax import cli
+from dawm_jax.runtime import cli
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Environment files import configs.common, from wherever the program is started.
@@ -57,7 +57,8 @@ def main() -> None:
     """Runs the configured training; see the module's text."""
     import jax
 
-    from dawm_jax import loop, parallel, train
+    from dawm_jax import train
+    from dawm_jax.runtime import loop, parallel
     from dawm_jax.types import UserError, first_line
 
     def fail(message: str, code: int) -> None:

@@ -18,23 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax import (
-    data,
-    estimate,
-    evaluate,
-    fused,
-    loop,
-    parallel,
-    programs,
-    results,
-    run_folder,
-    tiers,
-)
-from dawm_jax.assembly import Assembly, assemble, build_replay, raw_action
-from dawm_jax.metrics import MetricsFile, Writer, make_writers
-from dawm_jax.models import Trainable
+from dawm_jax.collect import tiers
+from dawm_jax.data import dataset as data
+from dawm_jax.data.windows import Replay
+from dawm_jax.envs import evaluate
+from dawm_jax.methods.registry import Assembly, assemble, build_replay, raw_action
+from dawm_jax.models.factories import Trainable
+from dawm_jax.runtime import loop, parallel, run_folder
+from dawm_jax.runtime.metrics import MetricsFile, Writer, make_writers
+from dawm_jax.training import cost_model as estimate
+from dawm_jax.training import fused, programs, results
 from dawm_jax.types import UserError
-from dawm_jax.windows import Replay
 
 _log = logging.getLogger(__name__)
 

@@ -32,7 +32,8 @@ def describe(name: str) -> dict:
     """Size, returns and provenance of a collected dataset."""
     import minari
 
-    from dawm_jax import data, evaluate
+    from dawm_jax.data import dataset as data
+    from dawm_jax.envs import evaluate
 
     dataset = data.load_dataset(name)
     metadata = minari.load_dataset(name).storage.metadata
@@ -57,7 +58,7 @@ def describe(name: str) -> dict:
 
 def main() -> None:
     """Collects what is missing, one dataset after the other."""
-    from dawm_jax import tiers
+    from dawm_jax.collect import tiers
 
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("dawm_jax").setLevel(logging.INFO)

@@ -26,7 +26,10 @@ def measure(variant: str, seconds: float) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from dawm_jax import fused, networks, parallel, programs, scaling
+    from dawm_jax.benchmark import scaling
+    from dawm_jax.models import networks
+    from dawm_jax.runtime import parallel
+    from dawm_jax.training import fused, programs
 
     count = jax.device_count()
     config, parts, replay = _prepare(variant)
@@ -85,7 +88,8 @@ def measure(variant: str, seconds: float) -> dict:
 def _prepare(variant: str):
     """Configuration, functions and data of the bundled set."""
     from configs import hopper
-    from dawm_jax import assembly, data
+    from dawm_jax.data import dataset as data
+    from dawm_jax.methods import registry as assembly
 
     config = hopper.get_config(variant)
     replay, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
@@ -130,8 +134,9 @@ def table(found: dict[int, dict]) -> str:
 
 def model_table() -> str:
     """Markdown: the cost model's times of the full protocol, with several numbers of seeds."""
-    from dawm_jax import estimate, scaling
-    from dawm_jax.metrics import format_seconds
+    from dawm_jax.benchmark import scaling
+    from dawm_jax.runtime.metrics import format_seconds
+    from dawm_jax.training import cost_model as estimate
 
     lines = ["| stage | " + " | ".join(m.name for m in scaling.MACHINES) + " |"]
     lines.append("|---" * (len(scaling.MACHINES) + 1) + "|")

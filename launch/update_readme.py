@@ -11,8 +11,11 @@ import sys
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from dawm_jax import comparison, comparison_report, quality_report, speed  # noqa: E402
+from dawm_jax.benchmark import latency_cases as speed  # noqa: E402
 from dawm_jax.benchmark import tables  # noqa: E402
+from dawm_jax.quality import report as quality_report  # noqa: E402
+from dawm_jax.report import runs as comparison  # noqa: E402
+from dawm_jax.report import tables as comparison_report  # noqa: E402
 
 # Measures of the quality reports that BUILD.md shows.
 _QUALITY = (

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 
 from configs import common
-from dawm_jax import data, run_folder
-from dawm_jax.assembly import assemble, build_replay
-from dawm_jax.checkpoint import Checkpoints
+from dawm_jax.data import dataset as data
+from dawm_jax.methods.registry import assemble, build_replay
+from dawm_jax.runtime import run_folder
+from dawm_jax.runtime.checkpoint import Checkpoints
 
 # Random models make states that differ by tenths, so that a random classifier ends all windows
 # alike. This one ends every tenth step: where a value of the state arrived at is above a bar.

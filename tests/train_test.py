@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 
 from configs import common
-from dawm_jax import checkpoint, estimate, evaluate, loading, loop, results, run_folder, train
+from dawm_jax import train
+from dawm_jax.envs import evaluate
+from dawm_jax.runtime import checkpoint, loop, run_folder
+from dawm_jax.training import cost_model as estimate
+from dawm_jax.training import load_run as loading
+from dawm_jax.training import results
 from dawm_jax.types import UserError
 
 

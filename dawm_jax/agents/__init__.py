@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dawm_jax import learner
 from dawm_jax.agents import bc, iql, td, td3_bc
-from dawm_jax.networks import TanhMlp
+from dawm_jax.models import optim as learner
+from dawm_jax.models.networks import TanhMlp
 from dawm_jax.types import UserError
 
 NAMES = ("td3_bc", "iql", "bc")

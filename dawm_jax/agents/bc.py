@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dawm_jax import learner
-from dawm_jax.learner import Metrics, Params
-from dawm_jax.networks import TanhMlp
+from dawm_jax.models import optim as learner
+from dawm_jax.models.networks import TanhMlp
+from dawm_jax.models.optim import Metrics, Params
 
 
 @struct.dataclass

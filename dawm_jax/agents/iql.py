@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dawm_jax import learner
 from dawm_jax.agents import td
-from dawm_jax.learner import Metrics, Params
-from dawm_jax.networks import Critics, GaussianPolicy, Value
+from dawm_jax.models import optim as learner
+from dawm_jax.models.networks import Critics, GaussianPolicy, Value
+from dawm_jax.models.optim import Metrics, Params
 
 # The official implementation's bounds of the policy's log standard deviation.
 _LOG_STD_BOUNDS = (-5.0, 2.0)

@@ -11,8 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.learner import Metrics, Params
-from dawm_jax.networks import Critics
+from dawm_jax.models.networks import Critics
+from dawm_jax.models.optim import Metrics, Params
 from dawm_jax.types import Expansion, Transition
 
 # standardised observations [B, ..., S] -> their values [B, ...]

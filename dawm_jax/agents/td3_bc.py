@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dawm_jax import learner
 from dawm_jax.agents import td
-from dawm_jax.learner import Metrics, Params
-from dawm_jax.networks import Critics, TanhMlp
+from dawm_jax.models import optim as learner
+from dawm_jax.models.networks import Critics, TanhMlp
+from dawm_jax.models.optim import Metrics, Params
 
 
 class Networks(NamedTuple):

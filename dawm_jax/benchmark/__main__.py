@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from dawm_jax import cli
+from dawm_jax.runtime import cli
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Environment files import configs.common, from wherever the program is started.
@@ -43,8 +43,8 @@ _AXES = flags.DEFINE_list("axes", None, "Sizes to grow. Default: all")
 
 def main() -> None:
     """Times everything and writes the results."""
-    from dawm_jax import results
     from dawm_jax.benchmark import growth, jax_side, measure, suite, tables
+    from dawm_jax.training import results
 
     config, config_flags_given = _config()
     stages = suite.check_names("stages", _STAGES.value, jax_side.STAGES)

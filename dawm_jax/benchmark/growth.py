@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from dawm_jax.benchmark import jax_side, measure, suite
 from dawm_jax.benchmark.jax_side import Problem
+from dawm_jax.data.windows import Replay
 from dawm_jax.types import Transition
-from dawm_jax.windows import Replay
 
 _log = logging.getLogger(__name__)
 

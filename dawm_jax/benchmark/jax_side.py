@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dawm_jax import assembly, fused, parallel, programs, windows
 from dawm_jax.benchmark import flops
+from dawm_jax.data import windows
+from dawm_jax.methods import registry as assembly
+from dawm_jax.runtime import parallel
+from dawm_jax.training import fused, programs
 from dawm_jax.types import Statistics
 
 # What is timed, and the unit of each.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any, NamedTuple
 
-from dawm_jax.metrics import MetricsFile
+from dawm_jax.runtime.metrics import MetricsFile
 from dawm_jax.types import UserError
 
 

@@ -11,10 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dawm_jax import assembly, data, parallel, results, tiers
 from dawm_jax.benchmark import jax_side, measure, tables
 from dawm_jax.benchmark.jax_side import Problem
 from dawm_jax.benchmark.measure import Contender
+from dawm_jax.collect import tiers
+from dawm_jax.data import dataset as data
+from dawm_jax.methods import registry as assembly
+from dawm_jax.runtime import parallel
+from dawm_jax.training import results
 from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from dawm_jax.metrics import format_seconds
+from dawm_jax.runtime.metrics import format_seconds
 
 _LABELS = {
     "jax": "JAX",

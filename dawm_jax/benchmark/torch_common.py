@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dawm_jax import windows
+from dawm_jax.data import windows
 
 
 class Tuning(NamedTuple):

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dawm_jax import diffusion
 from dawm_jax.benchmark.torch_common import (
     Condition,
     Learner,
@@ -21,6 +20,7 @@ from dawm_jax.benchmark.torch_common import (
     tensor,
 )
 from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
+from dawm_jax.models import diffusion
 from dawm_jax.types import Statistics
 
 # --- the world model ----------------------------------------------------------------------

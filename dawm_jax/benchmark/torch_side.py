@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dawm_jax import windows
 from dawm_jax.benchmark.jax_side import STAGES
 from dawm_jax.benchmark.torch_agents import Iql, Td3Bc
 from dawm_jax.benchmark.torch_common import Replay, Transition, Tuning
 from dawm_jax.benchmark.torch_models import Imagined, InverseDynamics, WorldModel
 from dawm_jax.benchmark.torch_networks import copy_parameters
+from dawm_jax.data import windows
 from dawm_jax.types import Statistics, UserError
 
 

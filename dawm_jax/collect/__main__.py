@@ -1,0 +1,99 @@
+"""Makes D4RL's locomotion datasets again, as Minari datasets, from shipped policies.
+
+Examples:
+  python -m dawm_jax.collect --env=Hopper-v5 --tier=medium --steps=1000000 \\
+      --dataset_id=dawm/hopper/medium-v1
+  python -m dawm_jax.collect --env=Walker2d-v5 --tier=medium-replay
+  python -m dawm_jax.collect --env=Ant-v5 --train --workdir=runs/sac-ant
+  python -m dawm_jax.collect --env=Ant-v5 --tier=medium --policies=runs/sac-ant/policies.npz
+
+Tiers, by D4RL's recipe: random; medium (soft actor-critic stopped at a third of the expert's
+score); medium-replay (what it had seen by then); expert; medium-expert. The same command makes
+the same data; an interrupted one leaves none. --train trains the policies first, for hours, and
+resumes on the same --workdir.
+"""
+
+import pathlib
+
+from absl import flags
+
+from dawm_jax.runtime import cli
+
+_ENV = flags.DEFINE_string(
+    "env", None, "Gymnasium id of a continuous-control environment", required=True
+)
+_TIER = flags.DEFINE_enum(
+    "tier",
+    "medium",
+    ["random", "medium", "medium-replay", "expert", "medium-expert"],
+    "D4RL's: see above",
+)
+_STEPS = flags.DEFINE_integer(
+    "steps",
+    None,
+    "Environment steps: at least so many, in whole episodes. Default: D4RL's size of the tier; "
+    "with --train 1,000,000",
+)
+_DATASET_ID = flags.DEFINE_string(
+    "dataset_id", None, "Minari id of the new dataset. Default: dawm/<task>/<tier>-v1"
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of resets and actions")
+_POLICIES = flags.DEFINE_string(
+    "policies", None, "policies.npz of a training. Default: the ones in the package"
+)
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a dataset of this id")
+_TRAIN = flags.DEFINE_bool("train", False, "Train policies with soft actor-critic; collect nothing")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training")
+
+
+def main() -> None:
+    """Collects or trains; see the module's text."""
+    if _TRAIN.value:
+        _train()
+    else:
+        _collect()
+
+
+def _collect() -> None:
+    from dawm_jax.collect import tiers
+    from dawm_jax.collect import train_sac as behaviour
+    from dawm_jax.data import dataset as data
+
+    environment, tier = _ENV.value, _TIER.value
+    policies = None
+    if _POLICIES.value:
+        policies = behaviour.load_policies(pathlib.Path(_POLICIES.value).expanduser())
+        behaviour.check_environment(policies, environment)
+    elif tier != "random":
+        policies = behaviour.shipped_policies(environment)
+    recipe = tiers.Recipe(environment, tier, _STEPS.value)
+    name = _DATASET_ID.value or f"dawm/{environment.split('-')[0].lower()}/{tier}-v1"
+    tiers.make(name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value)
+    dataset = data.load_dataset(name)
+    cli.log.info("%s", data.describe(dataset))
+
+
+def _train() -> None:
+    from dawm_jax.collect import train_sac as behaviour
+    from dawm_jax.runtime import loop
+
+    task = _ENV.value.split("-")[0].lower()
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/sac-{task}").expanduser()
+    settings = behaviour.Settings(_ENV.value, seed=_SEED.value, steps=_STEPS.value or 1_000_000)
+    try:
+        with loop.stop_on_signals() as stop:
+            policies = behaviour.train(settings, workdir, stop)
+    except loop.Interrupted as interruption:
+        cli.fail(f"stopped in {interruption}; the same command resumes there", 143)
+    for name, facts in policies.card["policies"].items():
+        print(f"{name:<10} step {facts['step']:>9,}  return {facts['return_mean']:.0f}")
+    print(f"policies: {workdir / 'policies.npz'}")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    cli.run(main, __doc__)
+
+
+if __name__ == "__main__":
+    run()

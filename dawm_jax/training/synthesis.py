@@ -1,0 +1,185 @@
+"""A finished run's models as a source of data: windows written as a Minari dataset."""
+
+import itertools
+import json
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dawm_jax.collect import tiers
+from dawm_jax.data import dataset as data
+from dawm_jax.data import minari_writer as export
+from dawm_jax.data.minari_writer import DatasetWriter
+from dawm_jax.data.windows import Replay
+from dawm_jax.methods import registry as assembly
+from dawm_jax.runtime import parallel
+from dawm_jax.runtime.metrics import Progress
+from dawm_jax.training import load_run as loading
+from dawm_jax.training import results
+from dawm_jax.types import Transition, UserError
+
+_log = logging.getLogger(__name__)
+
+# Fields of `config.rollout` that a dataset may set for itself.
+ROLLOUT_FIELDS = ("guidance", "sampling_steps", "temperature", "target_rule", "target_factor")
+
+
+def generate(
+    workdir: str | pathlib.Path,
+    dataset_id: str,
+    *,
+    transitions: int,
+    seed: int = 0,
+    batch: int = 1_024,
+    overwrite: bool = False,
+    rollout: dict[str, Any] | None = None,
+) -> None:
+    """Writes `transitions` synthetic transitions of a run as a Minari dataset.
+
+    Args:
+      workdir: the run's folder.
+      dataset_id: of the new dataset.
+      transitions: written exactly; the last window may be cut for it.
+      seed: of the starts and the noise.
+      batch: windows generated together; part of what decides the numbers drawn.
+      overwrite: replace a dataset of this id.
+      rollout: fields of the run's `config.rollout` to change.
+
+    Raises:
+      UserError: no finished run with models, its data is not there or has changed, the
+        dataset cannot be written, or the models generate numbers that are not finite.
+    """
+    learnt = loading.load_run(workdir).with_rollout(**(rollout or {}))
+    config = learnt.config
+    if dataset_id == config.dataset or tiers.recipe_of(dataset_id):
+        raise UserError(f"--dataset_id {dataset_id} names real data; choose another id")
+    provenance = _provenance(config, transitions=transitions, seed=seed, batch=batch)
+    with export.DatasetWriter(
+        dataset_id,
+        environment=config.environment,
+        metadata=_metadata(config, provenance),
+        overwrite=overwrite,
+    ) as writer:
+        replay = _training_data(learnt)
+        _log.info("compiling the generation of %s windows at a time", f"{batch:,}")
+        generator = learnt.generator(replay, batch)
+        generation, writing = _write_batches(
+            generator, writer, transitions=transitions, key=jax.random.key(seed)
+        )
+        provenance["transitions_per_second"] = {"generation": generation, "writing": writing}
+    _log.info(
+        "%s: %s transitions in %s episodes; generation %s/s, writing %s/s",
+        dataset_id,
+        *(f"{x:,.0f}" for x in (writer.steps, writer.episodes, generation, writing)),
+    )
+
+
+def _training_data(learnt: loading.LoadedRun) -> Replay:
+    """The run's data on the device, which must still be what its models were trained on."""
+    tiers.ensure(learnt.config.dataset)
+    dataset = data.load_dataset(learnt.config.dataset)
+    _log.info("%s", data.describe(dataset))
+    replay, statistics = assembly.build_replay(learnt.config, dataset)
+    same = lambda a, b: np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-4, atol=1e-6)
+    if not jax.tree.all(jax.tree.map(same, statistics, learnt.statistics)):
+        raise UserError(
+            f"dataset {dataset.name} is not what the run was trained on: its statistics differ; "
+            "restore it, or train a new run"
+        )
+    return replay
+
+
+def _write_batches(
+    generator: Callable[[jax.Array], tuple[Transition, jax.Array]],
+    writer: DatasetWriter,
+    *,
+    transitions: int,
+    key: jax.Array,
+) -> tuple[float, float]:
+    """Generates and writes until there are enough.
+
+    The device generates the next batch while this one is written.
+
+    Returns:
+      Transitions a second of the generation and of the writing, each by itself.
+    """
+    progress = Progress("generate", transitions, "transitions")
+    # Later batches may have waited for the writing: the quickest, such as the first, did not.
+    seconds_each, writing_seconds = math.inf, 0.0
+    dispatched = time.monotonic()
+    pending = generator(jax.random.fold_in(key, 0))
+    for index in itertools.count(1):
+        windows, valid = jax.device_get(pending)
+        ready = time.monotonic()
+        count = int(valid.sum())
+        seconds_each = min(seconds_each, (ready - dispatched) / count)
+        enough = writer.steps + count >= transitions
+        if not enough:
+            dispatched = ready
+            pending = generator(jax.random.fold_in(key, index))
+        write_windows(writer, windows, valid, limit=transitions)
+        writing_seconds += time.monotonic() - ready
+        progress.report(writer.steps, {})
+        if enough:
+            break
+    progress.close()
+    return 1 / seconds_each, writer.steps / writing_seconds
+
+
+def write_windows(
+    writer: DatasetWriter, windows: Transition, valid: np.ndarray, *, limit: int
+) -> None:
+    """Adds each window as an episode, until the writer holds `limit` steps.
+
+    Args:
+      writer: of the dataset.
+      windows: [B, H, ...] on the host, in the environment's units.
+      valid: [B, H] bool: steps up to and including the first generated termination.
+      limit: the last episode is cut to it.
+    """
+    for window, length in enumerate(valid.sum(axis=1)):
+        steps = min(int(length), limit - writer.steps)
+        if steps == 0:
+            return
+        observation, action, reward, terminated, following = (
+            np.asarray(field[window, :steps]) for field in windows
+        )
+        terminations = terminated.astype(bool)
+        truncations = np.zeros_like(terminations)
+        truncations[-1] = not terminations[-1]
+        observations = np.concatenate([observation, following[-1:]])
+        writer.add(observations, action, reward, terminations, truncations)
+
+
+def _provenance(config: Any, **settings: Any) -> dict[str, Any]:
+    """What made the data: everything that is needed to make it again."""
+    return {
+        "trained_on": config.dataset,
+        "generation": {
+            **settings,
+            **{name: config.rollout[name] for name in ROLLOUT_FIELDS},
+        },
+        "config": json.loads(config.to_json()),
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "device": parallel.describe_devices(),
+    }
+
+
+def _metadata(config: Any, provenance: dict[str, Any]) -> dict[str, Any]:
+    """In Minari's fields; `provenance` may be completed later."""
+    return {
+        "author": ["dawm_jax"],
+        "algorithm_name": f"{config.method}, by dawm_jax",
+        "description": (
+            f"Synthetic: windows of up to {config.horizon} steps, each an episode, generated "
+            f"from states of {config.dataset} by models trained on it"
+        ),
+        "dawm_jax": provenance,
+    }

@@ -1,0 +1,203 @@
+"""Simulators against Gymnasium itself, bit for bit; replay against a plain loop."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from dawm_jax.envs import simulate
+from dawm_jax.types import UserError
+
+TASKS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
+
+
+@pytest.mark.parametrize("environment", TASKS)
+def test_the_batch_engine_equals_gymnasium_bit_for_bit(environment):
+    """Random subsets of copies, random actions, episodes that end and start again."""
+    num, steps = 4, 240
+    batch = simulate.make_simulator(environment, num)
+    plain = [gym.make(environment, max_episode_steps=25) for _ in range(num)]
+    batch._limit = 25  # a time-out within the test
+    rng = np.random.default_rng(0)
+    for i in range(num):
+        np.testing.assert_array_equal(batch.reset(i, seed=i), plain[i].reset(seed=i)[0])
+    low, high = plain[0].action_space.low, plain[0].action_space.high
+    ends = {"terminated": 0, "truncated": 0}
+    for t in range(steps):
+        indices = np.sort(rng.choice(num, 3, replace=False))
+        actions = rng.uniform(low, high, (3, len(low))).astype(np.float32) * 0.3
+        got = batch.step(indices, actions)
+        for row, i in enumerate(indices):
+            observation, reward, terminated, truncated, _ = plain[i].step(actions[row])
+            np.testing.assert_array_equal(got.observations[row], observation)
+            assert got.rewards[row] == reward
+            assert (got.terminated[row], got.truncated[row]) == (terminated, truncated)
+            ends["terminated"] += terminated
+            ends["truncated"] += truncated
+            if terminated or truncated:
+                seed = 1000 + t * num + int(i)
+                np.testing.assert_array_equal(
+                    batch.reset(i, seed=seed), plain[i].reset(seed=seed)[0]
+                )
+    batch.close()
+    # Otherwise an end was never compared.
+    assert ends["terminated"] > 0 or environment == "HalfCheetah-v5"
+    assert ends["truncated"] > 0
+
+
+def test_hopper_and_walker_end_where_gymnasium_says():
+    """States on both sides of every limit of health."""
+    rng = np.random.default_rng(1)
+    for environment, size in (("Hopper-v5", 6), ("Walker2d-v5", 9)):
+        env = gym.make(environment).unwrapped
+        qpos = rng.uniform(-1, 1, (300, size))
+        qpos[:, 1] = rng.uniform(0.5, 2.3, 300)
+        qpos[:, 2] = rng.uniform(-0.3, 0.3, 300) * (1 if environment == "Hopper-v5" else 5)
+        qvel = rng.uniform(-1, 1, (300, size)) * rng.choice([1, 150], (300, 1), p=[0.8, 0.2])
+        expected = []
+        for position, velocity in zip(qpos, qvel, strict=True):
+            env.data.qpos[:], env.data.qvel[:] = position, velocity
+            expected.append(bool(env.is_healthy))
+        got = simulate._TASKS[environment].healthy(qpos, qvel)
+        np.testing.assert_array_equal(got, expected)
+        assert 20 < got.sum() < 280
+        env.close()
+
+
+class _Clock(gym.Env):
+    """Sees the clock and its seed; pays the action."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, last=3):
+        self._last = last
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._clock, self._seed = 0, seed
+        return np.array([0, seed], np.float32), {}
+
+    def step(self, action):
+        self._clock += 1
+        state = np.array([self._clock, self._seed], np.float32)
+        return state, float(action[0]), self._clock >= self._last, False, {}
+
+
+def test_other_environments_are_stepped_by_gymnasium(register):
+    name = register("DawmClock-v0", _Clock, max_episode_steps=2)
+    simulator = simulate.make_simulator(name, 3)
+    for i in range(3):
+        np.testing.assert_array_equal(simulator.reset(i, seed=5 + i), [0, 5 + i])
+    steps = simulator.step(np.array([0, 2]), np.array([[0.5], [-1.0]]))
+    np.testing.assert_array_equal(steps.observations, [[1, 5], [1, 7]])
+    np.testing.assert_array_equal(steps.rewards, [0.5, -1.0])
+    steps = simulator.step(np.array([2]), np.array([[0.25]]))
+    np.testing.assert_array_equal(steps.observations, [[2, 7]])
+    assert (steps.terminated[0], steps.truncated[0]) == (False, True)
+    simulator.close()
+
+
+# --- one-step replay ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("environment", TASKS)
+def test_replay_repeats_what_the_simulator_did(environment):
+    env = gym.make(environment)
+    rng = np.random.default_rng(2)
+    before, actions, after, rewards, terminated = [], [], [], [], []
+    observation, _ = env.reset(seed=0)
+    for _ in range(60):
+        action = rng.uniform(-0.3, 0.3, env.action_space.shape)
+        before.append(observation)
+        observation, reward, ended, _, _ = env.step(action)
+        for column, value in zip(
+            (actions, after, rewards, terminated), (action, observation, reward, ended), strict=True
+        ):
+            column.append(value)
+        if ended:
+            observation, _ = env.reset(seed=1)
+    env.close()
+    before = np.array(before)
+    # Walker2d's and Hopper's observed velocities are clipped at 10: such a state is lost.
+    known = (np.abs(before) < 10.0).all(1) | (environment == "HalfCheetah-v5")
+    assert known.sum() >= 20
+    got = simulate.replay(environment, before[known], np.array(actions)[known])
+    np.testing.assert_allclose(got[0], np.array(after)[known], atol=1e-4)
+    np.testing.assert_allclose(got[1], np.array(rewards)[known], atol=1e-4)
+    np.testing.assert_array_equal(got[2], np.array(terminated)[known])
+
+
+def test_replay_with_other_margins_differs_for_hopper_in_contact():
+    env = gym.make("Hopper-v5")
+    observation, _ = env.reset(seed=0)
+    observations = []
+    for _ in range(30):
+        observations.append(observation)
+        observation = env.step(np.zeros(3))[0]
+    env.close()
+    observations, actions = np.array(observations), np.zeros((30, 3))
+    added = simulate.replay("Hopper-v5", observations, actions)[0]
+    largest = simulate.replay("Hopper-v5", observations, actions, margin_scale=0.5)[0]
+    assert np.abs(added - largest).max() > 1e-3
+    # Before the foot touches the ground, nothing differs.
+    np.testing.assert_array_equal(added[0], largest[0])
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "message"),
+    [
+        ("Ant-v5", 105, "cannot be rebuilt"),
+        ("Pendulum-v1", 3, "cannot be rebuilt"),
+        ("Hopper-v5", 17, "has 11 observation dimensions, the data 17"),
+    ],
+)
+def test_what_cannot_be_replayed(environment, size, message):
+    with pytest.raises(UserError, match=message):
+        simulate.replay(environment, np.zeros((1, size)), np.zeros((1, 3)))
+
+
+# --- environments -------------------------------------------------------------------------
+
+
+class _Odd(_Clock):
+    def __init__(self, action_space, observation_space=_Clock.observation_space):
+        super().__init__()
+        self.action_space, self.observation_space = action_space, observation_space
+
+
+_WIDE = gym.spaces.Box(np.linspace(-9, -1, 60), np.linspace(1, 9, 60), dtype=np.float64)
+_FLAT = gym.spaces.Box(-1, 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ((gym.spaces.Box(-1, 1, (2, 2)),), "flat Box space of actions"),
+        ((gym.spaces.Box(-np.inf, 1, (2,)),), "bounded actions"),
+        ((_FLAT, gym.spaces.Dict(state=_WIDE)), "flat Box space of observations"),
+        ((_FLAT, gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)), "flat Box space of observations"),
+    ],
+    ids=["matrix", "unbounded", "dict", "image"],
+)
+def test_other_spaces(register, spaces, message):
+    name = register("DawmOdd-v0", lambda: _Odd(*spaces), disable_env_checker=True)
+    with pytest.raises(UserError, match=message) as error:
+        simulate.make_environment(name)
+    assert "DawmOdd-v0" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ("CartPole-v1", "flat Box space of actions"),
+        ("NoSuchTask-v0", "cannot be made"),
+        ("Hopper-v99", "cannot be made"),
+        ("not an id", "cannot be made"),
+    ],
+)
+def test_unusable_environments(environment, message):
+    with pytest.raises(UserError, match=message) as error:
+        simulate.make_environment(environment)
+    assert environment in str(error.value)
+    assert "\n" not in str(error.value)
