@@ -1,13 +1,18 @@
-"""HalfCheetah-v5, on the medium tier that the package's own policies collect on first use.
+"""HalfCheetah-v5, on the medium tier, which the first run collects with the package's own policies.
 
-python -m dawm_jax.main --config=configs/halfcheetah.py                      the full protocol
-python -m dawm_jax.main --config=configs/halfcheetah.py:quick                minutes on two cores
-python -m dawm_jax.main --config=configs/halfcheetah.py:medium-replay,quick  another tier
+python -m dawm_jax.main --config=configs/halfcheetah.py                       the full protocol, for a GPU
+python -m dawm_jax.main --config=configs/halfcheetah.py:quick                 minutes on two CPU cores
+python -m dawm_jax.main --config=configs/halfcheetah.py:smoke                 seconds; the score means nothing
+python -m dawm_jax.main --config=configs/halfcheetah.py:medium-replay,quick   another tier of the data
+
+An installed package takes --config=halfcheetah:quick from any folder.
 """
 
-from configs import common
+import ml_collections
+
+from dawm_jax.config import schema
 
 
-def get_config(variant: str = ""):
-    """See common.get_config."""
-    return common.get_config(variant, environment="HalfCheetah-v5", bundled="")
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The configuration of a variant; see `schema.get_config` and docs/configuration.md."""
+    return schema.get_config(variant, environment="HalfCheetah-v5")

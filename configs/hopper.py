@@ -1,13 +1,18 @@
-"""Hopper-v5, on bundled data of a medium policy, or on a tier collected on first use.
+"""Hopper-v5, on bundled data of a medium policy, or on a tier that the first run collects.
 
-python -m dawm_jax.main --config=configs/hopper.py                       the full protocol
+python -m dawm_jax.main --config=configs/hopper.py                       the full protocol, for a GPU
 python -m dawm_jax.main --config=configs/hopper.py:quick                 minutes on two CPU cores
-python -m dawm_jax.main --config=configs/hopper.py:medium-replay,quick   one of D4RL's tiers
+python -m dawm_jax.main --config=configs/hopper.py:smoke                 seconds; the score means nothing
+python -m dawm_jax.main --config=configs/hopper.py:medium-replay,quick   another tier of the data
+
+An installed package takes --config=hopper:quick from any folder.
 """
 
-from configs import common
+import ml_collections
+
+from dawm_jax.config import schema
 
 
-def get_config(variant: str = ""):
-    """See common.get_config."""
-    return common.get_config(variant)
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """The configuration of a variant; see `schema.get_config` and docs/configuration.md."""
+    return schema.get_config(variant, environment="Hopper-v5")

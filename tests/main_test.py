@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dawm_jax import main
+from dawm_jax.config import schema
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -27,18 +28,33 @@ def test_help_shows_examples_and_every_field():
     result = run("--help")
     assert result.returncode == 0
     assert "python -m dawm_jax.main --config=configs/hopper.py:quick" in result.stdout
-    # All fields, under the names that the command line takes.
-    for field in main._flatten_fields():
-        if field != "variant":
-            assert f"--config.{field}=" in result.stdout
+    # All settings, under the names that the command line takes.
+    for name, _ in schema.fields():
+        assert f"--{name}=" in result.stdout
+    for flag in ("--config", "--workdir", "--num_processes"):
+        assert f"  {flag} " in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--config is missing"),
-        (["--config=configs/hoper.py"], "no file configs/hoper.py; expected one of"),
+        (
+            ["--config=configs/hoper.py"],
+            "no file configs/hoper.py; expected a configuration file or one of ",
+        ),
+        (["--config=hoper"], "expected a configuration file or one of "),
+        (["--config", "hoper:quick"], "got 'hoper'"),
         (["--config=configs/hopper.py:fast"], "unknown variant 'fast'"),
+        (["--config=hopper:fast"], "unknown variant 'fast'"),
+        (
+            ["--config=hopper:smoke", "--config.world_model.dim=8"],
+            "unknown flag --config.world_model.dim: did you mean --config.unet.dim?",
+        ),
+        (
+            ["--config=hopper:smoke", "--config.rollout.guidence=2"],
+            "did you mean --config.rollout.guidance?",
+        ),
         (
             ["--config=configs/hopper.py:smoke", "--config.agnet=iql"],
             "unknown flag --config.agnet: did you mean --config.agent?",
@@ -58,7 +74,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message):
 
 def test_a_mistake_in_a_value_is_one_line_after_the_log(tmp_path):
     result = run(
-        "--config=configs/hopper.py:smoke",
+        "--config=hopper:smoke",
         "--config.dataset=bundled/hopper/large",
         f"--workdir={tmp_path}",
     )
@@ -68,12 +84,45 @@ def test_a_mistake_in_a_value_is_one_line_after_the_log(tmp_path):
     assert last.startswith("dawm_jax: unknown bundled dataset 'bundled/hopper/large'")
 
 
-def test_configurations_load_from_anywhere(tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("agent=sac", "config.agent: expected one of bc, iql"),
+        ("horizon=0", "config.horizon: expected a whole number at least 1, got 0"),
+        ("world_model.learning_rate=nan", "config.world_model.learning_rate: expected a number"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(tmp_path, setting, message):
+    result = run("--config=hopper:smoke", f"--config.{setting}", f"--workdir={tmp_path}/run")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"dawm_jax: {message}")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("config", [f"{_ROOT}/configs/walker2d.py:smoke", "walker2d:smoke"])
+def test_configurations_load_from_anywhere(tmp_path, config):
+    """Whatever lies in the current folder."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "walker2d").write_text("no configuration")
     result = run(
-        f"--config={_ROOT}/configs/walker2d.py:smoke",
+        f"--config={config}",
         "--config.dataset=/nowhere/data.hdf5",
         f"--workdir={tmp_path}/run",
         cwd=tmp_path,
     )
     assert result.returncode == 1
     assert "dataset file not found" in result.stderr
+
+
+def test_the_same_settings_have_the_same_default_folder():
+    config = schema.parse(schema.get_config("quick"))
+    folder = main._default_workdir(config)
+    assert folder.startswith("runs/hopper-quick-dawm-td3_bc-")
+    assert main._default_workdir(schema.parse(schema.get_config("quick"))) == folder
+    other = schema.replace(config, {"rollout.guidance": 2.0})
+    assert main._default_workdir(other).rpartition("-")[0] == folder.rpartition("-")[0]
+    assert main._default_workdir(other) != folder
+    plans = schema.replace(config, {"method": "decision_diffuser"})
+    assert main._default_workdir(plans).startswith("runs/hopper-quick-decision_diffuser-")
+    assert "td3_bc" not in main._default_workdir(plans)

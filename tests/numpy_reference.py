@@ -18,13 +18,28 @@ def jit(function, **kwargs):
     return jax.jit(function, compiler_options=options, **kwargs)
 
 
+def batch_at(batches, index=0):
+    """The minibatch at an index of the leading axis."""
+    return jax.tree.map(lambda leaf: leaf[index], batches)
+
+
 def mlp(layers, x):
-    """ReLU hidden layers and a linear output, from flax's Dense_0, Dense_1, ..."""
-    for index in range(len(layers)):
+    """ReLU hidden layers and a linear output, from flax's Dense_0, Dense_1, ...
+
+    Where there are LayerNorm_0, LayerNorm_1, ..., one follows every ReLU (Ba et al. 2016,
+    eqs. 3 and 4, with flax's 1e-6 added to the variance).
+    """
+    depth = sum(name.startswith("Dense") for name in layers)
+    for index in range(depth):
         layer = layers[f"Dense_{index}"]
         x = x @ layer["kernel"] + layer["bias"]
-        if index < len(layers) - 1:
+        if index < depth - 1:
             x = np.maximum(x, 0.0)
+            if f"LayerNorm_{index}" in layers:
+                layer = layers[f"LayerNorm_{index}"]
+                deviation = x - x.mean(-1, keepdims=True)
+                variance = (deviation**2).mean(-1, keepdims=True)
+                x = layer["scale"] * deviation / np.sqrt(variance + 1e-6) + layer["bias"]
     return x
 
 

@@ -5,47 +5,56 @@ import pathlib
 import jax
 import numpy as np
 
-from configs import common
-from dawm_jax.data import dataset as data
-from dawm_jax.methods.registry import assemble, build_replay
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
+from dawm_jax.data.load import load_dataset
 from dawm_jax.runtime import run_folder
 from dawm_jax.runtime.checkpoint import Checkpoints
+from dawm_jax.training import setup
 
 # Random models make states that differ by tenths, so that a random classifier ends all windows
 # alike. This one ends every tenth step: where a value of the state arrived at is above a bar.
 _VALUE, _BAR = -3, 0.3
 
 
-def small_config():
-    """The smoke variant with one level and one sampling step: it compiles quickly."""
-    config = common.get_config("smoke")
-    config.num_seeds = 1
-    config.world_model.update(multipliers=(1,), groups=4)
-    config.rollout.sampling_steps = 1
-    return config
+def small_config(**changes) -> Config:
+    """The smoke variant with one level and one sampling step: it compiles quickly.
 
-
-def write_run(folder: pathlib.Path, config) -> pathlib.Path:
-    """Writes config.json and a checkpoint of every stage, as training leaves them."""
-    _, statistics = build_replay(config, data.load_dataset(config.dataset))
-    functions = assemble(config, statistics)
-    key = jax.random.key(0)
-    stages = {
-        "world_model": jax.eval_shape(functions.world_model.init, key),
-        "inverse_dynamics": jax.eval_shape(functions.inverse_dynamics.init, key),
-        "agent": jax.eval_shape(jax.vmap(functions.init_run), key[None]),
+    Args:
+      changes: settings, with "__" for the dot: rollout__guidance=2.0.
+    """
+    config = schema.parse(schema.get_config("smoke"))
+    small = {
+        "num_seeds": 1,
+        "unet.multipliers": (1,),
+        "unet.groups": 4,
+        "rollout.sampling_steps": 1,
     }
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    return schema.replace(config, small | changed)
+
+
+def write_run(folder: pathlib.Path, config: Config) -> pathlib.Path:
+    """Writes config.json and a checkpoint of every stage, as training leaves them."""
+    _, normalizer = setup.build_replay(config, load_dataset(config.dataset))
+    parts = setup.make(config, normalizer)
+    key = jax.random.key(0)
+    trained = parts.method.models if parts.planner or parts.generator else {}
+    stages = {name: jax.eval_shape(model.init, key) for name, model in trained.items()}
+    if parts.training is not None:
+        keys = jax.random.split(key, config.num_seeds)
+        stages["agent"] = jax.eval_shape(jax.vmap(parts.training.init), keys)
     rng = np.random.default_rng(4)
     values = lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_config(folder, config.to_dict())
+    run_folder.write_config(folder, schema.to_dict(config))
     for stage, shapes in stages.items():
         checkpoints = Checkpoints(folder / "checkpoints" / stage)
         state = jax.tree.map(values, shapes)
-        if stage == "world_model":
+        if stage == "world_model" and "termination" in state.average:
             _end_some(state.average["termination"]["params"])
-        checkpoints.save(1, {"state": state, "statistics": statistics})
+        checkpoints.save(1, {"state": state, "statistics": normalizer})
         checkpoints.close()
     return folder
 

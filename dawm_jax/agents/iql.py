@@ -1,9 +1,7 @@
-"""Implicit Q-learning (Kostrikov et al. 2022).
+"""Implicit Q-learning, IQL (Kostrikov et al. 2022, 2110.06169)."""
 
-Observations are standardised, actions lie in [-1, 1], the target scales rewards.
-"""
-
-from typing import Any, NamedTuple
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +9,56 @@ import optax
 from flax import struct
 
 from dawm_jax.agents import td
-from dawm_jax.models import optim as learner
+from dawm_jax.agents.base import AGENTS, AgentSpec, AgentTask
+from dawm_jax.models import optim
 from dawm_jax.models.networks import Critics, GaussianPolicy, Value
-from dawm_jax.models.optim import Metrics, Params
+from dawm_jax.runtime.settings import setting
+from dawm_jax.types import Expansion, Metrics, Params, Rows, Transition
 
 # The official implementation's bounds of the policy's log standard deviation.
 _LOG_STD_BOUNDS = (-5.0, 2.0)
+# The official implementation scales rewards so that the returns of the data's best and worst
+# episode differ by this much.
+_SCALED_RETURN_RANGE = 1000.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The hyper-parameters of IQL, with the paper's values."""
+
+    hidden: tuple[int, ...] = setting(
+        (256, 256),
+        "units of the hidden layers, policy, value and critics",
+        smoke=(16, 16),
+        source="IQL",
+        at_least=1,
+    )
+    learning_rate: float = setting(
+        3e-4, "of Adam; the policy's decays to 0 by a cosine", source="IQL", above=0.0
+    )
+    # Larger in the quick variant for the same reason as TD3's, see agents/td3.py.
+    tau: float = setting(
+        0.005,
+        "share of the new parameters in the target critics, each update",
+        quick=0.02,
+        source="IQL",
+        above=0.0,
+        at_most=1.0,
+    )
+    expectile: float = setting(0.7, "of the value regression", source="IQL", above=0.0, below=1.0)
+    beta: float = setting(
+        3.0, "inverse temperature of the policy extraction", source="IQL", at_least=0.0
+    )
+    max_weight: float = setting(
+        100.0, "cap of the exponentiated advantage", source="IQL", above=0.0
+    )
+    return_lambda: float = setting(
+        0.95,
+        "lambda of the target from value expansions, of the mean over horizons",
+        source="DWM",
+        at_least=0.0,
+        at_most=1.0,
+    )
 
 
 class Networks(NamedTuple):
@@ -40,145 +82,166 @@ class State:
     critic_opt: optax.OptState
 
 
-def make_networks(hidden: tuple[int, ...], action_size: int) -> Networks:
-    """Networks of the given hidden sizes."""
-    return Networks(
-        actor=GaussianPolicy(hidden, action_size, *_LOG_STD_BOUNDS),
-        value=Value(hidden),
-        critics=Critics(hidden, members=2, orthogonal=True),
-    )
-
-
-def init(
-    key: jax.Array,
-    *,
-    networks: Networks,
-    state_size: int,
-    action_size: int,
-    actor_optimizer: optax.GradientTransformation,
-    value_optimizer: optax.GradientTransformation,
-    critic_optimizer: optax.GradientTransformation,
-) -> State:
-    """A fresh agent; the target starts as a copy. `key` is consumed."""
-    key_actor, key_value, key_critics = jax.random.split(key, 3)
-    observation, action = jnp.zeros((1, state_size)), jnp.zeros((1, action_size))
-    actor = networks.actor.init(key_actor, observation)
-    value = networks.value.init(key_value, observation)
-    critics = networks.critics.init(key_critics, observation, action)
-    return State(
-        actor=actor,
-        value=value,
-        critics=critics,
-        target_critics=jax.tree.map(jnp.copy, critics),
-        actor_opt=actor_optimizer.init(actor),
-        value_opt=value_optimizer.init(value),
-        critic_opt=critic_optimizer.init(critics),
-    )
-
-
 def expectile_loss(difference: jax.Array, *, expectile: float) -> jax.Array:
     """|expectile - 1(u < 0)| u^2, elementwise (IQL, eq. 4)."""
     return jnp.where(difference > 0, expectile, 1.0 - expectile) * jnp.square(difference)
 
 
-def value_loss(
-    value: Params, q: jax.Array, batch: Any, *, networks: Networks, expectile: float
-) -> tuple[jax.Array, Metrics]:
-    """Expectile regression of V(s) on the target critics' min Q(s, a) (IQL, eq. 5)."""
-    v = networks.value.apply(value, batch.observation)
-    loss = expectile_loss(q - v, expectile=expectile).mean()
-    return loss, {"value_loss": loss, "v_mean": v.mean()}
+# Compared by identity (eq=False): jit hashes an agent's methods, and arrays have no hash.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Iql:
+    """IQL.
 
-
-def actor_loss(
-    actor: Params,
-    advantage: jax.Array,
-    batch: Any,
-    *,
-    networks: Networks,
-    beta: float,
-    max_weight: float,
-) -> tuple[jax.Array, Metrics]:
-    """-mean min(exp(beta advantage), max_weight) log pi(a | s) (IQL, eq. 7)."""
-    mean, log_std = networks.actor.apply(actor, batch.observation)
-    scaled = (batch.action - mean) * jnp.exp(-log_std)[None]
-    log_prob = -(0.5 * jnp.square(scaled) + log_std[None] + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
-    weight = jnp.minimum(jnp.exp(beta * advantage), max_weight)
-    loss = -(weight * log_prob).mean()
-    return loss, {"actor_loss": loss, "cloning_mse": jnp.square(batch.action - mean).mean()}
-
-
-def update(
-    state: State,
-    batches: Any,
-    key: jax.Array,
-    *,
-    networks: Networks,
-    actor_optimizer: optax.GradientTransformation,
-    value_optimizer: optax.GradientTransformation,
-    critic_optimizer: optax.GradientTransformation,
-    target: td.TargetFn,
-    tau: float,
-    expectile: float,
-    beta: float,
-    max_weight: float,
-) -> tuple[State, Metrics]:
-    """One update in the official order: value, policy, critics, target.
-
-    Args:
-      state: of the agent.
-      batches: [1, B, ...] of what `target` takes, rewards in raw units.
-      key: unused; IQL's update draws nothing.
-      networks: of the agent.
+    Attributes:
+      settings: hyper-parameters.
+      task: sizes and discount.
+      networks: the policy, the state value and both critics.
       actor_optimizer: of the policy.
-      value_optimizer: of the state value.
-      critic_optimizer: of both critics.
+      optimizer: of the state value and of the critics.
       target: of the critics, in scaled reward units.
-      tau: share of the new parameters in the target networks.
-      expectile: of the value regression.
-      beta: inverse temperature of the policy extraction.
-      max_weight: cap of the exponentiated advantage.
-
-    Returns:
-      The next state, and metrics in scaled reward units.
+      reward_scale: factor between the environment's rewards and those of the target.
     """
-    del key
-    batch = jax.tree.map(lambda leaf: leaf[0], batches)
-    q = networks.critics.apply(state.target_critics, batch.observation, batch.action).min(0)
-    value, value_opt, value_metrics = learner.gradient_step(
-        lambda params: value_loss(params, q, batch, networks=networks, expectile=expectile),
-        state.value,
-        state.value_opt,
-        value_optimizer,
+
+    settings: Settings
+    task: AgentTask
+    networks: Networks
+    actor_optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation
+    target: td.TargetFn
+    reward_scale: float | jax.Array
+    batches_per_update: int = 1
+
+    def init(self, key: jax.Array) -> State:
+        """A fresh agent; the target starts as a copy. `key` is consumed."""
+        key_actor, key_value, key_critics = jax.random.split(key, 3)
+        observation = jnp.zeros((1, self.task.state_size))
+        action = jnp.zeros((1, self.task.action_size))
+        actor = self.networks.actor.init(key_actor, observation)
+        value = self.networks.value.init(key_value, observation)
+        critics = self.networks.critics.init(key_critics, observation, action)
+        return State(
+            actor=actor,
+            value=value,
+            critics=critics,
+            target_critics=jax.tree.map(jnp.copy, critics),
+            actor_opt=self.actor_optimizer.init(actor),
+            value_opt=self.optimizer.init(value),
+            critic_opt=self.optimizer.init(critics),
+        )
+
+    def value_loss(self, value: Params, q: jax.Array, batch: Rows) -> tuple[jax.Array, Metrics]:
+        """Expectile regression of V(s) on the target critics' min Q(s, a) (IQL, eq. 5).
+
+        Args:
+          value: parameters of the state value.
+          q: [B].
+          batch: rows [B].
+        """
+        v = self.networks.value.apply(value, batch.observation)
+        loss = expectile_loss(q - v, expectile=self.settings.expectile).mean()
+        return loss, {"value_loss": loss, "v_mean": v.mean()}
+
+    def actor_loss(
+        self, actor: Params, advantage: jax.Array, batch: Rows
+    ) -> tuple[jax.Array, Metrics]:
+        """-mean min(exp(beta advantage), max_weight) log pi(a | s) (IQL, eq. 7).
+
+        Args:
+          actor: parameters of the policy.
+          advantage: [B].
+          batch: rows [B].
+        """
+        mean, log_std = self.networks.actor.apply(actor, batch.observation)
+        scaled = (batch.action - mean) * jnp.exp(-log_std)[None]
+        log_prob = -(0.5 * jnp.square(scaled) + log_std[None] + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+        weight = jnp.minimum(jnp.exp(self.settings.beta * advantage), self.settings.max_weight)
+        loss = -(weight * log_prob).mean()
+        return loss, {"actor_loss": loss, "cloning_mse": jnp.square(batch.action - mean).mean()}
+
+    def update(self, state: State, batches: Rows, key: jax.Array) -> tuple[State, Metrics]:
+        """One update in the official order: value, policy, critics, target.
+
+        Args:
+          state: of the agent.
+          batches: [1, B, ...] rows, rewards in the environment's units.
+          key: unused; IQL's update draws nothing.
+
+        Returns:
+          The next state, and metrics in scaled reward units.
+        """
+        del key
+        networks = self.networks
+        batch = jax.tree.map(lambda leaf: leaf[0], batches)
+        q = networks.critics.apply(state.target_critics, batch.observation, batch.action).min(0)
+        value, value_opt, value_metrics = optim.gradient_step(
+            lambda value: self.value_loss(value, q, batch),
+            state.value,
+            state.value_opt,
+            self.optimizer,
+        )
+        advantage = q - networks.value.apply(value, batch.observation)
+        actor, actor_opt, actor_metrics = optim.gradient_step(
+            lambda actor: self.actor_loss(actor, advantage, batch),
+            state.actor,
+            state.actor_opt,
+            self.actor_optimizer,
+        )
+        target = self.target(batch, lambda next_obs: networks.value.apply(value, next_obs))
+        critics, critic_opt, critic_metrics = optim.gradient_step(
+            lambda critics: td.critic_loss(critics, batch, target, networks=networks),
+            state.critics,
+            state.critic_opt,
+            self.optimizer,
+        )
+        state = State(
+            actor=actor,
+            value=value,
+            critics=critics,
+            target_critics=optax.incremental_update(
+                critics, state.target_critics, self.settings.tau
+            ),
+            actor_opt=actor_opt,
+            value_opt=value_opt,
+            critic_opt=critic_opt,
+        )
+        return state, {**value_metrics, **actor_metrics, **critic_metrics}
+
+    def act(self, state: State, observation: jax.Array) -> jax.Array:
+        """The policy's mean: standardised [..., S] -> [..., A] in [-1, 1]."""
+        return self.networks.actor.apply(state.actor, observation)[0]
+
+
+def make(settings: Settings, task: AgentTask) -> Iql:
+    """IQL for a task."""
+    reward_scale = _SCALED_RETURN_RANGE / task.return_range
+    constant, decayed = (
+        optim.adam(settings.learning_rate, schedule=schedule, total_steps=task.total_updates)
+        for schedule in ("constant", "cosine")
     )
-    advantage = q - networks.value.apply(value, batch.observation)
-    actor, actor_opt, actor_metrics = learner.gradient_step(
-        lambda params: actor_loss(
-            params, advantage, batch, networks=networks, beta=beta, max_weight=max_weight
+    return Iql(
+        settings=settings,
+        task=task,
+        networks=Networks(
+            actor=GaussianPolicy(settings.hidden, task.action_size, *_LOG_STD_BOUNDS),
+            value=Value(settings.hidden),
+            critics=Critics(settings.hidden, members=2, orthogonal=True),
         ),
-        state.actor,
-        state.actor_opt,
-        actor_optimizer,
+        actor_optimizer=decayed,
+        optimizer=constant,
+        target=td.make_target(
+            task, return_lambda=settings.return_lambda, reward_scale=reward_scale
+        ),
+        reward_scale=reward_scale,
     )
-    wanted = target(batch, lambda observation: networks.value.apply(value, observation))
-    critics, critic_opt, critic_metrics = learner.gradient_step(
-        lambda params: td.critic_loss(params, batch, wanted, networks=networks),
-        state.critics,
-        state.critic_opt,
-        critic_optimizer,
-    )
-    state = State(
-        actor=actor,
-        value=value,
-        critics=critics,
-        target_critics=optax.incremental_update(critics, state.target_critics, tau),
-        actor_opt=actor_opt,
-        value_opt=value_opt,
-        critic_opt=critic_opt,
-    )
-    return state, {**value_metrics, **actor_metrics, **critic_metrics}
 
 
-def act(state: State, observation: jax.Array, *, networks: Networks) -> jax.Array:
-    """The policy's mean: standardised [..., S] -> [..., A] in [-1, 1]."""
-    return networks.actor.apply(state.actor, observation)[0]
+AGENTS.register(
+    AgentSpec(
+        name="iql",
+        label="IQL",
+        settings=Settings,
+        make=make,
+        learns_from=(Transition, Expansion),
+        batches_per_update=lambda settings: 1,
+    )
+)

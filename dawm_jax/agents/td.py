@@ -1,24 +1,40 @@
 """What the agents with critics share: targets and the critics' loss.
 
-A target is a function of a batch and of a value of states, which each algorithm defines for
-itself. So the same TD3+BC or IQL learns from one-step transitions, or from value expansions.
+A target is a function of a batch and of a value of states. Each algorithm defines the value,
+so the same TD3+BC or IQL learns from one-step transitions or from value expansions.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.agents.base import AgentTask
 from dawm_jax.models.networks import Critics
-from dawm_jax.models.optim import Metrics, Params
-from dawm_jax.types import Expansion, Transition
+from dawm_jax.types import Expansion, Metrics, Params, Rows, Transition
 
-# standardised observations [B, ..., S] -> their values [B, ...]
-ValueFn = Callable[[jax.Array], jax.Array]
-# (batch, value) -> what Q(s, a) should be, [B]
-TargetFn = Callable[[Any, ValueFn], jax.Array]
+
+class ValueFn(Protocol):
+    """The value of states, from which a target bootstraps."""
+
+    def __call__(self, observation: jax.Array, /) -> jax.Array:
+        """Standardised observations [B, ..., S] -> values [B, ...]."""
+
+
+class TargetFn(Protocol):
+    """The target of the critics."""
+
+    def __call__(self, batch: Rows, value: ValueFn) -> jax.Array:
+        """The target of Q(s, a) for every row.
+
+        Args:
+          batch: rows [B].
+          value: of the states that the target bootstraps from.
+
+        Returns:
+          [B].
+        """
 
 
 class HasCritics(Protocol):
@@ -29,6 +45,36 @@ class HasCritics(Protocol):
         """The ensemble of Q functions."""
 
 
+def make_target(
+    task: AgentTask, *, return_lambda: float, reward_scale: float | jax.Array = 1.0
+) -> TargetFn:
+    """The target for the rows of a task: one-step for transitions, lambda-return for expansions.
+
+    Args:
+      task: gives the type of the rows and the discount.
+      return_lambda: of `expansion_target`; without effect on transitions.
+      reward_scale: multiplies the rewards.
+
+    Returns:
+      The target. It raises TypeError on rows of another type than `task.rows`.
+    """
+
+    def target(batch: Rows, value: ValueFn) -> jax.Array:
+        if not isinstance(batch, task.rows):
+            raise TypeError(f"expected {task.rows.__name__}, got {type(batch).__name__}")
+        if isinstance(batch, Expansion):
+            return expansion_target(
+                batch,
+                value,
+                discount=task.discount,
+                return_lambda=return_lambda,
+                reward_scale=reward_scale,
+            )
+        return one_step_target(batch, value, discount=task.discount, reward_scale=reward_scale)
+
+    return target
+
+
 def one_step_target(
     batch: Transition,
     value: ValueFn,
@@ -36,7 +82,7 @@ def one_step_target(
     discount: float,
     reward_scale: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """r + gamma (1 - terminated) V(s'), [B].
+    """r_t + gamma (1 - terminated_t) V(s_{t+1}), [B].
 
     Args:
       batch: transitions [B].
@@ -45,8 +91,9 @@ def one_step_target(
       reward_scale: multiplies the rewards.
     """
     chex.assert_rank([batch.reward, batch.terminated], 1)
-    following = value(batch.next_observation)
-    return reward_scale * batch.reward + discount * (1.0 - batch.terminated) * following
+    next_value = value(batch.next_observation)
+    discount_t = discount * (1.0 - batch.terminated)
+    return reward_scale * batch.reward + discount_t * next_value
 
 
 def expansion_target(
@@ -65,20 +112,20 @@ def expansion_target(
 
     Args:
       batch: expansions [B].
-      value: of states; asked for the last state only if lambda is 1.
+      value: of states. If lambda is 1, only the value of the last state is computed.
       discount: gamma.
       return_lambda: lambda, a Python number in [0, 1].
       reward_scale: multiplies the rewards.
     """
     chex.assert_rank([batch.reward, batch.terminated, batch.next_observation], [2, 2, 3])
     horizon = batch.reward.shape[1]
-    goes_on = 1.0 - batch.terminated
-    # Step h weighs (gamma lambda)^h, and nothing after a termination before it.
-    alive = jnp.cumprod(goes_on, axis=1)
+    continues = 1.0 - batch.terminated
+    # Step h is weighted by (gamma lambda)^h, and by 0 after a termination.
+    alive = jnp.cumprod(continues, axis=1)
     alive_before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
     weight = (discount * return_lambda) ** jnp.arange(horizon)[None] * alive_before
     rewards = (weight * reward_scale * batch.reward).sum(1)
-    bootstrap = weight * discount * goes_on
+    bootstrap = weight * discount * continues
     last = bootstrap[:, -1] * value(batch.next_observation[:, -1])
     if return_lambda == 1.0 or horizon == 1:
         return rewards + last
@@ -87,11 +134,17 @@ def expansion_target(
 
 
 def critic_loss(
-    critics: Params, batch: Any, target: jax.Array, *, networks: HasCritics
+    critics: Params, batch: Rows, target: jax.Array, *, networks: HasCritics
 ) -> tuple[jax.Array, Metrics]:
     """Sum over the critics of the mean squared TD error, and metrics.
 
     TD3, algorithm 1; IQL, eq. 6.
+
+    Args:
+      critics: parameters of the ensemble.
+      batch: rows [B].
+      target: [B] of Q(s, a).
+      networks: of the agent.
     """
     q = networks.critics.apply(critics, batch.observation, batch.action)
     value = jnp.square(q - target[None]).mean(1).sum()

@@ -1,191 +1,97 @@
-"""TD3+BC (Fujimoto & Gu 2021): TD3 with a behaviour-cloning term in the actor's loss.
+"""TD3+BC (Fujimoto & Gu 2021, 2106.06860): TD3 with a cloning term in the policy's loss."""
 
-Networks are module-level constants of the algorithm's shape; parameters are explicit.
-Observations are standardised and actions lie in [-1, 1].
-"""
-
-import functools
-from typing import Any, NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import struct
 
-from dawm_jax.agents import td
-from dawm_jax.models import optim as learner
+from dawm_jax.agents import td, td3
+from dawm_jax.agents.base import AGENTS, AgentSpec, AgentTask
+from dawm_jax.models import optim
 from dawm_jax.models.networks import Critics, TanhMlp
-from dawm_jax.models.optim import Metrics, Params
+from dawm_jax.runtime.settings import setting
+from dawm_jax.types import Expansion, Metrics, Params, Rows, Transition
 
 
-class Networks(NamedTuple):
-    """The policy, both critics, and the one critic that the policy follows."""
+@dataclasses.dataclass(frozen=True)
+class Settings(td3.Settings):
+    """The hyper-parameters of TD3+BC."""
 
-    actor: TanhMlp
-    critics: Critics
-    first_critic: Critics
-
-
-@struct.dataclass
-class State:
-    """Everything that an update moves."""
-
-    actor: Params
-    critics: Params
-    target_actor: Params
-    target_critics: Params
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-
-
-def make_networks(hidden: tuple[int, ...], action_size: int) -> Networks:
-    """Networks of the given hidden sizes."""
-    return Networks(
-        actor=TanhMlp(hidden, action_size),
-        critics=Critics(hidden, members=2),
-        first_critic=Critics(hidden, members=1),
+    alpha: float = setting(
+        2.5, "weight of the value against cloning", source="TD3+BC", at_least=0.0
+    )
+    return_lambda: float = setting(
+        1.0,
+        "lambda of the target from value expansions; 1 takes the last horizon's return only",
+        source="DWM",
+        at_least=0.0,
+        at_most=1.0,
     )
 
 
-def init(
-    key: jax.Array,
-    *,
-    networks: Networks,
-    state_size: int,
-    action_size: int,
-    actor_optimizer: optax.GradientTransformation,
-    critic_optimizer: optax.GradientTransformation,
-) -> State:
-    """A fresh agent; targets start as copies. `key` is consumed."""
-    key_actor, key_critics = jax.random.split(key)
-    observation, action = jnp.zeros((1, state_size)), jnp.zeros((1, action_size))
-    actor = networks.actor.init(key_actor, observation)
-    critics = networks.critics.init(key_critics, observation, action)
-    return State(
-        actor=actor,
-        critics=critics,
-        target_actor=jax.tree.map(jnp.copy, actor),
-        target_critics=jax.tree.map(jnp.copy, critics),
-        actor_opt=actor_optimizer.init(actor),
-        critic_opt=critic_optimizer.init(critics),
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Td3Bc(td3.Td3):
+    """TD3+BC.
 
-
-def smoothed_value(
-    target_actor: Params,
-    target_critics: Params,
-    observation: jax.Array,
-    noise: jax.Array,
-    *,
-    networks: Networks,
-) -> jax.Array:
-    """min_e Q_e(s, pi(s) + noise), what the target bootstraps from (TD3, algorithm 1).
-
-    Args:
-      target_actor: parameters.
-      target_critics: parameters.
-      observation: [B, ..., S].
-      noise: [B, A] target-policy smoothing, already clipped; states of one row share it.
-      networks: of the agent.
-
-    Returns:
-      [B, ...].
-    """
-    action = networks.actor.apply(target_actor, observation)
-    noise = noise.reshape(len(noise), *(1,) * (observation.ndim - 2), -1)
-    action = jnp.clip(action + noise, -1.0, 1.0)
-    return networks.critics.apply(target_critics, observation, action).min(0)
-
-
-def actor_loss(
-    actor: Params, critics: Params, batch: Any, *, networks: Networks, alpha: float
-) -> tuple[jax.Array, Metrics]:
-    """-lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|.
-
-    TD3+BC, eq. 5; no gradient flows through lambda.
-    """
-    action = networks.actor.apply(actor, batch.observation)
-    first = jax.tree.map(lambda leaf: leaf[:1], critics)
-    q = networks.first_critic.apply(first, batch.observation, action)[0]
-    scale = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
-    cloning = jnp.square(action - batch.action).mean()
-    value = -scale * q.mean() + cloning
-    return value, {"actor_loss": value, "cloning_mse": cloning}
-
-
-def update(
-    state: State,
-    batches: Any,
-    key: jax.Array,
-    *,
-    networks: Networks,
-    actor_optimizer: optax.GradientTransformation,
-    critic_optimizer: optax.GradientTransformation,
-    target: td.TargetFn,
-    tau: float,
-    alpha: float,
-    policy_noise: float,
-    noise_clip: float,
-) -> tuple[State, Metrics]:
-    """One delayed-policy cycle: a critic step on every batch, then one actor step.
-
-    The delay is the number of batches. Writing the cycle out instead of branching on the
-    step keeps the program free of conditionals, which cost a synchronisation on a GPU.
-
-    Args:
-      state: of the agent.
-      batches: [delay, B, ...] of what `target` takes; the actor learns from the last batch.
-      key: random number generator state, the key is consumed.
-      networks: of the agent.
-      actor_optimizer: of the policy.
-      critic_optimizer: of both critics.
+    Attributes:
+      settings: hyper-parameters.
       target: of the critics.
-      tau: share of the new parameters in the targets, once per cycle.
-      alpha: weight of the value against the cloning term.
-      policy_noise: standard deviation of the target action's noise.
-      noise_clip: its bound.
-
-    Returns:
-      The next state, and metrics.
     """
-    critics, critic_opt = state.critics, state.critic_opt
-    noise = policy_noise * jax.random.normal(key, batches.action.shape)
-    noise = jnp.clip(noise, -noise_clip, noise_clip)
-    delay = batches.reward.shape[0]
-    for index in range(delay):
-        batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
-        value = functools.partial(
-            smoothed_value,
-            state.target_actor,
-            state.target_critics,
-            noise=noise[index],
-            networks=networks,
-        )
-        critics, critic_opt, critic_metrics = learner.gradient_step(
-            functools.partial(
-                td.critic_loss, batch=batch, target=target(batch, value), networks=networks
-            ),
-            critics,
-            critic_opt,
-            critic_optimizer,
-        )
-    actor, actor_opt, actor_metrics = learner.gradient_step(
-        lambda params: actor_loss(params, critics, batch, networks=networks, alpha=alpha),
-        state.actor,
-        state.actor_opt,
-        actor_optimizer,
-    )
-    state = State(
-        actor=actor,
-        critics=critics,
-        target_actor=optax.incremental_update(actor, state.target_actor, tau),
-        target_critics=optax.incremental_update(critics, state.target_critics, tau),
-        actor_opt=actor_opt,
-        critic_opt=critic_opt,
-    )
-    return state, {**critic_metrics, **actor_metrics}
+
+    settings: Settings
+    target: td.TargetFn
+
+    def critic_target(self, state: td3.State, batch: Rows, noise: jax.Array) -> jax.Array:
+        """The target from the smoothed value of the next states, [B]; see `td3.Td3`."""
+        return self.target(batch, lambda next_obs: self.smoothed_target(state, next_obs, noise)[0])
+
+    def actor_loss(self, actor: Params, critics: Params, batch: Rows) -> tuple[jax.Array, Metrics]:
+        """-lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|.
+
+        TD3+BC, eq. 5. No gradient flows through lambda. The policy follows the first critic
+        alone, as in TD3.
+
+        Args:
+          actor: parameters of the policy.
+          critics: parameters of both critics.
+          batch: rows [B].
+
+        Returns:
+          The loss, and metrics.
+        """
+        action = self.networks.actor.apply(actor, batch.observation)
+        first = jax.tree.map(lambda leaf: leaf[:1], critics)
+        first_critic = self.networks.critics.clone(members=1)
+        q = first_critic.apply(first, batch.observation, action)[0]
+        weight = self.settings.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+        cloning = jnp.square(action - batch.action).mean()
+        value = -weight * q.mean() + cloning
+        return value, {"actor_loss": value, "cloning_mse": cloning}
 
 
-def act(state: State, observation: jax.Array, *, networks: Networks) -> jax.Array:
-    """The deterministic policy: standardised [..., S] -> [..., A] in [-1, 1]."""
-    return networks.actor.apply(state.actor, observation)
+def make(settings: Settings, task: AgentTask) -> Td3Bc:
+    """TD3+BC for a task."""
+    return Td3Bc(
+        settings=settings,
+        task=task,
+        networks=td3.Networks(
+            actor=TanhMlp(settings.hidden, task.action_size),
+            critics=Critics(settings.hidden, members=2),
+        ),
+        optimizer=optim.adam(
+            settings.learning_rate, schedule="constant", total_steps=task.total_updates
+        ),
+        target=td.make_target(task, return_lambda=settings.return_lambda),
+    )
+
+
+AGENTS.register(
+    AgentSpec(
+        name="td3_bc",
+        label="TD3+BC",
+        settings=Settings,
+        make=make,
+        learns_from=(Transition, Expansion),
+        batches_per_update=td3.batches_per_update,
+    )
+)

@@ -1,10 +1,13 @@
-"""The speed of this package, beside PyTorch's at the same work: `python -m dawm_jax.benchmark`.
+"""The speed of this package beside that of the same method in PyTorch.
 
-suite       what is timed, in one run, and what is written
-jax_side    the stages as the training runs them
-torch_*     the same method as a PyTorch user would write it; the only files that import torch
-measure     turns, medians, peak memory, time to the first step
-flops       multiplications counted in a program
-growth      how costs grow with the problem
-tables      Markdown and figures from the numbers
+jax_side       the stages, compiled from the programs that training runs
+torch_*        the same method as PyTorch users write it; the only modules that import torch
+measure        rates in alternating turns, peak memory, time to the first step
+flops          floating-point operations counted in a program
+suite          one run: what is timed, and what is written
+growth         costs at growing sizes
+records        contents of the written JSON files
+tables         Markdown and figures made of them
+latency        the command that times decisions and generation; latency_cases has its cases
+scaling        bytes that devices exchange, and a model of durations on several chips
 """

@@ -1,50 +1,86 @@
-"""How each cost grows: one size changes at a time, everything else stays."""
+"""Costs at growing sizes: one size changes and everything else stays."""
 
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from dawm_jax.benchmark import jax_side, measure, suite
 from dawm_jax.benchmark.jax_side import Problem
-from dawm_jax.data.windows import Replay
-from dawm_jax.types import Transition
+from dawm_jax.benchmark.measure import Candidate
+from dawm_jax.benchmark.records import Growth, Point
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
+from dawm_jax.data.replay import Replay
+from dawm_jax.types import Transition, UserError
 
 _log = logging.getLogger(__name__)
 
 _EPISODE = 500  # steps of the episodes of made-up data
-_LARGE_BATCHES = [2_048, 8_192, 32_768]  # only an accelerator gains by them
+_LARGE_BATCHES = (2_048, 8_192, 32_768)  # timed on accelerators alone
+
+
+class Change(Protocol):
+    """Gives a problem a size."""
+
+    def __call__(self, problem: Problem, size: int, /) -> Problem:
+        """The problem with that size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """A size that grows.
+
+    Attributes:
+      change: gives a problem the size.
+      sizes: ascending.
+      stages: that are timed at each size.
+    """
+
+    change: Change
+    sizes: tuple[int, ...]
+    stages: tuple[str, ...]
 
 
 def _batch(problem: Problem, size: int) -> Problem:
     config = problem.config
-    for section in (config.world_model, config.inverse_dynamics, config.training):
-        section.batch_size = size
-    config.rollout.windows_per_round = size
-    config.rollout.buffer_capacity = max(config.rollout.buffer_capacity, size * config.horizon)
-    return problem
+    room = max(config.rollout.buffer_capacity, size * config.horizon)
+    return _with_settings(
+        problem,
+        {
+            "world_model.batch_size": size,
+            "inverse_dynamics.batch_size": size,
+            "training.batch_size": size,
+            "rollout.windows_per_round": size,
+            "rollout.buffer_capacity": room,
+        },
+    )
 
 
 def _horizon(problem: Problem, size: int) -> Problem:
-    problem.config.horizon = size
-    return problem
+    return _with_settings(problem, {"horizon": size})
 
 
 def _width(problem: Problem, size: int) -> Problem:
-    problem.config.world_model.dim = size
-    return problem
+    return _with_settings(problem, {"unet.dim": size})
+
+
+def _with_settings(problem: Problem, changes: dict[str, int]) -> Problem:
+    return dataclasses.replace(problem, config=schema.replace(problem.config, changes))
 
 
 def _dataset(problem: Problem, size: int) -> Problem:
-    """Made-up transitions: their number matters, not what they are."""
+    """Made-up transitions: the duration of a program does not depend on their values."""
     replay = problem.replay
     keys = iter(jax.random.split(jax.random.key(0), 3))
     states = functools.partial(jax.random.normal, shape=(size, replay.state_size))
     steps = jnp.arange(size)
-    return problem._replace(
+    return dataclasses.replace(
+        problem,
         replay=Replay(
             transitions=Transition(
                 observation=states(next(keys)),
@@ -56,64 +92,98 @@ def _dataset(problem: Problem, size: int) -> Problem:
             episode_end=jnp.minimum((steps // _EPISODE + 1) * _EPISODE - 1, size - 1),
             return_to_go=jax.random.uniform(next(keys), (size,)),
             num_train=size,
-        )
+        ),
     )
 
 
-def _same(problem: Problem, size: int) -> Problem:
+def _seeds(problem: Problem, size: int) -> Problem:
+    """The number of agents is an argument of the stages, not a property of the problem."""
+    del size
     return problem
 
 
-# axis -> (what changes the problem, sizes, stages)
-AXES: dict[str, tuple[Callable[[Problem, int], Problem], list[int], list[str]]] = {
-    "batch": (_batch, [32, 64, 128, 256, 512], ["denoiser_training", "sampling", "td3_bc", "iql"]),
-    "horizon": (_horizon, [1, 3, 7, 15, 31], ["denoiser_training", "sampling"]),
-    "seeds": (_same, [1, 2, 4, 8, 16, 32], ["td3_bc", "iql", "fused"]),
-    "width": (_width, [16, 32, 64, 128], ["denoiser_training", "sampling"]),
-    "dataset": (
-        _dataset,
-        [10_000, 100_000, 1_000_000, 10_000_000],
-        ["denoiser_training", "td3_bc"],
+AXES = {
+    "batch": Axis(
+        _batch, (32, 64, 128, 256, 512), ("denoiser_training", "sampling", "td3_bc", "iql")
+    ),
+    "horizon": Axis(_horizon, (1, 3, 7, 15, 31), ("denoiser_training", "sampling")),
+    "seeds": Axis(_seeds, (1, 2, 4, 8, 16, 32), ("td3_bc", "iql", "fused")),
+    "width": Axis(_width, (16, 32, 64, 128), ("denoiser_training", "sampling")),
+    "dataset": Axis(
+        _dataset, (10_000, 100_000, 1_000_000, 10_000_000), ("denoiser_training", "td3_bc")
     ),
 }
 
 
-def run(config: Any, *, axes: Iterable[str], rounds: int, seconds: float) -> dict[str, Any]:
+def check(config: Config, axes: Iterable[str]) -> None:
+    """Refuses axes that the settings do not have.
+
+    Raises:
+      UserError: the width of another denoiser than the U-Net.
+    """
+    if "width" in axes and config.world_model.denoiser != "unet":
+        raise UserError(
+            "--axes: width is the U-Net's: expected config.world_model.denoiser unet, got "
+            f"{config.world_model.denoiser!r}; leave width out of --axes"
+        )
+
+
+def run(config: Config, *, axes: dict[str, Axis] = AXES, rounds: int, seconds: float) -> Growth:
     """Times the stages of each axis at all its sizes, in turns.
 
     Args:
-      config: sizes and data, see configs/common.py.
-      axes: some of AXES.
+      config: sizes and data.
+      axes: what grows.
       rounds: turns of each size.
-      seconds: least time of a turn.
+      seconds: least duration of a turn.
 
     Returns:
-      What growth.json holds.
+      The content of growth.json.
+
+    Raises:
+      UserError: the data or the settings cannot be used.
     """
-    problem = suite.load(config)
+    jax_side.check(config)
+    check(config, axes)
+    problem = jax_side.load(config)
     return {
         **suite.header(config),
         "devices": jax.device_count(),
         "growth": {
-            axis: {stage: _grow(axis, stage, problem, rounds, seconds) for stage in AXES[axis][2]}
-            for axis in axes
+            name: {
+                stage: _grow(name, axis, stage, problem, rounds, seconds) for stage in axis.stages
+            }
+            for name, axis in axes.items()
         },
     }
 
 
-def _grow(axis: str, stage: str, problem: Problem, rounds: int, seconds: float):
-    change, sizes, _ = AXES[axis]
-    unit = jax_side.STAGES[stage]
-    if axis == "batch" and jax.default_backend() != "cpu":
-        sizes = sizes + _LARGE_BATCHES
-    contenders, costs = [], {}
+def _grow(
+    name: str, axis: Axis, stage: str, problem: Problem, rounds: int, seconds: float
+) -> list[Point]:
+    sizes = axis.sizes
+    if name == "batch" and jax.default_backend() != "cpu":
+        sizes += _LARGE_BATCHES
+    candidates, costs = [], {}
     for size in sizes:
-        _log.info("growth with %s, %s: compiling %s", axis, stage, f"{size:,}")
-        copied = problem._replace(config=problem.config.copy_and_resolve_references())
-        seeds = size if axis == "seeds" else 1
-        units = suite.units_of(stage, copied.config, share=5)
-        work = jax_side.make(stage, change(copied, size), units=units, seeds=seeds)
-        contenders.append(measure.Contender(str(size), work.call, work.units))
-        costs[size] = {"size": size, "unit": unit, "flops_per_unit": work.flops}
-    rates = measure.in_turns(contenders, rounds=rounds, seconds=seconds)
-    return [{**costs[size], **measure.summary(rates[str(size)])} for size in sizes]
+        _log.info("growth with %s, %s: compiling %s", name, stage, f"{size:,}")
+        changed = axis.change(problem, size)
+        compiled = jax_side.compile_stage(
+            stage,
+            changed,
+            units=suite.units_of(stage, changed.config, share=5),
+            seeds=size if name == "seeds" else 1,
+        )
+        candidates.append(Candidate(str(size), compiled.call, compiled.units))
+        costs[size] = compiled.flops
+    with measure.progress(f"{name}, {stage}", rounds * len(candidates)) as report:
+        rates = measure.in_turns(candidates, rounds=rounds, seconds=seconds, report=report)
+    return [
+        {
+            **measure.summary(rates[str(size)]),
+            "size": size,
+            "unit": jax_side.STAGES[stage],
+            "flops_per_unit": costs[size],
+        }
+        for size in sizes
+    ]

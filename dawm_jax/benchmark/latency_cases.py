@@ -1,162 +1,183 @@
-"""Times of decisions and of synthetic transitions, for each method.
+"""Durations of decisions and of generated transitions, for every registered method.
 
-Networks have the sizes of a configuration and random parameters: time does not depend on them.
+The networks have the sizes of a configuration and random parameters: durations do not depend on
+parameters.
 """
 
-import functools
+import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.benchmark import measure
-from dawm_jax.benchmark.measure import Contender
-from dawm_jax.collect import tiers
-from dawm_jax.data import dataset as data
-from dawm_jax.data import windows
-from dawm_jax.methods import registry as assembly
-from dawm_jax.training import fused
+from dawm_jax.benchmark import jax_side, measure
+from dawm_jax.benchmark.jax_side import Problem
+from dawm_jax.benchmark.measure import Call, Candidate
+from dawm_jax.benchmark.records import LatencyCase
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
+from dawm_jax.data import replay as replaying
+from dawm_jax.methods.base import METHODS, GeneratingMethod, Method, PlanningMethod
+from dawm_jax.training import setup
+from dawm_jax.types import ModelParams
 
 _log = logging.getLogger(__name__)
 
-# Settings of the planner, over the configuration's own; see configs/common.py.
-_ANCESTRAL = {"prediction": "epsilon", "order": 1, "eta": 1.0}
-PLANNERS = {
-    "Decision Diffuser, as published": {
-        "horizon": 99,
-        "diffusion_steps": 200,
-        "sampling_steps": 200,
-        **_ANCESTRAL,
-    },
-    "Decision Diffuser, fast": {
-        "horizon": 31,
-        "diffusion_steps": 5,
-        "sampling_steps": 3,
-        **_ANCESTRAL,
-    },
-}
-GENERATORS = ("dawm", "dwm", "joint", "one_step")
-# Observations that are decided at once: one simulator, and ten episodes beside each other.
-_BATCHES = (1, 10)
-_TURNS = 3
+# Decision Diffuser is timed with two sets of settings: name of the set -> variant of the
+# configuration whose section `planner` is the set.
+PLANNERS = {"as published": "", "fast": "fast-planner"}
+# Observations per decision: one simulator, and ten episodes that are played together.
+BATCHES = (1, 10)
+TURNS = 3
 
 
-class Case(NamedTuple):
-    """One thing to time.
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed.
 
     Attributes:
       kind: "decisions" or "transitions".
       name: of the method.
-      batch: decisions or windows of a call.
-      units: decisions or transitions of a call.
-      call: does one call's work, returning when the device is done.
+      batch: observations or windows of one call.
+      units: decisions or transitions of one call.
+      call: does the work of one call and returns when the device is done.
     """
 
     kind: str
     name: str
     batch: int
     units: int
-    call: Callable[[], Any]
+    call: Call
 
 
-def make_cases(config: Any) -> list[Case]:
-    """Every case, compiled.
+def make_cases(
+    config: Config,
+    *,
+    planners: Mapping[str, Mapping[str, Any]] | None = None,
+    batches: Sequence[int] = BATCHES,
+) -> list[Case]:
+    """Compiles every case.
+
+    Args:
+      config: sizes and data.
+      planners: name of a set of settings -> section `planner`; None takes PLANNERS.
+      batches: observations per decision.
 
     Raises:
-      UserError: the data or the configuration cannot be used.
+      UserError: the data or the settings cannot be used.
     """
-    tiers.ensure(config.dataset)
-    replay, fitted = assembly.build_replay(config, data.load_dataset(config.dataset))
-    key = jax.random.key(0)
+    if planners is None:
+        planners = {name: planner_settings(variant) for name, variant in PLANNERS.items()}
+    problem = jax_side.load(config)
+    return [
+        *_agent_cases(problem, batches),
+        *_planner_cases(problem, planners, batches),
+        *_generation_cases(problem),
+    ]
 
-    def assemble(method: str, **planner: Any) -> tuple[assembly.Assembly, fused.Models]:
-        changed = config.copy_and_resolve_references()
-        changed.method = method
-        changed.planner.update(planner)
-        parts = assembly.assemble(changed, fitted)
-        models = {name: jax.jit(model.init)(key).average for name, model in parts.models.items()}
-        return parts, fused.Models(**models)
 
-    def case(kind, name, batch, units, function, *arguments):
-        _log.info("compiling %s, %s, %d at once", kind, name, batch)
-        compiled = jax.jit(function).lower(*arguments).compile()
-        return Case(kind, name, batch, units, lambda: jax.block_until_ready(compiled(*arguments)))
+def planner_settings(variant: str) -> dict[str, Any]:
+    """The section `planner` of a variant of the configuration."""
+    return schema.get_config(variant)["planner"].to_dict()
 
-    cases = []
-    parts, _ = assemble("dawm")
-    agent = jax.jit(parts.agent.init)(key)
-    act = functools.partial(assembly.raw_action, parts.agent, fitted)
-    for batch in _BATCHES:
-        observations = jnp.zeros((batch, replay.state_size))
+
+def _agent_cases(problem: Problem, batches: Sequence[int]) -> Iterator[Case]:
+    config = schema.replace(problem.config, {"method": "dawm", "training.real_fraction": 1.0})
+    parts = setup.make(config, problem.normalizer)
+    assert parts.agent is not None
+    state = jax.jit(parts.agent.init)(jax.random.key(0))
+    for batch in batches:
+        observations = jnp.zeros((batch, problem.replay.state_size))
         name = f"agent ({config.agent})"
-        cases.append(case("decisions", name, batch, batch, act, agent, observations))
-    for name, settings in PLANNERS.items():
-        parts, models = assemble("decision_diffuser", **settings)
-        for batch in _BATCHES:
-            observations = jnp.zeros((batch, replay.state_size))
-            arguments = (models, key, observations)
-            cases.append(case("decisions", name, batch, batch, parts.plan, *arguments))
-    starts = jnp.arange(config.rollout.windows_per_round)
-    condition = windows.gather_conditions(replay, starts)
-    for name in GENERATORS:
-        parts, models = assemble(name)
-        units = len(starts) * config.horizon
-        imagine = parts.imagine
-        cases.append(case("transitions", name, len(starts), units, imagine, models, key, condition))
-    return cases
+        yield _case("decisions", name, batch, batch, parts.act, state, observations)
+
+
+def _planner_cases(
+    problem: Problem, planners: Mapping[str, Mapping[str, Any]], batches: Sequence[int]
+) -> Iterator[Case]:
+    key = jax.random.key(0)
+    for spec in METHODS:
+        if not spec.plans:
+            continue
+        configs = {spec.label: problem.config}
+        if spec.name == "decision_diffuser":
+            configs = {
+                f"{spec.label}, {name}": _with_planner(problem.config, settings)
+                for name, settings in planners.items()
+            }
+        for name, config in configs.items():
+            method = cast(PlanningMethod, spec.make(config, problem.normalizer))
+            models = _random_models(method)
+            for batch in batches:
+                observations = jnp.zeros((batch, problem.replay.state_size))
+                yield _case("decisions", name, batch, batch, method.plan, models, key, observations)
+
+
+def _with_planner(config: Config, settings: Mapping[str, Any]) -> Config:
+    return schema.replace(config, {f"planner.{name}": v for name, v in settings.items()})
+
+
+def _generation_cases(problem: Problem) -> Iterator[Case]:
+    config, key = problem.config, jax.random.key(0)
+    batch = config.rollout.windows_per_round
+    condition = replaying.gather_conditions(problem.replay, jnp.arange(batch))
+    for spec in METHODS:
+        if spec.plans:
+            continue
+        method = cast(GeneratingMethod, spec.make(config, problem.normalizer))
+        arguments = _random_models(method), key, condition
+        units = batch * config.horizon
+        yield _case("transitions", spec.name, batch, units, method.generate, *arguments)
+
+
+def _random_models(method: Method) -> ModelParams:
+    key = jax.random.key(0)
+    return {name: jax.jit(model.init)(key).average for name, model in method.models.items()}
+
+
+def _case(
+    kind: str, name: str, batch: int, units: int, function: Callable[..., Any], *arguments: Any
+) -> Case:
+    """Compiles a function of arrays."""
+    _log.info("compiling %s, %s, %d per call", kind, name, batch)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return Case(kind, name, batch, units, lambda: jax.block_until_ready(compiled(*arguments)))
 
 
 def time_cases(
-    cases: list[Case], *, seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> list[dict[str, Any]]:
+    cases: Sequence[Case], *, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> list[LatencyCase]:
     """Times the cases in turns; see `measure.in_turns`.
 
+    Args:
+      cases: what is timed.
+      seconds: least duration of each of the TURNS turns of a case.
+      clock: monotonic, in seconds.
+
     Returns:
-      By case its identity, and seconds per 1,000 decisions or transitions: the median of the
-      turns, and all of them.
+      Of each case its identity, and seconds per 1,000 decisions or transitions.
     """
-    contenders = [Contender(str(i), case.call, case.units) for i, case in enumerate(cases)]
-    rates = measure.in_turns(contenders, rounds=_TURNS, seconds=seconds, clock=clock)
-    entries = []
-    for index, case in enumerate(cases):
-        turns = [1_000 / rate for rate in rates[str(index)]]
-        entries.append(
-            {
-                "kind": case.kind,
-                "method": case.name,
-                "batch": case.batch,
-                "seconds_per_1000": statistics.median(turns),
-                "turns": turns,
-            }
+    names = [f"{case.name}, {case.batch} per call" for case in cases]
+    candidates = [
+        Candidate(name, case.call, case.units) for name, case in zip(names, cases, strict=True)
+    ]
+    with measure.progress("latency", TURNS * len(cases)) as report:
+        rates = measure.in_turns(
+            candidates, rounds=TURNS, seconds=seconds, clock=clock, report=report
         )
-    return entries
+    return [_record(case, rates[name]) for name, case in zip(names, cases, strict=True)]
 
 
-def markdown(numbers: dict[str, Any]) -> str:
-    """The report of one run."""
-    heading = f"# Inference speed: {numbers['environment']}, {numbers['device']}"
-    return f"{heading}\n\n{tables(numbers)}\n"
-
-
-def tables(numbers: dict[str, Any]) -> str:
-    """Both tables, times relative to the first row of the same kind and batch."""
-    lines: list[str] = []
-    for kind, batch in (("decisions", "observations at once"), ("transitions", "windows at once")):
-        cases = [case for case in numbers["cases"] if case["kind"] == kind]
-        base: dict[int, float] = {}
-        lines += [
-            "",
-            f"| method | {batch} | seconds per 1,000 {kind} | relative |",
-            "|---|---|---|---|",
-        ]
-        for case in cases:
-            first = base.setdefault(case["batch"], case["seconds_per_1000"])
-            value = case["seconds_per_1000"]
-            lines.append(
-                f"| {case['method']} | {case['batch']} | {value:.3g} | {value / first:.3g} |"
-            )
-    return "\n".join(lines).strip()
+def _record(case: Case, rates: list[float]) -> LatencyCase:
+    turns = [1_000 / rate for rate in rates]
+    return {
+        "kind": case.kind,
+        "method": case.name,
+        "batch": case.batch,
+        "seconds_per_1000": statistics.median(turns),
+        "turns": turns,
+    }

@@ -1,10 +1,11 @@
-"""What more chips bring: bytes counted in compiled programs, and a model of the time.
+"""Several chips: bytes counted in compiled programs, and a model of durations.
 
-`count_collectives` reads what a compiled program sends between devices; it is exact.
-`predict` is a model, of chips this package may never have seen: it says which work is worth
-another chip and roughly how long a run takes, not how fast anything is.
+`count_collectives` reads from a compiled program what it sends between devices; the count is
+exact. `predict` is a model of chips that need not be present. It shows which stages further
+chips shorten, and tells minutes from hours; it is no measurement.
 """
 
+import dataclasses
 import math
 import re
 from collections import Counter
@@ -20,53 +21,71 @@ _HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) .*\{$")
 _COLLECTIVE = re.compile(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_ITERATIONS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 def count_collectives(hlo: str) -> Counter[str]:
-    """Bytes that one run of a program sends, by kind of collective.
+    """Bytes that one call of a program sends, by kind of collective.
 
-    A collective counts with the size of its result on one device (of an all-reduce that is
-    also its operand's), as often as the loops around it turn.
+    A collective counts the size of its result on one device, which for an all-reduce equals the
+    size of its operand, times the iterations of the loops around it.
 
     Args:
       hlo: text of a compiled program, `compiled.as_text()`.
 
     Raises:
-      ValueError: a collective stands in a loop of unknown length.
+      ValueError: a collective in a loop of unknown length.
     """
-    own: dict[str, Counter[str]] = {}
-    calls: dict[str, list[tuple[str, int | None]]] = {}
-    name = entry = ""
+    computations, entry = _parse(hlo)
+
+    def total(name: str) -> Counter[str]:
+        computation = computations[name]
+        found = Counter(computation.sent)
+        for callee, iterations in computation.calls:
+            inner = total(callee)
+            if inner and iterations is None:
+                raise ValueError(f"{callee}: a collective in a loop of unknown length")
+            for kind, size in inner.items():
+                found[kind] += size * (iterations or 0)
+        return found
+
+    return total(entry)
+
+
+@dataclasses.dataclass
+class _Computation:
+    """A function of an HLO program.
+
+    Attributes:
+      sent: bytes of its own collectives, by kind.
+      calls: names of the functions that it calls, and how often; None if that is unknown.
+    """
+
+    sent: Counter[str] = dataclasses.field(default_factory=Counter)
+    calls: list[tuple[str, int | None]] = dataclasses.field(default_factory=list)
+
+
+def _parse(hlo: str) -> tuple[dict[str, _Computation], str]:
+    """All functions of a program by name, and the name of its entry."""
+    computations: dict[str, _Computation] = {}
+    computation, entry = _Computation(), ""
     for line in hlo.splitlines():
         if header := _HEADER.match(line):
-            name = header[2]
-            own[name], calls[name] = Counter(), []
-            entry = name if header[1] else entry
+            computation = computations[header[2]] = _Computation()
+            entry = header[2] if header[1] else entry
         elif match := _COLLECTIVE.search(line):
-            own[name][match[2]] += _shape_bytes(match[1])
+            computation.sent[match[2]] += _shape_bytes(match[1])
         elif " while(" in line:
-            trips = _TRIPS.search(line)
-            turns = int(trips[1]) if trips else None
-            calls[name] += [(callee, turns) for callee in _CALLED.findall(line)]
+            known = _ITERATIONS.search(line)
+            iterations = int(known[1]) if known else None
+            computation.calls += [(callee, iterations) for callee in _CALLED.findall(line)]
         else:
             callees = _CALLED.findall(line)
             for branches in _BRANCHES.findall(line):
                 callees += re.findall(r"[\w.-]+", branches)
-            calls.setdefault(name, []).extend((callee, 1) for callee in callees)
-
-    def total(name: str) -> Counter[str]:
-        found = Counter(own[name])
-        for callee, turns in calls[name]:
-            inner = total(callee)
-            if inner and turns is None:
-                raise ValueError(f"{callee}: a collective in a loop of unknown length")
-            for kind, size in inner.items():
-                found[kind] += size * (turns or 0)
-        return found
-
-    return total(entry)
+            computation.calls += [(callee, 1) for callee in callees]
+    return computations, entry
 
 
 def _shape_bytes(text: str) -> int:
@@ -80,11 +99,11 @@ def _shape_bytes(text: str) -> int:
 
 
 class Machine(NamedTuple):
-    """Chips and what joins them; the makers' published peaks.
+    """Chips and the links between them, by the makers' published peak rates.
 
     Attributes:
       name: for people.
-      chips: in the machine.
+      chips: number of them.
       flops: peak FLOP/s of a chip at the precision that float32 programs use there by
         default (TF32 on a GPU, one bfloat16 pass on a TPU).
       memory: bytes/s between a chip and its memory.
@@ -105,26 +124,24 @@ MACHINES = (
     Machine("TPU v6e-64", 64, 918e12, 1640e9, 224e9),
 )
 
-# Assumptions. Share of the peak that matrices of a few hundred rows reach; seconds of a kernel's
-# launch, or of an operation's fixed cost on a TPU; kernels left of the lowered program's
-# operations after fusion; seconds that one hop of a collective takes however small it is.
-_PEAK_SHARE = 0.1
-_OPERATION_SECONDS = 2e-6
-_FUSED_SHARE = 0.3
-_HOP_SECONDS = 2e-6
-# A training step reads and writes a float32 parameter, its gradient, Adam's two moments and
-# the average about this often.
-_PARAMETER_PASSES = 12
+# The assumptions of the model.
+PEAK_SHARE = 0.1  # share of the peak rate that products of a few hundred rows reach
+OPERATION_SECONDS = 2e-6  # launch of a GPU's kernel, or fixed cost of a TPU's operation
+FUSED_SHARE = 0.3  # kernels after fusion, as a share of the lowered program's operations
+HOP_SECONDS = 2e-6  # fixed cost of one hop of a collective
+# Passes of a training step over 4 bytes per parameter: it reads and writes the parameter, its
+# gradient, Adam's two moments and the average.
+PARAMETER_PASSES = 12
 
 
 class Prediction(NamedTuple):
-    """What the model says of one stage on one machine.
+    """Prediction for one stage on one machine.
 
     Attributes:
       seconds: of the stage.
-      communication: share of them spent between chips.
-      busy_chips: chips that shorten it; the others repeat their work.
-      collective_bytes: a step exchanges by all-reduce, on each chip.
+      communication: share of the seconds spent on exchange between chips.
+      busy_chips: chips that shorten the stage; the others repeat its work.
+      collective_bytes: all-reduced per step on each chip.
     """
 
     seconds: float
@@ -134,23 +151,28 @@ class Prediction(NamedTuple):
 
 
 def predict(stage: StageCost, machine: Machine) -> Prediction:
-    """Time of a stage: seeds are spread over chips first, then the batch of each.
+    """Predicts the duration of a stage.
 
-    A step takes the longest of its arithmetic, its memory traffic and its kernels' launches,
-    then a ring all-reduce of the gradients, 2 (n - 1) / n of their bytes through each link.
+    Seeds are spread over chips first, then the batch of each seed. A step takes the longest of
+    its arithmetic, its memory traffic and the launches of its kernels. A ring all-reduce of the
+    gradients follows, which sends 2 (n - 1) / n of their bytes through each link.
+
+    Args:
+      stage: what is computed.
+      machine: the chips.
     """
     seed_chips = math.gcd(stage.seeds, machine.chips)
     batch_chips = machine.chips // seed_chips if stage.shared else 1
     flops = stage.flops * stage.seeds / seed_chips / batch_chips
     sent = 4 * stage.exchanged
     step = max(
-        flops / (_PEAK_SHARE * machine.flops),
-        _PARAMETER_PASSES * 4 * stage.parameters / machine.memory,
-        _FUSED_SHARE * stage.operations * _OPERATION_SECONDS,
+        flops / (PEAK_SHARE * machine.flops),
+        PARAMETER_PASSES * 4 * stage.parameters / machine.memory,
+        FUSED_SHARE * stage.operations * OPERATION_SECONDS,
     )
     exchange = 0.0
     if sent and batch_chips > 1:
-        exchange = 2 * (batch_chips - 1) * (sent / batch_chips / machine.link + _HOP_SECONDS)
+        exchange = 2 * (batch_chips - 1) * (sent / batch_chips / machine.link + HOP_SECONDS)
     seconds = stage.steps * (step + exchange)
     return Prediction(
         seconds=seconds,

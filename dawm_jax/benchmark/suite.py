@@ -1,35 +1,43 @@
-"""What is timed, in one run, and what is written: benchmark.json, table.md, ratios.png."""
+"""One run of the benchmark: every stage on every side; benchmark.json, table.md, ratios.png."""
 
+import functools
 import json
 import logging
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from importlib import metadata, util
-from typing import Any
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from dawm_jax.benchmark import jax_side, measure, tables
 from dawm_jax.benchmark.jax_side import Problem
-from dawm_jax.benchmark.measure import Contender
-from dawm_jax.collect import tiers
-from dawm_jax.data import dataset as data
-from dawm_jax.methods import registry as assembly
-from dawm_jax.runtime import parallel
-from dawm_jax.training import results
-from dawm_jax.types import UserError, first_line
+from dawm_jax.benchmark.measure import Call, Candidate
+from dawm_jax.benchmark.records import Benchmark, Header, SideRecord, StageRecord
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
+from dawm_jax.runtime import provenance, sharding
+from dawm_jax.types import first_line
 
 _log = logging.getLogger(__name__)
 
-# PyTorch as it is usually written; with what its users know to be faster; and compiled.
-TORCH: dict[str, dict[str, Any]] = {
-    "stock": {"fused_optimizer": False, "compiled": False},
-    "tuned": {"fused_optimizer": True, "compiled": False},
-    "compiled": {"fused_optimizer": True, "compiled": True},
+
+class TorchWay(NamedTuple):
+    """How a PyTorch side is written; see `torch_common.Tuning`."""
+
+    fused_optimizer: bool
+    compiled: bool
+
+
+# PyTorch as it is usually written; with the optimisations that its manual recommends; compiled.
+TORCH = {
+    "stock": TorchWay(fused_optimizer=False, compiled=False),
+    "tuned": TorchWay(fused_optimizer=True, compiled=False),
+    "compiled": TorchWay(fused_optimizer=True, compiled=True),
 }
-# Units of a call: about a second on two CPU cores. An accelerator gets so many times more.
+# Units of one call: about a second on two CPU cores. On an accelerator a call has more units.
 _UNITS = {
     "denoiser_training": 20,
     "sampling": 4,
@@ -40,69 +48,82 @@ _UNITS = {
     "pipeline": 1,
 }
 _ACCELERATOR_FACTOR = 10
-# The fixed work of the pipeline, in the proportions of a quick run.
-_PIPELINE = {"world_model": 60, "inverse_dynamics": 160, "prefill": 896, "updates": 400}
-# Side of the matrices whose product is timed.
+# The pipeline's work, in the proportions of the quick variant.
+_PIPELINE = {
+    "world_model.steps": 60,
+    "inverse_dynamics.steps": 160,
+    "rollout.prefill_transitions": 896,
+    "training.updates": 400,
+}
+# Width of the square matrices whose product is timed.
 _MATMUL = 1_024
 _MATMUL_ON_ACCELERATOR = 8_192
-# Stages that compute in float32 whatever the denoiser does.
+# Stages that compute in float32 whatever config.world_model.dtype is.
 _FLOAT32 = ("inverse_dynamics", "td3_bc", "iql")
 
 
+class Save(Protocol):
+    """Keeps what is measured so far."""
+
+    def __call__(self, numbers: Benchmark, /) -> None: ...
+
+
 def run(
-    config: Any,
+    config: Config,
     *,
-    stages: Iterable[str],
+    stages: Sequence[str],
     rounds: int,
     seconds: float,
-    sides: Iterable[str],
+    sides: Sequence[str],
     memory: bool,
-    save: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
+    save: Save,
+) -> Benchmark:
     """Times every stage on every side, in turns.
 
     Args:
-      config: sizes and data, see configs/common.py.
+      config: sizes and data.
       stages: some of `jax_side.STAGES`.
       rounds: turns of each side.
-      seconds: least time of a turn.
-      sides: some of TORCH; left out where PyTorch is not installed.
-      memory: also measure peak memory, in a process for each stage and side.
-      save: called with what there is after each stage.
+      seconds: least duration of a turn.
+      sides: some of TORCH; none are timed if PyTorch is not installed.
+      memory: whether to measure peak memory too, in a new process for each stage and side.
+      save: called after each stage.
 
     Returns:
-      What benchmark.json holds.
+      The content of benchmark.json.
 
     Raises:
-      UserError: the data or the configuration cannot be used.
+      UserError: the data or the settings cannot be used.
     """
-    problem = load(config)
-    names = list(sides)
-    if names and util.find_spec("torch") is None:
-        _log.info("PyTorch is not installed (extra: torch): only JAX is timed")
-        names = []
-    numbers = header(config)
-    numbers["torch_threads"] = _prepare_torch() if names else None
-    numbers["stages"] = {}
+    jax_side.check(config)
+    if sides and util.find_spec("torch") is None:
+        _log.info("PyTorch is not installed (pip install 'dawm_jax[torch]'): only JAX is timed")
+        sides = ()
+    if sides:
+        from dawm_jax.benchmark import torch_side
+
+        torch_side.check(config)
+    problem = jax_side.load(config)
+    numbers: Benchmark = {
+        **header(config),
+        "torch_threads": _prepare_torch() if sides else None,
+        "stages": {},
+    }
     for stage in stages:
-        numbers["stages"][stage] = _time_stage(stage, problem, names, rounds, seconds)
+        record = _time_stage(stage, problem, sides, rounds, seconds)
+        numbers["stages"][stage] = record
         if memory:
-            for name, side in numbers["stages"][stage]["sides"].items():
-                side["peak_memory"] = measure.peak_memory(_memory_of, stage, name, config)
-        _log.info("%s", tables.line(stage, numbers["stages"][stage]))
+            for name, side in record["sides"].items():
+                work = functools.partial(_memory_of, stage, name, config)
+                side["peak_memory"] = measure.peak_memory(work)
+        _log.info("%s", tables.line(stage, record))
         save(numbers)
     return numbers
 
 
-def load(config: Any) -> Problem:
-    """The configuration's data."""
-    tiers.ensure(config.dataset)
-    return Problem(config, *assembly.build_replay(config, data.load_dataset(config.dataset)))
-
-
-def header(config: Any) -> dict[str, Any]:
-    """What was measured, on what."""
-    versions = results.versions()
+def header(config: Config) -> Header:
+    """What is measured, and on what."""
+    versions = provenance.versions()
     if util.find_spec("torch") is not None:
         versions["torch"] = metadata.version("torch")
     return {
@@ -110,60 +131,67 @@ def header(config: Any) -> dict[str, Any]:
         "variant": config.variant,
         "dataset": config.dataset,
         "dtype": config.world_model.dtype,
-        "device": parallel.describe_devices(),
+        "device": sharding.describe_devices(),
         "versions": versions,
-        "commit": results.commit(),
+        "commit": provenance.commit(),
     }
 
 
-def write(numbers: dict[str, Any], out: pathlib.Path) -> None:
+def write(numbers: Benchmark, out: pathlib.Path) -> None:
     """Writes all numbers, their table and their figure."""
     out.mkdir(parents=True, exist_ok=True)
-    results.write_atomically(out / "benchmark.json", json.dumps(numbers, indent=1) + "\n")
-    results.write_atomically(out / "table.md", tables.markdown(numbers))
+    provenance.write_atomically(out / "benchmark.json", json.dumps(numbers, indent=1) + "\n")
+    provenance.write_atomically(out / "table.md", tables.markdown(numbers))
     tables.plot_ratios(numbers, out / "ratios.png")
 
 
-def units_of(stage: str, config: Any, *, share: int = 1) -> int:
-    """Units of a call on the device at hand, or a share of them; of "fused", whole rounds."""
+def units_of(stage: str, config: Config, *, share: int = 1) -> int:
+    """Units of one call on this device, or a share of them; of "fused" whole rounds."""
     factor = 1 if jax.default_backend() == "cpu" or stage == "pipeline" else _ACCELERATOR_FACTOR
     units = max(factor * _UNITS[stage] // share, 1)
-    per_round = config.rollout.updates_per_round if stage == "fused" else 1
-    return -(-units // per_round) * per_round
+    return _whole_rounds(units, config) if stage == "fused" else units
+
+
+def _whole_rounds(updates: int, config: Config) -> int:
+    per_round = config.rollout.updates_per_round
+    return -(-updates // per_round) * per_round
 
 
 # --- one stage ----------------------------------------------------------------------------
 
 
 def _time_stage(
-    stage: str, problem: Problem, torch_names: list[str], rounds: int, seconds: float
-) -> dict[str, Any]:
-    if stage == "pipeline":
-        problem = problem._replace(config=_pipeline_config(problem.config))
-    units = units_of(stage, problem.config)
+    stage: str, problem: Problem, torch_names: Iterable[str], rounds: int, seconds: float
+) -> StageRecord:
+    config = _config_of(stage, problem.config)
+    problem = Problem(config, problem.replay, problem.normalizer)
+    units = units_of(stage, config)
     _log.info("%s: compiling", stage)
     start = time.perf_counter()
-    work = jax_side.make(stage, problem, units=units)
-    sides: dict[str, dict[str, Any]] = {"jax": {"compile_seconds": time.perf_counter() - start}}
-    contenders = [Contender("jax", work.call, work.units)]
+    compiled = jax_side.compile_stage(stage, problem, units=units)
+    compile_seconds = {"jax": time.perf_counter() - start}
+    candidates = [Candidate("jax", compiled.call, compiled.units)]
     for name in torch_names:
         start = time.perf_counter()
         try:
             call = _torch_call(stage, problem, name, units)
             call()
-        except RuntimeError as error:  # no C++ compiler to compile with, or no memory
+        except RuntimeError as error:  # no C++ compiler for torch.compile, or too little memory
             _log.warning("%s: PyTorch %s left out: %s", stage, name, first_line(error))
             continue
-        sides[name] = {"compile_seconds": time.perf_counter() - start}
-        contenders.append(Contender(name, call, work.units))
-    dtype = "float32" if stage in _FLOAT32 else problem.config.world_model.dtype
-    contenders += _matmuls(dtype, with_torch=bool(torch_names))
-    rates = measure.in_turns(contenders, rounds=rounds, seconds=seconds)
-    for name, side in sides.items():
-        side.update(measure.summary(rates[name]))
+        compile_seconds[name] = time.perf_counter() - start
+        candidates.append(Candidate(name, call, compiled.units))
+    dtype = "float32" if stage in _FLOAT32 else config.world_model.dtype
+    candidates += _matmuls(dtype, with_torch=len(candidates) > 1)
+    with measure.progress(stage, rounds * len(candidates)) as report:
+        rates = measure.in_turns(candidates, rounds=rounds, seconds=seconds, report=report)
+    sides: dict[str, SideRecord] = {
+        name: {**measure.summary(rates[name]), "compile_seconds": duration}
+        for name, duration in compile_seconds.items()
+    }
     return {
         "unit": jax_side.STAGES[stage],
-        "flops_per_unit": work.flops,
+        "flops_per_unit": compiled.flops,
         "sides": sides,
         "matmul": {
             name: measure.summary(rates[f"{name} matmul"])
@@ -173,85 +201,70 @@ def _time_stage(
     }
 
 
-def _pipeline_config(config: Any) -> Any:
-    """The same sizes, little work."""
-    small = config.copy_and_resolve_references()
+def _config_of(stage: str, config: Config) -> Config:
+    """The settings of a stage: of the pipeline with the same sizes and little work."""
+    if stage != "pipeline":
+        return config
     factor = 1 if jax.default_backend() == "cpu" else _ACCELERATOR_FACTOR
-    small.world_model.steps = factor * _PIPELINE["world_model"]
-    small.inverse_dynamics.steps = factor * _PIPELINE["inverse_dynamics"]
-    small.rollout.prefill_transitions = factor * _PIPELINE["prefill"]
-    per_round = small.rollout.updates_per_round
-    small.training.updates = -(-factor * _PIPELINE["updates"] // per_round) * per_round
-    return small
+    changes = {name: factor * count for name, count in _PIPELINE.items()}
+    changes["training.updates"] = _whole_rounds(changes["training.updates"], config)
+    return schema.replace(config, changes)
 
 
-def _matmuls(dtype: str, *, with_torch: bool) -> list[Contender]:
-    """Products of large matrices: the most that a side can reach, in FLOP/s."""
+def _matmuls(dtype: str, *, with_torch: bool) -> list[Candidate]:
+    """Products of large matrices, whose rate in FLOP/s bounds that of the stages."""
     size = _MATMUL if jax.default_backend() == "cpu" else _MATMUL_ON_ACCELERATOR
     count = 2.0 * size**3
     x = jnp.ones((size, size), dtype)
     product = jax.jit(lambda x: x @ x)
-    contenders = [Contender("jax matmul", lambda: jax.block_until_ready(product(x)), count)]
+    candidates = [Candidate("jax matmul", lambda: jax.block_until_ready(product(x)), count)]
     if with_torch:
         from dawm_jax.benchmark import torch_side
 
-        contenders.append(Contender("torch matmul", torch_side.matmul(size, dtype), count))
-    return contenders
+        candidates.append(Candidate("torch matmul", torch_side.matmul(size, dtype), count))
+    return candidates
 
 
 def _prepare_torch() -> int:
-    """One thread for each core that this process may use: more make PyTorch collapse."""
+    """One thread per core that this process may use; with more threads PyTorch is far slower."""
     import torch
 
     torch.set_flush_denormal(True)  # as XLA does
-    torch.set_num_threads(parallel.num_cores())
+    torch.set_num_threads(provenance.num_cores())
     return torch.get_num_threads()
 
 
-def _torch_call(stage: str, problem: Problem, name: str, units: int) -> Callable[[], None]:
+def _torch_call(stage: str, problem: Problem, name: str, units: int) -> Call:
     from dawm_jax.benchmark import torch_side
 
     return torch_side.make(
         stage,
         problem.config,
         problem.replay,
-        problem.statistics,
+        problem.normalizer,
         device=torch_side.device(),
         units=units,
-        tf32=True,  # as JAX does by itself
-        **TORCH[name],
+        tf32=True,  # XLA's default on a GPU
+        fused_optimizer=TORCH[name].fused_optimizer,
+        compiled=TORCH[name].compiled,
     )
 
 
-def _memory_of(stage: str, name: str, config: Any) -> dict[str, float]:
-    """In a process of its own: the memory of one side of one stage."""
-    problem = load(config)
-    if stage == "pipeline":
-        problem = problem._replace(config=_pipeline_config(config))
+def _memory_of(stage: str, name: str, config: Config) -> dict[str, float]:
+    """Peak memory of one side of one stage; runs in a process of its own."""
+    config = _config_of(stage, config)
+    problem, units = jax_side.load(config), units_of(stage, config)
     if name != "jax":
         _prepare_torch()
 
-    def work():
+    def work() -> float:
         if name == "jax":
-            jax_side.make(stage, problem, units=units_of(stage, config)).call()
+            jax_side.compile_stage(stage, problem, units=units).call()
             statistics = jax.local_devices()[0].memory_stats() or {}
-            return lambda: float(statistics.get("peak_bytes_in_use", 0))
+            return float(statistics.get("peak_bytes_in_use", 0))
         from dawm_jax.benchmark import torch_side
 
-        _torch_call(stage, problem, name, units_of(stage, config))()
-        return torch_side.peak_bytes
+        _torch_call(stage, problem, name, units)()
+        return torch_side.peak_bytes()
 
     return measure.watch_memory(work)
-
-
-def check_names(flag: str, names: list[str] | None, known: Iterable[str]) -> list[str]:
-    """`names`, or all that are known if None.
-
-    Raises:
-      UserError: one is not known.
-    """
-    known = list(known)
-    for name in names or []:
-        if name not in known:
-            raise UserError(f"--{flag}: expected some of {', '.join(known)}, got {name!r}")
-    return known if names is None else names

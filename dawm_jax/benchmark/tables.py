@@ -1,8 +1,10 @@
 """Markdown and figures from the numbers of a run."""
 
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
+from dawm_jax.benchmark.records import Benchmark, Growth, Latency, Rates, SideRecord, StageRecord
+from dawm_jax.runtime import markdown as md
 from dawm_jax.runtime.metrics import format_seconds
 
 _LABELS = {
@@ -13,20 +15,21 @@ _LABELS = {
 }
 
 
-def line(stage: str, numbers: dict[str, Any]) -> str:
+# --- benchmark.json -----------------------------------------------------------------------
+
+
+def line(stage: str, record: StageRecord) -> str:
     """One stage for the log: rates, and JAX against the others."""
-    sides = numbers["sides"]
+    sides = record["sides"]
     rates = ", ".join(f"{_LABELS[name]} {side['median']:.4g}" for name, side in sides.items())
-    ratios = ", ".join(
-        f"{ratio:.2f}x {_LABELS[name]}" for name, ratio in ratios_of(numbers).items()
-    )
-    text = f"{stage}: {rates} {numbers['unit']}/s"
+    ratios = ", ".join(f"{ratio:.2f}x {_LABELS[name]}" for name, ratio in ratios_of(record).items())
+    text = f"{stage}: {rates} {record['unit']}/s"
     return f"{text}; JAX is {ratios}" if ratios else text
 
 
-def ratios_of(numbers: dict[str, Any]) -> dict[str, float]:
-    """How many times faster JAX is than each other side, of a stage; by medians."""
-    sides = numbers["sides"]
+def ratios_of(record: StageRecord) -> dict[str, float]:
+    """Rate of JAX divided by that of each other side, by medians."""
+    sides = record["sides"]
     return {
         name: sides["jax"]["median"] / side["median"]
         for name, side in sides.items()
@@ -34,71 +37,79 @@ def ratios_of(numbers: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def markdown(numbers: dict[str, Any]) -> str:
-    """All stages: rates with their ranges, ratios, and the share of the matrix product's rate."""
-    names = list(dict.fromkeys(n for s in numbers["stages"].values() for n in s["sides"]))
+def markdown(numbers: Benchmark) -> str:
+    """All stages: rates with their ranges, ratios, and shares of the matrix product's rate."""
+    stages = numbers["stages"]
+    names = list(dict.fromkeys(name for record in stages.values() for name in record["sides"]))
     others = [name for name in names if name != "jax"]
     labels = [_LABELS[name] for name in names]
     header = ["stage", *labels]
     header += [f"JAX / {_LABELS[name]}" for name in others] + (["JAX / best"] if others else [])
-    header += ["GFLOP a unit", "share of matmul rate: JAX", *(["best PyTorch"] if others else [])]
-    lines = [
+    header += ["GFLOP per unit", "share of matmul rate: JAX"]
+    header += ["best PyTorch"] if others else []
+    rows = [_stage_row(stage, record, names) for stage, record in stages.items()]
+    costs = [
+        [stage, *(_cost(record["sides"].get(name)) for name in names)]
+        for stage, record in stages.items()
+    ]
+    paragraphs = [
         f"# Speed: {numbers['environment']}, `{numbers['variant'] or 'full'}`, "
         f"{numbers['dtype']}, {numbers['device']}",
-        "",
-        "Units a second: median of the rounds (lowest to highest). Compilation apart, below.",
-        "",
-        _row(header),
-        "|---" * len(header) + "|",
+        "Units per second without compilation: median of the rounds (lowest to highest).",
+        md.table(header, rows),
+        "Seconds until the first call was done (of JAX the compilation), and peak memory:",
+        md.table(["stage", *labels], costs),
     ]
-    for stage, found in numbers["stages"].items():
-        ratios, sides = ratios_of(found), found["sides"]
-        cells = [f"{stage}, {found['unit']}", *(_rate(sides.get(name)) for name in names)]
-        cells += [f"{ratios[name]:.2f}" if name in ratios else "-" for name in others]
-        if others:
-            cells.append(f"**{min(ratios.values()):.2f}**" if ratios else "-")
-        cells += [f"{found['flops_per_unit'] / 1e9:.3g}", _share(found, ["jax"])]
-        if others:
-            cells.append(_share(found, [name for name in others if name in sides]))
-        lines.append(_row(cells))
-    lines += ["", "Seconds until the first call was done (JAX: compiled), and peak memory:", ""]
-    lines += [_row(["stage", *labels]), "|---" * (1 + len(names)) + "|"]
-    for stage, found in numbers["stages"].items():
-        lines.append(_row([stage, *(_cost(found["sides"].get(name)) for name in names)]))
     if start := numbers.get("start"):
-        lines += [
-            "",
+        paragraphs.append(
             "From the start of the main program to its first training step: "
             f"{start['cold']:.1f} s with a cold cache of compiled programs, "
-            f"{start['warm']:.1f} s with a warm one.",
-        ]
+            f"{start['warm']:.1f} s with a warm one."
+        )
     versions = ", ".join(f"{name} {version}" for name, version in numbers["versions"].items())
-    lines += ["", f"{versions}; commit {numbers['commit']}."]
-    return "\n".join(lines) + "\n"
+    paragraphs.append(f"{versions}; commit {numbers['commit']}.")
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def short(numbers: dict[str, Any]) -> str:
-    """For README.md: JAX against plain PyTorch and the best of its ways."""
-    versions = numbers["versions"]
-    lines = [
-        f"`{numbers['variant'] or 'full'}` sizes, {numbers['dtype']}, {numbers['device']}, "
-        f"jax {versions['jax']}, torch {versions.get('torch', '-')}, commit {numbers['commit']}:",
-        "",
-        _row(["stage", "this package, a second", "x stock PyTorch", "x best PyTorch"]),
-        "|---|---|---|---|",
-    ]
-    for stage, found in numbers["stages"].items():
-        ratios = ratios_of(found)
-        stock = f"{ratios['stock']:.2f}" if "stock" in ratios else "-"
-        best = f"{min(ratios.values()):.2f}" if ratios else "-"
-        rate = f"{found['sides']['jax']['median']:.4g} {found['unit']}"
-        lines.append(_row([stage.replace("_", " "), rate, stock, best]))
-    return "\n".join(lines)
+def _stage_row(stage: str, record: StageRecord, names: Sequence[str]) -> list[str]:
+    ratios, sides = ratios_of(record), record["sides"]
+    others = [name for name in names if name != "jax"]
+    cells = [f"{stage}, {record['unit']}", *(_rate(sides.get(name)) for name in names)]
+    cells += [md.number(ratios.get(name), ".2f") for name in others]
+    if others:
+        cells.append(f"**{min(ratios.values()):.2f}**" if ratios else "-")
+    cells += [md.number(record["flops_per_unit"] / 1e9), _share(record, ["jax"])]
+    if others:
+        cells.append(_share(record, [name for name in others if name in sides]))
+    return cells
 
 
-def plot_ratios(numbers: dict[str, Any], path: pathlib.Path) -> None:
+def _rate(side: Rates | None) -> str:
+    if side is None:
+        return "-"
+    return f"{side['median']:.4g} ({side['low']:.3g} to {side['high']:.3g})"
+
+
+def _share(record: StageRecord, names: list[str]) -> str:
+    """The best of these sides' FLOP/s, divided by the best matrix product's."""
+    if not names or not record["matmul"]:
+        return "-"
+    rate = max(record["sides"][name]["median"] for name in names) * record["flops_per_unit"]
+    return f"{100 * rate / max(side['median'] for side in record['matmul'].values()):.0f} %"
+
+
+def _cost(side: SideRecord | None) -> str:
+    if side is None:
+        return "-"
+    text = format_seconds(side["compile_seconds"])
+    for place, size in side.get("peak_memory", {}).items():
+        text += f", {size / 2**20:,.0f} MiB ({place})"
+    return text
+
+
+def plot_ratios(numbers: Benchmark, path: pathlib.Path) -> None:
     """Bars of how many times faster JAX is; nothing is drawn without another side."""
-    stages = {stage: ratios_of(found) for stage, found in numbers["stages"].items()}
+    stages = {stage: ratios_of(record) for stage, record in numbers["stages"].items()}
     names = list(dict.fromkeys(name for ratios in stages.values() for name in ratios))
     if not names:
         return
@@ -123,8 +134,25 @@ def plot_ratios(numbers: dict[str, Any], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_growth(numbers: dict[str, Any], path: pathlib.Path) -> None:
-    """Time a unit against each size, a panel an axis, both logarithmic."""
+# --- growth.json --------------------------------------------------------------------------
+
+
+def growth_markdown(numbers: Growth) -> str:
+    """Milliseconds per unit, one table per axis."""
+    parts = [f"# Costs at growing sizes: {numbers['environment']}, {numbers['device']}"]
+    for axis, stages in numbers["growth"].items():
+        sizes = [point["size"] for point in next(iter(stages.values()))]
+        rows = []
+        for stage, points in stages.items():
+            unit = points[0]["unit"].removesuffix("s")
+            times = [md.number(1e3 / point["median"]) for point in points]
+            rows.append([f"{stage}, ms per {unit}", *times])
+        parts.append(md.table([axis, *(f"{size:,}" for size in sizes)], rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def plot_growth(numbers: Growth, path: pathlib.Path) -> None:
+    """Time per unit against each size, one panel per axis, both logarithmic."""
     from matplotlib.figure import Figure
 
     grown = numbers["growth"]
@@ -145,48 +173,32 @@ def plot_growth(numbers: dict[str, Any], path: pathlib.Path) -> None:
         panel.set_ylim(low / 4, high * 4)  # so that noise does not look like growth
         panel.yaxis.set_major_formatter("{x:g}")
         panel.set_xlabel(axis)
-        panel.set_ylabel("ms a unit")
+        panel.set_ylabel("ms per unit")
         panel.legend(fontsize=7)
     figure.suptitle(f"{numbers['device']}, {numbers['variant'] or 'full'}", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
-def growth_markdown(numbers: dict[str, Any]) -> str:
-    """Milliseconds a unit, a table an axis."""
-    lines = [f"# How costs grow: {numbers['environment']}, {numbers['device']}"]
-    for axis, stages in numbers["growth"].items():
-        sizes = [point["size"] for point in next(iter(stages.values()))]
-        lines += ["", _row([axis, *(f"{size:,}" for size in sizes)])]
-        lines.append("|---" * (1 + len(sizes)) + "|")
-        for stage, points in stages.items():
-            unit = points[0]["unit"].removesuffix("s")
-            times = [f"{1e3 / point['median']:.3g}" for point in points]
-            lines.append(_row([f"{stage}, ms a {unit}", *times]))
-    return "\n".join(lines) + "\n"
+# --- speed.json ---------------------------------------------------------------------------
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _rate(side: dict[str, Any] | None) -> str:
-    if side is None:
-        return "-"
-    return f"{side['median']:.4g} ({side['low']:.3g} to {side['high']:.3g})"
-
-
-def _share(found: dict[str, Any], names: list[str]) -> str:
-    """The best of these sides' FLOP/s, over the best matrix product's of the same rounds."""
-    if not names or not found["matmul"]:
-        return "-"
-    rate = max(found["sides"][name]["median"] for name in names) * found["flops_per_unit"]
-    return f"{100 * rate / max(side['median'] for side in found['matmul'].values()):.0f} %"
-
-
-def _cost(side: dict[str, Any] | None) -> str:
-    if side is None:
-        return "-"
-    text = format_seconds(side["compile_seconds"])
-    for place, size in side.get("peak_memory", {}).items():
-        text += f", {size / 2**20:,.0f} MiB ({place})"
-    return text
+def latency_markdown(numbers: Latency) -> str:
+    """Decisions and transitions; times relative to the first row of the same batch."""
+    parts = [f"# Latency: {numbers['environment']}, {numbers['device']}"]
+    for kind, batch in (
+        ("decisions", "observations per call"),
+        ("transitions", "windows per call"),
+    ):
+        base: dict[int, float] = {}
+        rows = []
+        for case in numbers["cases"]:
+            if case["kind"] != kind:
+                continue
+            seconds, turns = case["seconds_per_1000"], case["turns"]
+            relative = seconds / base.setdefault(case["batch"], seconds)
+            spread = f"{min(turns):.3g} to {max(turns):.3g}"
+            cells = [case["method"], str(case["batch"]), md.number(seconds), spread]
+            rows.append([*cells, md.number(relative)])
+        header = ("method", batch, f"seconds per 1,000 {kind}", "range of turns", "relative")
+        parts.append(md.table(header, rows))
+    return "\n\n".join(parts) + "\n"

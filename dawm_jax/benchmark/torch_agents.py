@@ -1,4 +1,4 @@
-"""TD3+BC and IQL of the PyTorch side; formulas and sources are those of `dawm_jax.agents`."""
+"""TD3+BC and IQL of the PyTorch side; see `dawm_jax.agents` for formulas and sources."""
 
 import copy
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dawm_jax.agents import iql, td3_bc
 from dawm_jax.benchmark.torch_common import Learner, Transition, Tuning, move
 from dawm_jax.benchmark.torch_networks import Critics, GaussianPolicy, TanhMlp, Value
+from dawm_jax.config.schema import Config
 
 # The official implementation's bounds of the log standard deviation of IQL's policy.
 _LOG_STD_BOUNDS = (-5.0, 2.0)
@@ -16,13 +18,13 @@ _LOG_STD_BOUNDS = (-5.0, 2.0)
 class Td3Bc:
     """TD3+BC: a cycle is `policy_delay` critic steps, one actor step, and moved targets.
 
-    Plain code differs from tuned code in two places, as its users write it: the actor's loss
-    also computes gradients of the critics, which are thrown away, and targets move one
+    Untuned code differs from tuned code in two places, as in published implementations. The
+    actor's loss also computes gradients of the critics, which are not used. Targets move one
     tensor at a time.
     """
 
-    def __init__(self, config: Any, state_size: int, action_size: int, tuning: Tuning):
-        section = self._section = config.td3_bc
+    def __init__(self, config: Config, state_size: int, action_size: int, tuning: Tuning):
+        section = self._section = config.section(td3_bc.Settings)
         self.batches_per_update = section.policy_delay
         self._discount, self._tuned = config.discount, tuning.tuned
         self.actor = TanhMlp(state_size, section.hidden, action_size).to(tuning.device)
@@ -50,7 +52,7 @@ class Td3Bc:
         )
 
     def advance(self) -> None:
-        """What the host does after each cycle: nothing, the learning rates are constant."""
+        """Does nothing after a cycle, because the learning rates are constant."""
 
     def critic_loss(self, batch: Transition, noise: Tensor) -> Tensor:
         """Sum over the critics of the mean squared TD error (TD3, algorithm 1)."""
@@ -75,14 +77,14 @@ class Iql:
 
     def __init__(
         self,
-        config: Any,
+        config: Config,
         state_size: int,
         action_size: int,
         tuning: Tuning,
         *,
         return_range: float,
     ):
-        section = self._section = config.iql
+        section = self._section = config.section(iql.Settings)
         self.batches_per_update = 1
         self._discount, self._tuned = config.discount, tuning.tuned
         self._reward_scale = 1000.0 / return_range
@@ -116,11 +118,11 @@ class Iql:
         )
 
     def advance(self) -> None:
-        """What the host does after each update."""
+        """Sets the learning rates of the next update."""
         self.actor_learner.advance()
 
     def value_loss(self, batch: Transition) -> tuple[Tensor, Tensor]:
-        """Expectile regression of V(s) on the target critics' min Q(s, a), and that, [B]."""
+        """Expectile regression of V(s) on min Q(s, a) of the target critics, and that Q, [B]."""
         expectile = self._section.expectile
         with torch.no_grad():
             q = self.target_critics(batch.observation, batch.action).amin(0)
@@ -156,7 +158,7 @@ def _frozen_copy(network: nn.Module) -> Any:
 
 
 def _without_gradients(network: nn.Module) -> Any:
-    """The same network on the same memory, whose parameters ask for no gradients."""
+    """A network that shares the parameters' memory and computes no gradients of them."""
     twin = _frozen_copy(network)
     for mine, shared in zip(twin.parameters(), network.parameters(), strict=True):
         mine.data = shared.data
@@ -166,7 +168,7 @@ def _without_gradients(network: nn.Module) -> Any:
 def _move_targets(
     targets: list[nn.Module], networks: list[nn.Module], tau: float, *, together: bool
 ) -> None:
-    """Targets move by `tau` towards what they follow: all tensors in one call, or one by one."""
+    """target + tau (network - target): all tensors in one call, or one by one."""
     followers = [parameter for target in targets for parameter in target.parameters()]
     followed = [parameter for network in networks for parameter in network.parameters()]
     if together:

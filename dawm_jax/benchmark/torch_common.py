@@ -1,27 +1,30 @@
-"""What the stages of the PyTorch side share: how to run, data on the device, and Adam.
+"""What the stages of the PyTorch side share: optimisations, data on the device, and Adam.
 
-Whatever is random can be given by the caller; it is drawn on the device otherwise. Nothing
-here waits for the device.
+Random numbers are arguments, which tests give; without them they are drawn on the device. No
+function here waits for the device.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dawm_jax.data import windows
+from dawm_jax import types
+from dawm_jax.data import replay as replaying
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 class Tuning(NamedTuple):
-    """What a run does for speed beyond plain PyTorch.
+    """Optimisations beyond PyTorch as it is usually written.
 
     Attributes:
-      fused_optimizer: one kernel for Adam's whole step, instead of one for each operation.
-      compiled: `torch.compile` for the losses and the sampler; on CUDA each step is then also
+      fused_optimizer: one kernel for Adam's step, instead of one kernel for each operation.
+      compiled: `torch.compile` of the losses and the sampler; on CUDA each step is also
         captured as a graph.
       device: "cpu" or "cuda".
     """
@@ -32,7 +35,7 @@ class Tuning(NamedTuple):
 
     @property
     def tuned(self) -> bool:
-        """Whether to do by hand, too, what plain code leaves undone."""
+        """Whether the hand-written optimisations are on: no unused gradients, joined updates."""
         return self.fused_optimizer or self.compiled
 
     @property
@@ -40,18 +43,22 @@ class Tuning(NamedTuple):
         """Whether steps are replayed as CUDA graphs."""
         return self.compiled and torch.device(self.device).type == "cuda"
 
-    def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled if wanted.
+    def compile(self, function: FunctionT) -> FunctionT:
+        """The function, compiled if this tuning says so.
 
-        As one graph: otherwise what cannot be compiled would silently run as plain PyTorch.
+        It is compiled as one graph, so that a part that cannot be compiled is an error and does
+        not run uncompiled.
         """
         return torch.compile(function, dynamic=False, fullgraph=True) if self.compiled else function
 
     def capture(self, step: Callable[[], Any]) -> Callable[[], Any]:
-        """A step without arguments as one CUDA graph, if wanted; it is run a few times first."""
+        """A step without arguments, as one CUDA graph if this tuning says so.
+
+        The capture runs the step three times before.
+        """
         if not self.captured:
             return step
-        # Warming up on a side stream is PyTorch's protocol: it compiles and allocates.
+        # PyTorch's documentation asks for warm-up runs on a side stream before a capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -76,6 +83,11 @@ class Transition(NamedTuple):
     terminated: Tensor  # [], 0 or 1
     next_observation: Tensor  # [S]
 
+    @classmethod
+    def of(cls, transitions: types.Transition, device: str) -> "Transition":
+        """A copy of JAX's or NumPy's transitions on the device."""
+        return cls(*(tensor(getattr(transitions, name), device) for name in cls._fields))
+
 
 class Window(NamedTuple):
     """A training example of the world model; see `dawm_jax.types.Window`."""
@@ -89,7 +101,7 @@ class Window(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What a generated window starts from and aims at."""
+    """A real start and the return to aim at; see `dawm_jax.types.Condition`."""
 
     state: Tensor  # [S]
     action: Tensor  # [A]
@@ -102,7 +114,7 @@ def tensor(array: Any, device: str) -> Tensor:
 
 
 class Replay(NamedTuple):
-    """A dataset on the device; see `dawm_jax.windows.Replay`."""
+    """A dataset on the device; see `dawm_jax.data.replay.Replay`."""
 
     transitions: Transition  # [N, ...]
     episode_end: Tensor  # [N] int64
@@ -110,10 +122,10 @@ class Replay(NamedTuple):
     num_train: int
 
     @classmethod
-    def of(cls, replay: windows.Replay, device: str) -> "Replay":
-        """A copy of JAX's."""
+    def of(cls, replay: replaying.Replay, device: str) -> "Replay":
+        """A copy of the JAX side's replay."""
         return cls(
-            transitions=Transition(*(tensor(field, device) for field in replay.transitions)),
+            transitions=Transition.of(replay.transitions, device),
             episode_end=tensor(replay.episode_end, device).long(),
             return_to_go=tensor(replay.return_to_go, device),
             num_train=replay.num_train,
@@ -157,16 +169,16 @@ class Replay(NamedTuple):
 class Learner:
     """A network in training: Adam under a schedule, and the parameters' moving average.
 
-    `update` is what a CUDA graph can hold, `advance` what the host does after each.
+    `update` can be part of a CUDA graph. The host calls `advance` after each update.
 
     Args:
       network: what to train.
       learning_rate: the peak.
-      tuning: of the run.
+      tuning: optimisations of the run.
       schedule: "constant", or "cosine" to 0 at `total_steps`.
       total_steps: of the whole training.
       warmup_steps: of linear growth from 0.
-      ema_decay: of the moving average; without one `average` is the network itself.
+      ema_decay: of the moving average; with None `average` is the network itself.
     """
 
     def __init__(
@@ -189,7 +201,7 @@ class Learner:
         self._peak, self._schedule = learning_rate, schedule
         self._warmup_steps, self._total_steps = warmup_steps, total_steps
         self._count = 0
-        # A graph reads the rate from memory, which the host may write between replays.
+        # A CUDA graph reads the rate from memory, which the host writes between replays.
         rate = torch.tensor(self._rate(), device=tuning.device) if tuning.captured else self._rate()
         self.optimizer = torch.optim.Adam(
             self._parameters,

@@ -1,7 +1,7 @@
 """The world model and the inverse dynamics model of the PyTorch side.
 
-The formulas and their sources are those of `dawm_jax.diffusion`, `world_model` and
-`inverse_dynamics`.
+See `diffusion`, `sampler`, `world_model` and `inverse_dynamics` of `dawm_jax.models` for formulas
+and sources.
 """
 
 from typing import Any, NamedTuple
@@ -20,22 +20,23 @@ from dawm_jax.benchmark.torch_common import (
     tensor,
 )
 from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
-from dawm_jax.models import diffusion
-from dawm_jax.types import Statistics
+from dawm_jax.config.schema import Config
+from dawm_jax.models import diffusion, unet
+from dawm_jax.types import Normalizer
 
 # --- the world model ----------------------------------------------------------------------
 
 
 class Draws(NamedTuple):
-    """The random numbers of one training step; see `world_model.Draws`."""
+    """The random numbers of one training step; see `models.world_model.Draws`."""
 
     step: Tensor  # [B] int64
     noise: Tensor  # [B, H + 1, channels]
     conditioned: Tensor  # [B]
 
 
-class Imagined(NamedTuple):
-    """A generated window, rewards in raw units."""
+class GeneratedWindow(NamedTuple):
+    """Generated windows; see `dawm_jax.types.GeneratedWindow`."""
 
     states: Tensor  # [B, H + 1, S]
     rewards: Tensor  # [B, H]
@@ -43,24 +44,25 @@ class Imagined(NamedTuple):
 
 
 class WorldModel:
-    """The diffusion over windows of `dawm_jax.world_model`, its training and its sampler.
+    """The world model with its training and its sampler; see `models.world_model`.
 
     `network` holds the denoiser and the classifier of terminations; one optimiser trains both.
     """
 
-    def __init__(self, config: Any, statistics: Statistics, replay: Replay, tuning: Tuning):
+    def __init__(self, config: Config, normalizer: Normalizer, replay: Replay, tuning: Tuning):
         section = self._section = config.world_model
+        sizes = config.section(unet.Settings)
         self._horizon, self._roll = config.horizon, config.rollout
         self._replay, self._device = replay, tuning.device
-        self._state_size = len(statistics.observation_mean)
+        self._state_size = len(normalizer.observation_mean)
         self.channels = self._state_size + 1
         denoiser = TemporalUNet(
             self.channels,
-            len(statistics.action_low),
-            dim=section.dim,
-            multipliers=section.multipliers,
-            kernel_size=section.kernel_size,
-            groups=section.groups,
+            len(normalizer.action_low),
+            dim=sizes.dim,
+            multipliers=sizes.multipliers,
+            kernel_size=sizes.kernel_size,
+            groups=sizes.groups,
         )
         termination = Mlp(2 * self._state_size, section.termination_hidden, 1)
         networks = {"denoiser": denoiser, "termination": termination}
@@ -80,20 +82,21 @@ class WorldModel:
         following = np.append(schedule[steps[1:]], np.float32(1.0))
         log_snr = np.log(schedule[steps]) - np.log1p(-schedule[steps])
         growth = np.diff(log_snr)
-        # DPM-Solver++(2M), Lu et al. 2022, algorithm 2; none in the first and the last step.
+        # DPM-Solver++(2M), Lu et al. 2022, algorithm 2; 0 at the first and the last step.
         extrapolated = np.zeros(len(steps), np.float32)
         if self._roll.order == 2:
             extrapolated[1:-1] = growth[1:] / growth[:-1] / 2.0
-        # Tensors, so that all steps share one compiled program: k, abar, the next abar, weight.
+        # (k, abar, next abar, weight) of each step, as tensors: numbers would compile one program
+        # for each step.
         self._ddim_steps = [
             tuple(tensor(number, tuning.device) for number in numbers)
             for numbers in zip(steps, schedule[steps], following, extrapolated, strict=True)
         ]
         number = lambda value: float(np.asarray(value))
-        self._reward = number(statistics.reward_mean), number(statistics.reward_std)
-        self._return_bounds = number(statistics.return_low), number(statistics.return_high)
-        self._low = self._bound(statistics, statistics.observation_low, statistics.reward_low)
-        self._high = self._bound(statistics, statistics.observation_high, statistics.reward_high)
+        self._reward = number(normalizer.reward_mean), number(normalizer.reward_std)
+        self._return_bounds = number(normalizer.return_low), number(normalizer.return_high)
+        self._low = self._bound(normalizer, normalizer.observation_low, normalizer.reward_low)
+        self._high = self._bound(normalizer, normalizer.observation_high, normalizer.reward_high)
         self._loss_of_batch = tuning.compile(self._draw_and_loss)
         self._ddim_step = tuning.compile(self._one_ddim_step)
 
@@ -102,7 +105,7 @@ class WorldModel:
         self.learner.update(self._loss_of_batch(starts, draws))
 
     def advance(self) -> None:
-        """What the host does after each step."""
+        """Sets the learning rate of the next step."""
         self.learner.advance()
 
     def _draw_and_loss(self, starts: Tensor | None, draws: Draws | None) -> Tensor:
@@ -111,7 +114,7 @@ class WorldModel:
         return self.loss(self._replay.gather_windows(starts, horizon=self._horizon), draws)
 
     def draw(self, batch_size: int) -> Draws:
-        """The randomness of one step's loss."""
+        """The random numbers of one step's loss."""
         section, device = self._section, self._device
         return Draws(
             step=torch.randint(section.diffusion_steps, (batch_size,), device=device),
@@ -122,9 +125,9 @@ class WorldModel:
         )
 
     def loss(self, window: Window, draws: Draws) -> Tensor:
-        """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
+        """Denoising loss (DDPM, eq. 14, for the chosen prediction) over real steps.
 
-        Plus the classifier's cross-entropy.
+        The cross-entropy of the classifier of terminations is added.
         """
         x0 = self.to_tokens(window)
         alpha_bar = self._alpha_bar[draws.step][:, None, None]
@@ -150,8 +153,8 @@ class WorldModel:
         reward = nn.functional.pad(reward, (1, 0))[..., None]
         return torch.cat([window.states, reward], dim=-1)
 
-    def _bound(self, statistics: Statistics, observation: Any, reward: Any) -> Tensor:
-        mean, std = np.array(statistics.observation_mean), np.array(statistics.observation_std)
+    def _bound(self, normalizer: Normalizer, observation: Any, reward: Any) -> Tensor:
+        mean, std = np.array(normalizer.observation_mean), np.array(normalizer.observation_std)
         standardised = (float(reward) - self._reward[0]) / self._reward[1]
         tokens = np.append((np.array(observation) - mean) / std, standardised)
         return tensor(tokens.astype(np.float32), self._device)
@@ -163,7 +166,7 @@ class WorldModel:
             return networks["denoiser"](*inputs)
 
     def target_return(self, return_to_go: Tensor) -> Tensor:
-        """The scaled return-to-go that a generated window aims at; see `rollout.target_return`."""
+        """The scaled return-to-go that a generated window aims at; see `synthetic.TargetReturn`."""
         factor, (low, high) = self._roll.target_factor, self._return_bounds
         if self._roll.target_rule == "max_fraction":
             return torch.full_like(return_to_go, low + factor * (high - low))
@@ -173,17 +176,17 @@ class WorldModel:
     @torch.inference_mode()
     def sample(
         self, condition: Condition, initial: Tensor | None = None, noise: Tensor | None = None
-    ) -> Imagined:
+    ) -> GeneratedWindow:
         """Generates a window from each condition, with the averaged parameters.
 
         Args:
-          condition: where to start and what return to aim at, leading axis B.
+          condition: starts and returns to aim at, leading axis B.
           initial: [B, H + 1, channels] standard normal, the first sample.
           noise: [DDIM steps, B, H + 1, channels] standard normal, used with eta > 0.
         """
         tokens = self.sample_tokens(condition, initial, noise)
         states = tokens[..., : self._state_size]
-        return Imagined(
+        return GeneratedWindow(
             states=states,
             rewards=tokens[:, 1:, -1] * self._reward[1] + self._reward[0],
             terminated=(termination_logits(self.learner.average, states) > 0.0).float(),
@@ -210,7 +213,10 @@ class WorldModel:
         return clamp(x, first)
 
     def _guided(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """Action, return and whether it is given: both kinds in one batch if both are needed."""
+        """Action, return, and whether the return is given.
+
+        Guidance that needs both predictions gets twice the batch, conditioned rows first.
+        """
         action, wanted = condition.action, condition.return_to_go
         given = torch.ones_like(wanted)
         if self._roll.guidance in (0.0, 1.0):
@@ -274,9 +280,9 @@ def clamp(x: Tensor, first: Tensor) -> Tensor:
 
 
 class InverseDynamics:
-    """Regression of the action on both states; see `dawm_jax.inverse_dynamics`."""
+    """Regression of the action on both states; see `models.inverse_dynamics`."""
 
-    def __init__(self, config: Any, replay: Replay, tuning: Tuning):
+    def __init__(self, config: Config, replay: Replay, tuning: Tuning):
         section = config.inverse_dynamics
         self._replay, self._batch_size = replay, section.batch_size
         state_size = replay.transitions.observation.shape[1]
@@ -297,7 +303,7 @@ class InverseDynamics:
         self.learner.update(self._loss_of_batch(rows))
 
     def advance(self) -> None:
-        """What the host does after each step."""
+        """Sets the learning rate of the next step."""
         self.learner.advance()
 
     def _draw_and_loss(self, rows: Tensor | None) -> Tensor:

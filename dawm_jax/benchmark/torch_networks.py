@@ -1,7 +1,7 @@
-"""The networks of `dawm_jax.networks` in PyTorch: same functions, same number of parameters.
+"""Twins in PyTorch of the networks of `dawm_jax.models`: same functions, same parameters.
 
-Convolutions see [B, C, T], as PyTorch wants them; every network takes and returns [B, T, C].
-`copy_parameters` loads a flax network's parameters into its twin.
+Networks take and return [B, T, C]; inside, convolutions compute on [B, C, T], PyTorch's order.
+`copy_parameters` loads the parameters of a flax network into its twin.
 """
 
 import itertools
@@ -85,8 +85,8 @@ class GaussianPolicy(nn.Module):
 class Critics(nn.Module):
     """Two Q functions.
 
-    Two MLPs, one after the other: on a CPU core this takes 4 % less time than one MLP of
-    batched products (`baddbmm`), with a batch of 256 and 256 hidden units.
+    Two separate MLPs take 4 % less time on one CPU core than one MLP of batched products
+    (`baddbmm`), with a batch of 256 and 256 hidden units.
     """
 
     def __init__(self, size: int, hidden: Sequence[int], *, orthogonal: bool = False):
@@ -170,7 +170,7 @@ class _ResidualBlock(nn.Module):
 
 
 class TemporalUNet(nn.Module):
-    """Decision Diffuser's U-Net over the steps of a window; see `networks.TemporalUNet`.
+    """The U-Net over the tokens of a window; see `unet.TemporalUNet`.
 
     Args:
       channels: of a token.
@@ -257,7 +257,9 @@ class TemporalUNet(nn.Module):
             x = residual(torch.cat([up(x), skips.pop()], dim=1), 2)
         return self.output(self.last(x))[..., :length].transpose(1, 2).float()
 
-    def _embed(self, step, action, return_to_go, conditioned) -> Tensor:
+    def _embed(
+        self, step: Tensor, action: Tensor, return_to_go: Tensor, conditioned: Tensor
+    ) -> Tensor:
         angles = step[:, None] * self.frequencies
         of_step = self.of_step(torch.cat([angles.sin(), angles.cos()], dim=-1))
         of_return = self.of_return(return_to_go[:, None]) * conditioned[:, None]
@@ -335,7 +337,7 @@ def _copy(module: Any, tree: Any) -> None:
 
 
 def _fill(parameter: Any, values: Any) -> None:
-    array = np.array(values, np.float32)  # a copy: PyTorch wants to own writable memory
+    array = np.array(values, np.float32)  # a copy: PyTorch needs writable memory
     if array.shape != tuple(parameter.shape):
         raise ValueError(f"shape: expected {tuple(parameter.shape)}, got {array.shape}")
     parameter.copy_(torch.from_numpy(array))

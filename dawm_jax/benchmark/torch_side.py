@@ -1,7 +1,7 @@
-"""The stages of a run in PyTorch, as closures that a harness can time.
+"""The stages of a run in PyTorch, as functions without arguments that can be timed.
 
-The method, the sizes and the order of everything are those of `dawm_jax.fused` and of the
-models' steps. Nothing inside a stage waits for the device; each waits once, at its end.
+Method, sizes and order of operations are those of `training.fused` and of the models' steps.
+Nothing inside a stage waits for the device. Each stage waits once, at its end.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,20 @@ from torch import Tensor
 from dawm_jax.benchmark.jax_side import STAGES
 from dawm_jax.benchmark.torch_agents import Iql, Td3Bc
 from dawm_jax.benchmark.torch_common import Replay, Transition, Tuning
-from dawm_jax.benchmark.torch_models import Imagined, InverseDynamics, WorldModel
+from dawm_jax.benchmark.torch_models import GeneratedWindow, InverseDynamics, WorldModel
 from dawm_jax.benchmark.torch_networks import copy_parameters
-from dawm_jax.data import windows
-from dawm_jax.types import Statistics, UserError
+from dawm_jax.config.schema import Config
+from dawm_jax.data import replay as replaying
+from dawm_jax.types import Normalizer, UserError
 
 
 class Buffer:
-    """A ring of the latest synthetic transitions; see `dawm_jax.rollout.Buffer`."""
+    """A ring of the latest synthetic transitions; see `dawm_jax.data.ring_buffer`."""
 
     def __init__(self, capacity: int, state_size: int, action_size: int, device: str):
         self.capacity = capacity
-        # One row more than the ring has: where rows go that are not valid. To leave them out
-        # would need their number on the host.
+        # Invalid rows are written to an additional row at the end. To leave them out, the host
+        # would have to know their number.
         zeros = lambda *size: torch.zeros(capacity + 1, *size, device=device)
         self.rows = Transition(
             zeros(state_size), zeros(action_size), zeros(), zeros(), zeros(state_size)
@@ -35,7 +36,7 @@ class Buffer:
 
     @torch.inference_mode()
     def add(self, transitions: Transition, valid: Tensor) -> None:
-        """Writes the valid rows, oldest ones overwritten; at most `capacity` at a time."""
+        """Writes the valid rows over the oldest ones; at most `capacity` rows per call."""
         position = self.written + valid.cumsum(0) - 1
         slot = torch.where(valid, position % self.capacity, self.capacity)
         for ring, new in zip(self.rows, transitions, strict=True):
@@ -43,15 +44,15 @@ class Buffer:
         self.written += valid.sum()
 
     def draw(self, *shape: int, numbers: Tensor | None = None) -> Transition:
-        """Rows drawn uniformly with replacement from what the buffer holds.
+        """Rows drawn uniformly with replacement from those that were written.
 
         Args:
           *shape: of the draw.
-          numbers: of that shape, integers from 0 on, whose remainders are the rows.
+          numbers: of that shape, integers from 0; their remainders are the rows.
         """
         if numbers is None:
-            # How many rows there are only the device knows; of 2^62 numbers the remainders
-            # are as good as uniform.
+            # The number of rows is known on the device alone. Remainders of numbers below 2^62
+            # are uniform but for a share of about capacity / 2^62.
             numbers = torch.randint(2**62, shape, device=self.written.device)
         rows = numbers % self.written.clamp(1, self.capacity)
         return Transition(*(ring[rows] for ring in self.rows))
@@ -59,61 +60,60 @@ class Buffer:
 
 @torch.inference_mode()
 def complete(
-    imagined: Imagined, first_action: Tensor, infer: Callable[[Tensor, Tensor], Tensor]
+    window: GeneratedWindow, first_action: Tensor, infer: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Transition, Tensor]:
-    """Generated windows as transitions [B * H], and valid [B * H]; see `rollout.complete`."""
-    states, ended = imagined.states, imagined.terminated
+    """Generated windows as transitions [B * H], and valid [B * H]; see `methods.synthetic`."""
+    states, ended = window.states, window.terminated
     later = infer(states[:, 1:-1], states[:, 2:])
     action = torch.cat([first_action[:, None], later], dim=1)
-    fields = Transition(states[:, :-1], action, imagined.rewards, ended, states[:, 1:])
+    fields = Transition(states[:, :-1], action, window.rewards, ended, states[:, 1:])
     valid = ended.cumsum(1) - ended == 0
     return Transition(*(field.flatten(0, 1) for field in fields)), valid.flatten()
 
 
 class Run:
-    """Everything of a run: data, models, an agent and its buffer.
+    """The state of a run: data, models, an agent and its buffer.
 
     Args:
       config: of the run, method "dawm".
       replay: the dataset.
-      statistics: of its training part.
+      normalizer: of its training part.
       agent: "td3_bc" or "iql".
-      tuning: how to run.
-      num_windows: generated a round, instead of the configuration's.
-      params: flax parameters by network, to start from: any of world_model,
-        inverse_dynamics, actor, critics, value. PyTorch initialises the rest, and what this
-        agent has not is ignored.
+      tuning: optimisations.
+      num_windows: windows of a round; None takes `config.rollout.windows_per_round`.
+      params: flax parameters to start from, by network: any of world_model, inverse_dynamics,
+        actor, critics, value. Networks that are not named are initialised by PyTorch. Names of
+        networks that this agent does not have are ignored.
 
     Raises:
-      UserError: the configuration asks for what this side cannot do.
+      UserError: the settings ask for what this side cannot do.
     """
 
     def __init__(
         self,
-        config: Any,
-        replay: windows.Replay,
-        statistics: Statistics,
+        config: Config,
+        replay: replaying.Replay,
+        normalizer: Normalizer,
         *,
         agent: str,
         tuning: Tuning,
         num_windows: int | None = None,
         params: dict[str, Any] | None = None,
     ):
-        _check(config)
+        check(config)
+        _check_agent(agent)
         self.config, self.tuning = config, tuning
         self.num_windows = num_windows or config.rollout.windows_per_round
         self.replay = Replay.of(replay, tuning.device)
-        self.world_model = WorldModel(config, statistics, self.replay, tuning)
+        self.world_model = WorldModel(config, normalizer, self.replay, tuning)
         self.inverse_dynamics = InverseDynamics(config, self.replay, tuning)
         sizes = {"state_size": replay.state_size, "action_size": replay.action_size}
         self.agent: Td3Bc | Iql
         if agent == "td3_bc":
             self.agent = Td3Bc(config, **sizes, tuning=tuning)
-        elif agent == "iql":
-            spread = float(np.asarray(statistics.return_range))
-            self.agent = Iql(config, **sizes, tuning=tuning, return_range=spread)
         else:
-            raise UserError(f"benchmark: expected agent 'td3_bc' or 'iql', got {agent!r}")
+            spread = float(np.asarray(normalizer.return_range))
+            self.agent = Iql(config, **sizes, tuning=tuning, return_range=spread)
         self.buffer = Buffer(config.rollout.buffer_capacity, **sizes, device=tuning.device)
         for name, tree in (params or {}).items():
             for network in self._networks(name):
@@ -134,10 +134,10 @@ class Run:
         starts: Tensor | None = None,
         initial: Tensor | None = None,
         noise: Tensor | None = None,
-    ) -> Imagined:
-        """Windows from real steps [B], aiming at the configuration's target return.
+    ) -> GeneratedWindow:
+        """Windows from real steps [B] that aim at the target return of the settings.
 
-        `initial` and `noise` are those of `WorldModel.sample`.
+        See `WorldModel.sample` for `initial` and `noise`.
         """
         starts = self.replay.draw(self.num_windows) if starts is None else starts
         condition = self.replay.gather_conditions(starts)
@@ -153,8 +153,8 @@ class Run:
         """One round's windows, with their actions, into the buffer; see `sample`."""
         starts = self.replay.draw(self.num_windows) if starts is None else starts
         first_action = self.replay.transitions.action[starts]
-        imagined = self.sample(starts, initial, noise)
-        self.buffer.add(*complete(imagined, first_action, self.inverse_dynamics.infer))
+        window = self.sample(starts, initial, noise)
+        self.buffer.add(*complete(window, first_action, self.inverse_dynamics.infer))
 
     def update_on_real(self) -> None:
         """One update of the agent on rows of the whole dataset."""
@@ -167,14 +167,33 @@ class Run:
         self.agent.update(self.buffer.draw(*shape))
 
 
-def _check(config: Any) -> None:
-    """What this side cannot do; minibatches are all real or all synthetic, as the stage has it.
+def check(config: Config) -> None:
+    """Refuses settings that this side does not implement.
 
     Raises:
-      UserError: the method is not DAWM.
+      UserError: another method than DAWM, another denoiser than the U-Net, an agent that is
+        not TD3+BC or IQL, or generated actions that are dropped.
     """
-    if config.method != "dawm":
-        raise UserError(f"benchmark: expected config.method 'dawm', got {config.method!r}")
+    expected = (
+        ("method", config.method, "dawm"),
+        ("world_model.denoiser", config.world_model.denoiser, "unet"),
+        ("rollout.real_actions_only", config.rollout.real_actions_only, False),
+    )
+    for name, value, wanted in expected:
+        if value != wanted:
+            raise UserError(
+                f"config.{name}: expected {wanted} with the PyTorch side, got {value}; set it, "
+                "or time JAX alone with --torch="
+            )
+    _check_agent(config.agent)
+
+
+def _check_agent(name: str) -> None:
+    if name not in ("td3_bc", "iql"):
+        raise UserError(
+            f"config.agent: expected td3_bc or iql with the PyTorch side, got {name}; set it, or "
+            "time JAX alone with --torch="
+        )
 
 
 # --- the stages ---------------------------------------------------------------------------
@@ -182,9 +201,9 @@ def _check(config: Any) -> None:
 
 def make(
     stage: str,
-    config: Any,
-    replay: windows.Replay,
-    statistics: Statistics,
+    config: Config,
+    replay: replaying.Replay,
+    normalizer: Normalizer,
     *,
     fused_optimizer: bool,
     compiled: bool,
@@ -194,7 +213,9 @@ def make(
     num_windows: int | None = None,
     tf32: bool = False,
 ) -> Callable[[], None]:
-    """A stage's work. Calls go on where the last one stopped; the first ones compile.
+    """The work of a stage. Each call continues from the state that the previous one left.
+
+    The first call compiles.
 
     Args:
       stage: one of STAGES. "fused" starts with an empty buffer and generates before every
@@ -203,25 +224,26 @@ def make(
         `config.training.updates` updates as "fused" does.
       config: of a run.
       replay: the dataset.
-      statistics: of its training part.
+      normalizer: of its training part.
       fused_optimizer: see `Tuning`.
       compiled: see `Tuning`; neither of both is plain PyTorch.
       device: "cpu" or "cuda".
       units: steps (denoiser_training, inverse_dynamics), batches of windows (sampling), or
         updates of the critics (td3_bc, iql, fused); "pipeline" ignores it.
       params: see `Run`.
-      num_windows: of a batch or round, instead of the configuration's.
-      tf32: lets a GPU multiply float32 matrices with fewer bits. A setting of the process.
+      num_windows: see `Run`.
+      tf32: whether a GPU may multiply float32 matrices in TF32. Sets it for the process.
 
     Raises:
-      UserError: an unknown stage, units that are not whole cycles or rounds, or see `Run`.
+      UserError: an unknown stage, units that are not whole cycles or rounds, or settings that
+        `check` refuses.
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32  # PyTorch's default is on
     run = Run(
         config,
         replay,
-        statistics,
+        normalizer,
         agent=stage if stage in ("td3_bc", "iql") else config.agent,
         tuning=Tuning(fused_optimizer, compiled, device),
         num_windows=num_windows,
@@ -238,7 +260,7 @@ def make(
 
 
 def stage_of(run: Run, stage: str, units: int) -> Callable[[], None]:
-    """A stage's work on a given run, without the wait at its end; see `make`."""
+    """The work of a stage on a given run, without the wait at its end; see `make`."""
     config, capture = run.config, run.tuning.capture
 
     def trained(model: WorldModel | InverseDynamics, steps: int) -> Callable[[], None]:
@@ -298,12 +320,12 @@ def _repeated(step: Callable[[], Any], count: int) -> Callable[[], None]:
 
 
 def device() -> str:
-    """Where PyTorch computes."""
+    """The device that PyTorch computes on: "cuda" if there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def matmul(size: int, dtype: str) -> Callable[[], None]:
-    """A product of two square matrices, which waits for its end."""
+    """A product of two square matrices that returns when the device is done."""
     x = torch.ones(size, size, device=device(), dtype=getattr(torch, dtype))
 
     def product() -> None:
@@ -315,5 +337,5 @@ def matmul(size: int, dtype: str) -> Callable[[], None]:
 
 
 def peak_bytes() -> float:
-    """The most that tensors have held of the GPU's memory; 0 without one."""
+    """Peak of the GPU memory that tensors held, in bytes; 0 without a GPU."""
     return float(torch.cuda.max_memory_allocated()) if torch.cuda.is_available() else 0.0

@@ -1,4 +1,4 @@
-"""Makes D4RL's locomotion datasets again, as Minari datasets, from shipped policies.
+"""Makes D4RL's locomotion datasets, as Minari datasets, from policies in the package.
 
 Examples:
   python -m dawm_jax.collect --env=Hopper-v5 --tier=medium --steps=1000000 \\
@@ -8,15 +8,16 @@ Examples:
   python -m dawm_jax.collect --env=Ant-v5 --tier=medium --policies=runs/sac-ant/policies.npz
 
 Tiers, by D4RL's recipe: random; medium (soft actor-critic stopped at a third of the expert's
-score); medium-replay (what it had seen by then); expert; medium-expert. The same command makes
-the same data; an interrupted one leaves none. --train trains the policies first, for hours, and
-resumes on the same --workdir.
+score); medium-replay (the policies before medium); expert; medium-expert. The same command makes
+the same data. An interrupted command leaves no dataset. --train trains the policies, for hours,
+and resumes on the same --workdir.
 """
 
 import pathlib
 
 from absl import flags
 
+from dawm_jax.data import TIERS
 from dawm_jax.runtime import cli
 
 _ENV = flags.DEFINE_string(
@@ -25,14 +26,14 @@ _ENV = flags.DEFINE_string(
 _TIER = flags.DEFINE_enum(
     "tier",
     "medium",
-    ["random", "medium", "medium-replay", "expert", "medium-expert"],
-    "D4RL's: see above",
+    list(TIERS),
+    "D4RL's tier; see above",
 )
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
-    "Environment steps: at least so many, in whole episodes. Default: D4RL's size of the tier; "
-    "with --train 1,000,000",
+    "Environment steps; a dataset has at least so many, in whole episodes. Default: D4RL's size "
+    "of the tier; with --train 1,000,000",
 )
 _DATASET_ID = flags.DEFINE_string(
     "dataset_id", None, "Minari id of the new dataset. Default: dawm/<task>/<tier>-v1"
@@ -55,34 +56,36 @@ def main() -> None:
 
 
 def _collect() -> None:
+    from dawm_jax.collect import policies as policies_lib
     from dawm_jax.collect import tiers
-    from dawm_jax.collect import train_sac as behaviour
-    from dawm_jax.data import dataset as data
+    from dawm_jax.data import dataset
+    from dawm_jax.data.load import load_dataset
+    from dawm_jax.envs.tasks import task_name
 
     environment, tier = _ENV.value, _TIER.value
     policies = None
     if _POLICIES.value:
-        policies = behaviour.load_policies(pathlib.Path(_POLICIES.value).expanduser())
-        behaviour.check_environment(policies, environment)
+        policies = policies_lib.load_policies(pathlib.Path(_POLICIES.value).expanduser())
+        policies_lib.check_environment(policies, environment)
     elif tier != "random":
-        policies = behaviour.shipped_policies(environment)
+        policies = policies_lib.shipped_policies(environment)
     recipe = tiers.Recipe(environment, tier, _STEPS.value)
-    name = _DATASET_ID.value or f"dawm/{environment.split('-')[0].lower()}/{tier}-v1"
+    name = _DATASET_ID.value or f"dawm/{task_name(environment)}/{tier}-v1"
     tiers.make(name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value)
-    dataset = data.load_dataset(name)
-    cli.log.info("%s", data.describe(dataset))
+    cli.log.info("%s", dataset.describe(load_dataset(name)))
 
 
 def _train() -> None:
-    from dawm_jax.collect import train_sac as behaviour
+    from dawm_jax.collect import train_sac
+    from dawm_jax.envs.tasks import task_name
     from dawm_jax.runtime import loop
 
-    task = _ENV.value.split("-")[0].lower()
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/sac-{task}").expanduser()
-    settings = behaviour.Settings(_ENV.value, seed=_SEED.value, steps=_STEPS.value or 1_000_000)
+    environment = _ENV.value
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/sac-{task_name(environment)}").expanduser()
+    settings = train_sac.Settings(environment, seed=_SEED.value, steps=_STEPS.value or 1_000_000)
     try:
         with loop.stop_on_signals() as stop:
-            policies = behaviour.train(settings, workdir, stop)
+            policies = train_sac.train(settings, workdir, stop)
     except loop.Interrupted as interruption:
         cli.fail(f"stopped in {interruption}; the same command resumes there", 143)
     for name, facts in policies.card["policies"].items():

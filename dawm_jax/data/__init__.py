@@ -1,5 +1,9 @@
-"""Offline datasets: their sources, their flat host arrays, the normalised replay on the device, the
-ring buffer, and the writer of Minari datasets.
+"""Offline data: sources behind one `load_dataset`, flat arrays on the host, the normalised replay
+on the device, the ring buffer of generated data, and the writer of Minari datasets.
 
 It may import envs and what envs may import.
 """
+
+# D4RL's tiers of locomotion data, which the room of collection makes. They are defined here
+# because --help lists them and need not wait for the import of JAX.
+TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert")

@@ -1,13 +1,13 @@
-"""Write a Minari dataset as a stream: memory stays flat, and it appears whole or not at all.
+"""Writes a Minari dataset episode by episode; it appears whole or not at all.
 
 with DatasetWriter("local/hopper/mine-v0", environment="Hopper-v5", metadata={}) as writer:
     writer.add(observations, actions, rewards, terminations, truncations)  # one episode
 
-Folders, metadata and spaces go through Minari's own storage. The arrays are written with
-h5py's low-level calls into Minari's layout, since windows of a world model are very many
-very short episodes: for seven steps of Hopper 0.65 ms and 2.3 KB an episode, against 2.5 ms
-and 14.6 KB with Minari's `update_episodes` (it makes every array chunked and resizable) and
-1.5 ms with h5py's `create_dataset`.
+Memory does not grow with the dataset. Minari's own storage makes folders, metadata and spaces.
+The arrays are written with h5py's low-level calls into Minari's layout, because a world model
+generates very many very short episodes. An episode of seven steps of Hopper takes 0.65 ms and
+2.3 KB. It takes 2.5 ms and 14.6 KB with Minari's `update_episodes`, which makes every array
+chunked and resizable, and 1.5 ms with h5py's `create_dataset`.
 """
 
 import fcntl
@@ -17,18 +17,20 @@ import json
 import os
 import pathlib
 import shutil
+from types import TracebackType
 from typing import Any
 
 import h5py
 import numpy as np
 
-from dawm_jax.data import dataset as data
-from dawm_jax.envs import evaluate, simulate
+from dawm_jax.data import bundled
+from dawm_jax.envs import simulate
+from dawm_jax.envs.scores import reference_returns
 from dawm_jax.types import UserError, one_line
 
-# What a simulator needs to give the same episodes again.
+# The packages whose versions decide what the simulator computes.
 _REQUIREMENTS = ("gymnasium", "mujoco")
-# Set here or by Minari; the caller's metadata may not hold them.
+# The writer or Minari sets these keys; the caller's metadata must not contain them.
 _RESERVED = {
     *("dataset_id", "minari_version", "data_format", "jpeg_encoding", "env_spec"),
     *("observation_space", "action_space", "total_episodes", "total_steps", "dataset_size"),
@@ -37,22 +39,22 @@ _RESERVED = {
 
 
 class DatasetWriter:
-    """A context manager that takes episodes; the dataset is there once the `with` is left.
+    """A context manager that takes episodes; the dataset appears when the `with` block ends.
 
-    Leaving by an exception leaves no new dataset, and an old one as it was. A killed process
-    leaves a hidden folder beside the dataset's place, which Minari does not see and the next
-    writer of the same id removes.
+    If the block raises, there is no new dataset, and an existing one is unchanged. A killed
+    process leaves a hidden folder beside the dataset's folder. Minari does not see the hidden
+    folder, and the next writer of the same id removes it.
 
-    Observations are stored as float32 or float64, whichever the first episode has, and the
-    declared observation space is the environment's with that precision: Gymnasium's
-    `Box.contains` refuses float64 values in a float32 space, and a float64 space would
-    promise digits that a float32 model never had. Its bounds are the environment's; a model's
+    Observations are stored in the precision of the first episode, float32 or float64. The
+    declared observation space is the environment's in that precision: Gymnasium's
+    `Box.contains` refuses float64 values in a float32 space, and a float64 space would promise
+    digits that a float32 model does not have. The bounds are the environment's; a model's
     states may lie outside. Actions are stored in the precision of the environment's space.
 
     Attributes:
-      metadata: the caller's, which may be added to until the `with` is left.
-      episodes: added so far.
-      steps: added so far.
+      metadata: the caller's; the caller may add to it until the `with` block ends.
+      episodes: number of episodes added.
+      steps: number of steps added.
     """
 
     def __init__(
@@ -63,18 +65,18 @@ class DatasetWriter:
         metadata: dict[str, Any],
         overwrite: bool = False,
     ):
-        """Checks everything at once and writes nothing yet.
+        """Checks the arguments; writes nothing.
 
         Args:
           dataset_id: Minari id with a version, such as local/hopper/synthetic-v0.
           environment: Gymnasium id of the task.
-          metadata: JSON-able, kept beside Minari's own. Minari knows `algorithm_name`,
+          metadata: JSON-able, stored beside Minari's own. Minari reads `algorithm_name`,
             `description`, `code_permalink` (strings), `author`, `author_email` (lists).
           overwrite: replace a dataset of this id once the new one is complete.
 
         Raises:
           UserError: a malformed id, an existing dataset, an unwritable folder, an unknown
-            environment, or metadata that Minari could not keep.
+            environment, or metadata that Minari cannot store.
         """
         self.metadata = metadata
         self.episodes = self.steps = 0
@@ -104,7 +106,7 @@ class DatasetWriter:
                 f"dataset {self._id} is being written by another process; wait for it or "
                 "choose another id"
             ) from None
-        # What a killed writer left.
+        # A killed writer may have left an incomplete dataset.
         shutil.rmtree(self._staging / "dataset", ignore_errors=True)
         return self
 
@@ -123,7 +125,7 @@ class DatasetWriter:
           actions: [T, A], in the environment's units.
           rewards: [T].
           terminations: [T] bool, true at most at the last step.
-          truncations: [T] bool, likewise; one of the two ends the episode.
+          truncations: [T] bool, true at most at the last step; one of the two is true there.
 
         Raises:
           UserError: other shapes, numbers that are not finite, or no end.
@@ -144,14 +146,20 @@ class DatasetWriter:
         self.episodes += 1
         self.steps += len(episode["rewards"])
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         try:
             if self._file is not None:
                 self._file.close()
-            if kind is None:
+            if error is None:
                 self._finish()
         finally:
-            # The lock goes with its folder, and only then is released.
+            # The lock is released last: this process would otherwise remove the folder of the
+            # writer that locks it next.
             shutil.rmtree(self._staging, ignore_errors=True)
             self._lock.close()
 
@@ -162,7 +170,7 @@ class DatasetWriter:
 
         space = self._spaces[0]
         dtype = np.dtype(np.float32 if dtype == np.float32 else np.float64)
-        with np.errstate(over="ignore"):  # a bound beyond float32 is infinite
+        with np.errstate(over="ignore"):  # a bound beyond float32's range becomes infinite
             bounds = space.low.astype(dtype), space.high.astype(dtype)
         folder = self._staging / "dataset" / "data"
         folder.parent.mkdir()
@@ -173,23 +181,23 @@ class DatasetWriter:
             env_spec=self._spec,
             data_format="hdf5",
         )
-        # The newest layout of HDF5 1.10 stores small objects in half the space. With its
-        # order tracked, as Minari does, its keys are in the order of the episodes.
+        # The layout of HDF5 1.10 stores small objects in half the space of the default layout.
+        # `track_order`, which Minari sets too, keeps the keys in the order of the episodes.
         self._file = h5py.File(
             folder / "main_data.hdf5", "w", libver=("v110", "v110"), track_order=True
         )
         self._episodes = _EpisodeFile(self._file)
 
     def _finish(self) -> None:
-        """Completes the metadata and moves the dataset to its place."""
+        """Completes the metadata and moves the dataset to its folder."""
         if self._storage is None:
             raise UserError(f"dataset {self._id}: there is no episode to write")
         _check_metadata(self.metadata)
-        # Minari wants its names of authors as sets.
+        # Minari expects sets of authors and of their addresses.
         authors = {
             key: set(value) for key, value in self.metadata.items() if key.startswith("author")
         }
-        references = evaluate.reference_returns(self._environment)
+        references = reference_returns(self._environment)
         scores = dict(zip(("ref_min_score", "ref_max_score"), references or (), strict=False))
         versions = ((name, importlib.metadata.version(name)) for name in _REQUIREMENTS)
         self._storage.update_metadata(
@@ -217,7 +225,7 @@ class _EpisodeFile:
     def __init__(self, file: h5py.File):
         self._file = file
         self._properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        # Every byte of every array is written at once.
+        # `write` fills every array completely, so HDF5 need not fill it with zeros first.
         self._properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         self._properties.set_obj_track_times(False)
 
@@ -233,7 +241,7 @@ class _EpisodeFile:
             dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
 
 
-# Every HDF5 object costs tens of microseconds: those that repeat are kept.
+# HDF5 types and shapes take tens of microseconds to make, and repeat in every episode.
 @functools.lru_cache
 def _kind(dtype: np.dtype) -> h5py.h5t.TypeID:
     return h5py.h5t.py_create(dtype)
@@ -245,7 +253,7 @@ def _space(shape: tuple[int, ...]) -> h5py.h5s.SpaceID:
 
 
 def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:
-    """The dataset's place, checked."""
+    """The dataset's folder, checked; see `DatasetWriter.__init__`."""
     import minari
     from minari.dataset import minari_dataset
 
@@ -256,9 +264,9 @@ def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:
             f"dataset id {dataset_id!r}: expected a Minari id with a version, such as "
             "local/hopper/synthetic-v0"
         ) from None
-    if dataset_id.startswith(data.BUNDLED_PREFIX):
+    if dataset_id.startswith(bundled.PREFIX):
         raise UserError(
-            f"dataset id {dataset_id!r}: {data.BUNDLED_PREFIX} names the data in the package; "
+            f"dataset id {dataset_id!r}: {bundled.PREFIX} names the data in the package; "
             "choose another namespace"
         )
     try:
@@ -290,7 +298,13 @@ def _check_metadata(metadata: dict[str, Any]) -> None:
         raise UserError(f"metadata: {', '.join(sorted(reserved))} is set by the writer itself")
 
 
-def _check_episode(episode, observation_shape, action_shape, index) -> None:
+def _check_episode(
+    episode: dict[str, np.ndarray],
+    observation_shape: tuple[int, ...],
+    action_shape: tuple[int, ...],
+    index: int,
+) -> None:
+    """Raises UserError for other shapes, numbers that are not finite, or no end."""
     steps = len(episode["rewards"])
     expected = {
         "observations": (steps + 1, *observation_shape),
@@ -314,7 +328,7 @@ def _check_episode(episode, observation_shape, action_shape, index) -> None:
 
 
 def _make_namespace(dataset_id: str) -> None:
-    """Names the folders above the dataset as Minari does."""
+    """Makes the namespace of the dataset: the folders above it, with Minari's metadata."""
     from minari import namespace
     from minari.dataset import minari_dataset
 

@@ -1,5 +1,4 @@
-"""Simulators: many copies stepped together, whole episodes of a policy, and the scores of their
-returns.
+"""Environments: registered tasks, simulators of many copies, episodes of a policy, and scores.
 
 It may import runtime.
 """

@@ -1,22 +1,23 @@
-"""Many copies of a Gymnasium environment, stepped together, and one-step replay.
+"""Many copies of a Gymnasium environment stepped together, and one-step replay.
 
-MuJoCo's batch engine steps Hopper, Walker2d and HalfCheetah: bit for bit what Gymnasium
-computes (tested), several times faster. Every other environment is stepped by Gymnasium.
+MuJoCo's batch engine steps the tasks that register batch physics: bit for bit what Gymnasium
+computes (tested), and several times faster. Gymnasium steps every other environment.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dawm_jax.runtime import parallel
+from dawm_jax.envs.tasks import TASKS, BatchPhysics
+from dawm_jax.runtime import provenance
 from dawm_jax.types import UserError, first_line, one_line
 
+# With fewer copies per thread, threads wait for each other longer than they compute.
 _COPIES_PER_THREAD = 8
 
 
 class Steps(NamedTuple):
-    """What one step of n copies returned, each at its own time."""
+    """The result of one step of n copies; each copy has its position in its episode."""
 
     observations: np.ndarray  # [n, S] float64
     rewards: np.ndarray  # [n] float64
@@ -28,20 +29,25 @@ class Simulator(Protocol):
     """Copies of an environment; a copy is addressed by its index."""
 
     def reset(self, index: int, seed: int) -> np.ndarray:
-        """Starts an episode in one copy; its first observation [S]."""
+        """Starts an episode in one copy and returns its first observation [S] float64."""
 
     def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
-        """Steps the copies `indices` with actions [n, A] in environment units."""
+        """Steps the copies `indices` [n] with actions [n, A] in environment units."""
 
     def close(self) -> None:
         """Releases the copies."""
 
 
+# Gymnasium's environments and spaces are imported only where they are used: the import takes
+# half a second, and a command's --help need not wait for it. They are `Any` here.
 def make_environment(environment: str) -> Any:
-    """A Gymnasium environment with flat Box observations and bounded Box actions.
+    """A Gymnasium environment with flat Box observations and bounded flat Box actions.
+
+    Args:
+      environment: Gymnasium id.
 
     Raises:
-      UserError: it is unknown, cannot be built, or has other spaces.
+      UserError: the environment is unknown, cannot be built, or has other spaces.
     """
     import gymnasium as gym
 
@@ -67,31 +73,36 @@ def make_environment(environment: str) -> Any:
 
 
 def make_simulator(environment: str, num: int, *, threads: int = 0) -> Simulator:
-    """The fastest simulator of `num` copies that equals Gymnasium's bit for bit.
+    """The fastest simulator of `num` copies that equals Gymnasium bit for bit.
 
     Args:
       environment: Gymnasium id.
-      num: copies.
-      threads: of MuJoCo's batch engine; 0 uses the cores that this process may use, one for
-        every eight copies: fewer wait for each other longer than they compute. The results
-        are the same.
+      num: number of copies.
+      threads: of MuJoCo's batch engine; 0 takes one thread for every eight copies, at most the
+        number of cores that this process may use. The results do not depend on it.
 
     Raises:
       UserError: the environment cannot be made or is not continuous control.
     """
-    if environment in _TASKS:
+    physics = _batch_physics(environment)
+    if physics is not None:
         try:
             from mujoco import batch  # since MuJoCo 3.17
         except ImportError:
             pass
         else:
-            threads = threads or min(parallel.num_cores(), -(-num // _COPIES_PER_THREAD))
-            return _BatchSimulator(environment, num, batch.Batch, threads)
+            threads = threads or min(provenance.num_cores(), -(-num // _COPIES_PER_THREAD))
+            return _BatchSimulator(environment, physics, num, batch.Batch, threads)
     return _GymnasiumSimulator(environment, num)
 
 
+def _batch_physics(environment: str) -> BatchPhysics | None:
+    """The batch physics of exactly this Gymnasium id: other versions have other rewards."""
+    return next((task.batch_physics for task in TASKS if task.environment == environment), None)
+
+
 class _GymnasiumSimulator:
-    """One Gymnasium environment a copy."""
+    """One Gymnasium environment per copy."""
 
     def __init__(self, environment: str, num: int):
         self._environments = [make_environment(environment) for _ in range(num)]
@@ -117,44 +128,17 @@ class _GymnasiumSimulator:
             env.close()
 
 
-# --- MuJoCo's batch engine ----------------------------------------------------------------
+class _BatchSimulator:
+    """One MuJoCo batch for the steps; one Gymnasium environment makes the initial states.
 
-
-class _Task(NamedTuple):
-    """Observation, reward and end of a Gymnasium v5 locomotion task, vectorised.
-
-    Gymnasium computes them in Python, one environment at a time; the order of the
-    floating-point operations here is the same.
+    Gymnasium computes observation, reward and termination in Python, one environment at a time.
+    `step` does the same floating-point operations in the same order, for all copies at once.
     """
 
-    velocity_limit: float  # observed velocities are clipped to it
-    control_cost: float
-    healthy: Callable[[np.ndarray, np.ndarray], np.ndarray] | None  # (qpos, qvel) -> [n]
-
-
-def _hopper_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-    state = np.concatenate([qpos[:, 2:], qvel], axis=1)
-    bounded = ((-100.0 < state) & (state < 100.0)).all(1)
-    return bounded & (qpos[:, 1] > 0.7) & (-0.2 < qpos[:, 2]) & (qpos[:, 2] < 0.2)
-
-
-def _walker2d_healthy(qpos: np.ndarray, qvel: np.ndarray) -> np.ndarray:
-    height, angle = qpos[:, 1], qpos[:, 2]
-    return (0.8 < height) & (height < 2.0) & (-1.0 < angle) & (angle < 1.0)
-
-
-_TASKS = {
-    "Hopper-v5": _Task(10.0, 1e-3, _hopper_healthy),
-    "Walker2d-v5": _Task(10.0, 1e-3, _walker2d_healthy),
-    "HalfCheetah-v5": _Task(np.inf, 0.1, None),
-}
-
-
-class _BatchSimulator:
-    """One MuJoCo batch; one Gymnasium environment makes the initial states."""
-
-    def __init__(self, environment: str, num: int, make_batch: Callable[..., Any], threads: int):
-        self._task = _TASKS[environment]
+    def __init__(
+        self, environment: str, physics: BatchPhysics, num: int, make_batch: Any, threads: int
+    ):
+        self._physics = physics
         self._env = make_environment(environment)
         self._unwrapped = self._env.unwrapped
         self._batch = make_batch(self._unwrapped.model, nsim=num, nthread=threads)
@@ -178,19 +162,19 @@ class _BatchSimulator:
         return observation
 
     def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
-        task, ids = self._task, np.asarray(indices, np.int32)
-        before = self._qpos[ids, 0]
+        physics, ids = self._physics, np.asarray(indices, np.int32)
+        x_before = self._qpos[ids, 0]
         self._ctrl[ids] = actions
         self._batch.step(ids=ids, nstep=self._unwrapped.frame_skip)
         self._elapsed[ids] += 1
         qpos, qvel = self._qpos[ids], self._qvel[ids]
-        rewards = (qpos[:, 0] - before) / self._unwrapped.dt
+        rewards = (qpos[:, 0] - x_before) / self._unwrapped.dt
         terminated = np.zeros(len(ids), bool)
-        if task.healthy is not None:
-            terminated = ~task.healthy(qpos, qvel)
+        if physics.healthy is not None:
+            terminated = ~physics.healthy(qpos, qvel)
             rewards = rewards + 1.0 * ~terminated
-        rewards = rewards - task.control_cost * np.sum(np.square(actions), axis=1)
-        velocity = np.clip(qvel, -task.velocity_limit, task.velocity_limit)
+        rewards = rewards - physics.control_cost * np.sum(np.square(actions), axis=1)
+        velocity = np.clip(qvel, -physics.velocity_limit, physics.velocity_limit)
         observations = np.concatenate([qpos[:, 1:], velocity], axis=1)
         return Steps(observations, rewards, terminated, self._elapsed[ids] >= self._limit)
 
@@ -208,18 +192,18 @@ def replay(
     *,
     margin_scale: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One simulator step from each observation, alone.
+    """One simulator step from each observation, independent of all others.
 
-    The state is rebuilt from the observation: the horizontal position, which nothing
-    depends on, is 0, velocities beyond the observation's clipping are lost, and the
-    contact solver starts cold. Errors measured against it have these as their floor.
+    The state is rebuilt from the observation, with three losses: the horizontal position is 0
+    (nothing depends on it), velocities beyond the observation's clipping are unknown, and the
+    contact solver starts cold. Errors measured against the replay contain these losses.
 
     Args:
-      environment: a Gymnasium id whose observation is qpos[1:], qvel.
+      environment: a Gymnasium id whose observation is (qpos[1:], qvel).
       observations: [N, S].
       actions: [N, A] in environment units.
-      margin_scale: factor on the contact margins; 0.5 gives Hopper the contacts it had
-        before MuJoCo 3.5, which adds the margins of two geoms where it took the larger.
+      margin_scale: factor of the contact margins. MuJoCo 3.5 and later add the margins of two
+        geoms, earlier versions take the larger one: 0.5 gives Hopper the earlier contacts.
 
     Returns:
       Next observations [N, S] float64, rewards [N] float64, terminated [N] bool.
@@ -230,34 +214,43 @@ def replay(
     env = make_environment(environment)
     try:
         simulator: Any = env.unwrapped
-        model = getattr(simulator, "model", None)
-        layout = getattr(simulator, "observation_structure", {})
-        if model is None or layout.get("skipped_qpos") != 1 or len(layout) != 3:
-            raise UserError(
-                f"environment {environment}: its state cannot be rebuilt from an observation; "
-                "replay works for " + ", ".join(_TASKS)
-            )
-        if observations.shape[1:] != env.observation_space.shape:
-            raise UserError(
-                f"{environment} has {env.observation_space.shape[0]} observation dimensions, the "
-                f"data {observations.shape[1]}; name the environment that the data is from"
-            )
-        model.geom_margin[:] *= margin_scale
+        _check_replayable(environment, env, observations)
+        simulator.model.geom_margin[:] *= margin_scale
         results = [
             _replay_one(simulator, observation, action)
             for observation, action in zip(observations, actions, strict=True)
         ]
     finally:
         env.close()
-    following, rewards, terminated = zip(*results, strict=True)
-    return np.asarray(following), np.asarray(rewards), np.asarray(terminated, bool)
+    next_observations, rewards, terminated = zip(*results, strict=True)
+    return np.asarray(next_observations), np.asarray(rewards), np.asarray(terminated, bool)
 
 
-def _replay_one(simulator: Any, observation: np.ndarray, action: np.ndarray):
+def _check_replayable(environment: str, env: Any, observations: np.ndarray) -> None:
+    """Raises UserError if `observations` are not (qpos[1:], qvel) of the environment."""
+    model = getattr(env.unwrapped, "model", None)
+    layout = getattr(env.unwrapped, "observation_structure", {})
+    if model is None or layout.get("skipped_qpos") != 1 or len(layout) != 3:
+        known = (task.environment for task in TASKS if task.batch_physics is not None)
+        raise UserError(
+            f"environment {environment}: its state cannot be rebuilt from an observation; "
+            "replay works for " + ", ".join(known)
+        )
+    if observations.shape[1:] != env.observation_space.shape:
+        raise UserError(
+            f"{environment} has {env.observation_space.shape[0]} observation dimensions, the "
+            f"data {observations.shape[1]}; name the environment that the data is from"
+        )
+
+
+def _replay_one(
+    simulator: Any, observation: np.ndarray, action: np.ndarray
+) -> tuple[np.ndarray, float, bool]:
     import mujoco
 
     qpos_size = simulator.model.nq - 1
     mujoco.mj_resetData(simulator.model, simulator.data)
     qpos = np.concatenate([[0.0], observation[:qpos_size]])
     simulator.set_state(qpos, np.asarray(observation[qpos_size:], np.float64))
-    return simulator.step(action)[:3]
+    next_observation, reward, terminated = simulator.step(action)[:3]
+    return next_observation, reward, terminated

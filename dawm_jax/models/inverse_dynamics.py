@@ -1,68 +1,123 @@
-"""The inverse dynamics model: which action led from s_t to s_{t+1}.
+"""Regressions on actions: the inverse dynamics model, and the cloned policy.
 
-Trained on real pairs by regression (Decision Diffuser, eq. 6); it fills in the actions of
-generated states. Without the next state among its inputs it is a cloned policy.
+The inverse dynamics model tells which action led from s_t to s_{t+1}. It is trained on real
+pairs by regression (Decision Diffuser, 2211.15657, eq. 6), and infers the actions of generated
+states. Without the next state among its inputs the same model is a policy cloned from the data.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.data import replay as replays
+from dawm_jax.data.replay import Replay
+from dawm_jax.models import optim, regression
+from dawm_jax.models.base import FitSettings, MeanFn, ShardFn
 from dawm_jax.models.networks import TanhMlp
-from dawm_jax.models.optim import Metrics, Params
-from dawm_jax.types import Transition
+from dawm_jax.models.optim import TrainState
+from dawm_jax.runtime.settings import redefault, setting
+from dawm_jax.types import Metrics, Normalizer, Params, Transition
 
 # Fields of a transition that the action is inferred from.
 BOTH_STATES = ("observation", "next_observation")
+STATE = ("observation",)
 
 
-def init(
-    key: jax.Array, *, network: TanhMlp, state_size: int, inputs: tuple[str, ...] = BOTH_STATES
-) -> Params:
-    """Parameters of the model; `key` is consumed."""
-    return network.init(key, *[jnp.zeros((1, state_size))] * len(inputs))
+@dataclasses.dataclass(frozen=True)
+class Settings(FitSettings):
+    """The inverse dynamics model, or the cloned policy, and its training."""
+
+    steps: int = redefault(FitSettings, "steps", 100_000, quick=8_000, smoke=20)
+    batch_size: int = redefault(
+        FitSettings, "batch_size", 256, smoke=16, help="transitions of a minibatch"
+    )
+    checkpoint_steps: int = redefault(
+        FitSettings, "checkpoint_steps", 20_000, quick=2_000, smoke=10
+    )
+    log_steps: int = redefault(FitSettings, "log_steps", 2_000, quick=500, smoke=5)
+    hidden: tuple[int, ...] = setting(
+        (512, 512, 512),
+        "units of the hidden layers",
+        quick=(256, 256, 256),
+        smoke=(16,),
+        at_least=1,
+    )
 
 
-def infer(params: Params, *states: jax.Array, network: TanhMlp) -> jax.Array:
-    """Actions in [-1, 1] from standardised states: s and s', [..., S] each -> [..., A]."""
-    return network.apply(params, *states)
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionModel:
+    """A deterministic model of the action of a transition; a `Trainable`.
 
-
-def loss(
-    params: Params,
-    batch: Transition,
-    *,
-    network: TanhMlp,
-    inputs: tuple[str, ...] = BOTH_STATES,
-) -> tuple[jax.Array, Metrics]:
-    """Mean squared error of the action, a scalar, and metrics."""
-    action = infer(params, *(getattr(batch, name) for name in inputs), network=network)
-    value = jnp.square(action - batch.action).mean()
-    return value, {"loss": value}
-
-
-def errors(
-    params: Params,
-    batch: Transition,
-    *,
-    network: TanhMlp,
-    action_half_range: jax.Array,
-    inputs: tuple[str, ...] = BOTH_STATES,
-) -> Metrics:
-    """Held-out error per action dimension, raw units squared, beside the mean action's.
-
-    Args:
-      params: of the model.
-      batch: held-out transitions.
-      network: the model.
-      action_half_range: [A], (high - low) / 2 of the environment's actions.
-      inputs: what the model sees.
-
-    Returns:
-      `mse` [A]; `baseline_mse` [A], of always answering the batch's mean action.
+    Attributes:
+      settings: of the model and its training.
+      network: from the concatenated inputs to the action.
+      inputs: fields of a transition that the network sees, standardised states.
+      normalizer: of the data.
     """
-    action = infer(params, *(getattr(batch, name) for name in inputs), network=network)
-    scale = jnp.square(action_half_range)
-    return {
-        "mse": jnp.square(action - batch.action).mean(0) * scale,
-        "baseline_mse": batch.action.var(0) * scale,
-    }
+
+    settings: Settings
+    network: TanhMlp
+    inputs: tuple[str, ...]
+    normalizer: Normalizer
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh training state; `key` is consumed."""
+        state_size = self.normalizer.observation_mean.shape[0]
+        params = self.network.init(key, *[jnp.zeros((1, state_size))] * len(self.inputs))
+        return optim.init_state(params, regression.optimizer(self.settings))
+
+    def step(
+        self, state: TrainState, key: jax.Array, replay: Replay, *, shard: ShardFn, mean: MeanFn
+    ) -> tuple[TrainState, Metrics]:
+        """See `Trainable`."""
+        return regression.step(
+            state,
+            key,
+            replay,
+            loss=self.loss,
+            settings=self.settings,
+            shard=shard,
+            mean=mean,
+        )
+
+    def infer(self, params: Params, *states: jax.Array) -> jax.Array:
+        """Actions in [-1, 1], [..., A], from the standardised states [..., S] of `inputs`."""
+        return self.network.apply(params, *states)
+
+    def loss(self, params: Params, batch: Transition) -> tuple[jax.Array, Metrics]:
+        """Mean squared error of the action, a scalar, and metrics."""
+        value = jnp.square(self._inferred(params, batch) - batch.action).mean()
+        return value, {"loss": value}
+
+    def errors(self, params: Params, replay: Replay, rows: jax.Array) -> Metrics:
+        """Squared error per action dimension, in the environment's units squared.
+
+        Returns:
+          `mse` [A]; `baseline_mse` [A], of always answering the rows' mean action.
+        """
+        batch = replays.gather_transitions(replay, rows)
+        half_range = (self.normalizer.action_high - self.normalizer.action_low) / 2
+        action, scale = self._inferred(params, batch), jnp.square(half_range)
+        return {
+            "mse": jnp.square(action - batch.action).mean(0) * scale,
+            "baseline_mse": batch.action.var(0) * scale,
+        }
+
+    def _inferred(self, params: Params, batch: Transition) -> jax.Array:
+        return self.infer(params, *(getattr(batch, name) for name in self.inputs))
+
+
+def make(settings: Settings, normalizer: Normalizer) -> ActionModel:
+    """The inverse dynamics model: (s, s') -> a."""
+    return _make(settings, normalizer, BOTH_STATES)
+
+
+def make_policy(settings: Settings, normalizer: Normalizer) -> ActionModel:
+    """A policy cloned from the data: s -> a."""
+    return _make(settings, normalizer, STATE)
+
+
+def _make(settings: Settings, normalizer: Normalizer, inputs: tuple[str, ...]) -> ActionModel:
+    network = TanhMlp(settings.hidden, normalizer.action_low.shape[0])
+    return ActionModel(settings, network, inputs, normalizer)

@@ -1,17 +1,17 @@
 """Optimisers, the one gradient step, moving averages, and the scan of updates."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from dawm_jax.types import UserError
+from dawm_jax.types import Metrics, Params, UserError
 
-Params = Any
-Metrics = dict[str, jax.Array]
+State = TypeVar("State")
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -20,7 +20,7 @@ class TrainState:
 
     Attributes:
       params: what the optimiser moves.
-      average: exponential moving average of `params`: what is used afterwards.
+      average: exponential moving average of `params`: what is used after training.
       opt_state: of the optimiser.
     """
 
@@ -63,13 +63,17 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     )
 
 
+def _keep(tree: Tree) -> Tree:
+    return tree
+
+
 def gradient_step(
     loss: Callable[[Params], tuple[jax.Array, Metrics]],
     params: Params,
     opt_state: optax.OptState,
     optimizer: optax.GradientTransformation,
     *,
-    mean: Callable[[Any], Any] = lambda tree: tree,
+    mean: Callable[[tuple[Params, Metrics]], tuple[Params, Metrics]] = _keep,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """One step of `optimizer` along the gradient of `loss`.
 
@@ -95,7 +99,7 @@ def fit_step(
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
-    mean: Callable[[Any], Any] = lambda tree: tree,
+    mean: Callable[[tuple[Params, Metrics]], tuple[Params, Metrics]] = _keep,
 ) -> tuple[TrainState, Metrics]:
     """`gradient_step` on a TrainState, followed by its moving average."""
     params, opt_state, metrics = gradient_step(
@@ -106,11 +110,11 @@ def fit_step(
 
 
 def scan_steps(
-    step: Callable[[Any, jax.Array], tuple[Any, Metrics]],
-    state: Any,
-    first_step: jax.Array,
+    step: Callable[[State, jax.Array], tuple[State, Metrics]],
+    state: State,
+    first_step: int | jax.Array,
     num_steps: int,
-) -> tuple[Any, Metrics]:
+) -> tuple[State, Metrics]:
     """Runs `state, metrics = step(state, index)` for consecutive indices in one scan.
 
     A step draws its random numbers from `fold_in(key, index)`, so that how the steps are

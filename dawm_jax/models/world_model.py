@@ -1,46 +1,118 @@
-"""The world model: a diffusion over future states and rewards, and a classifier of ends.
+"""The world model: a diffusion over future states and rewards, and a classifier of terminations.
 
 A window of H steps is H + 1 tokens. Token k > 0 holds what the k-th step arrives at,
   (s_{t+k}, r_{t+k-1}),
 standardised. Token 0 is the known (s_t, 0): it is written into the sample before every
-evaluation and never counts in the loss. Actions after a_t are not modelled (DAWM, section 3;
-DWM, section 3.2).
+evaluation of the denoiser and never counts in the loss. Actions after a_t are not modelled
+(DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
 
-Terminations are not diffused: a classifier of (s, s'), trained on the same windows, reads them
-off the generated states. They are one step in a thousand, and a denoiser hardly learns to place
-them, although its states do fall when real ones would.
+Terminations are not diffused. They are about 0.1 % of all steps: as a diffused channel, only one
+in seven came at the right step. The generated states are accurate, so that a classifier of
+(s, s'), trained on the same windows, recovers the terminations from them.
 
-Other methods diffuse other tokens by the same functions, see `Layout`: the actions too, or
-the states alone.
+`Layout` chooses other tokens for other methods: actions too, or states alone.
 """
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
-from dawm_jax.models import diffusion, networks
-from dawm_jax.models.networks import Mlp, TemporalUNet
-from dawm_jax.models.optim import Metrics, Params
-from dawm_jax.types import Condition, Statistics, Window
+from dawm_jax.data import replay as replays
+from dawm_jax.data.replay import Replay
+from dawm_jax.models import diffusion, optim
+from dawm_jax.models.base import (
+    DENOISERS,
+    Denoiser,
+    DenoiserCondition,
+    FitSettings,
+    MeanFn,
+    ShardFn,
+    TokenShape,
+)
+from dawm_jax.models.diffusion import Process
+from dawm_jax.models.networks import Mlp
+from dawm_jax.models.optim import TrainState
+from dawm_jax.models.sampler import Sampler
+from dawm_jax.runtime.settings import Section, redefault, setting
+from dawm_jax.types import Condition, GeneratedWindow, Metrics, Normalizer, Params, Window
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+# Noise levels of `errors`, from nearly clean to pure noise, as shares of K - 1.
+_LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(FitSettings):
+    """The diffusion model and its training; each denoiser has a section of its own."""
+
+    steps: int = redefault(
+        FitSettings, "steps", 200_000, quick=16_000, smoke=20, source="DWM: 2,000,000"
+    )
+    batch_size: int = redefault(
+        FitSettings, "batch_size", 256, quick=128, smoke=16, help="windows of a minibatch"
+    )
+    learning_rate: float = redefault(FitSettings, "learning_rate", 3e-4, quick=2e-3)
+    warmup_steps: int = setting(
+        1_000, "gradient steps of linear growth of the learning rate", quick=100, at_least=0
+    )
+    ema_decay: float = redefault(FitSettings, "ema_decay", 0.999, quick=0.995)
+    checkpoint_steps: int = redefault(FitSettings, "checkpoint_steps", 20_000, quick=500, smoke=10)
+    log_steps: int = redefault(FitSettings, "log_steps", 1_000, quick=100, smoke=5)
+    denoiser: str = setting(
+        "unet", "the network that predicts; its sizes are the section of its name", absent="unet"
+    )
+    dtype: str = setting(
+        "float32",
+        "type of the denoiser's computation; parameters are float32",
+        choices=tuple(_DTYPES),
+    )
+    termination_hidden: tuple[int, ...] = setting(
+        (256, 256),
+        "units of the hidden layers of the classifier of terminations",
+        smoke=(16,),
+        at_least=1,
+    )
+    diffusion_steps: int = setting(
+        1_000,
+        "diffusion steps K; sqrt(1 - abar_0), the least noise, must be below the size of one "
+        "environment step",
+        at_least=1,
+        source="DDPM 2006.11239",
+    )
+    prediction: str = setting(
+        "v",
+        "what the denoiser predicts: the noise, the clean tokens, or the velocity (DWM, DD: "
+        "epsilon)",
+        choices=diffusion.PREDICTIONS,
+        source="2202.00512",
+    )
+    condition_dropout: float = setting(
+        0.25,
+        "share of returns-to-go that are hidden in training",
+        at_least=0.0,
+        below=1.0,
+        source="DWM, DD",
+    )
 
 
 class Layout(NamedTuple):
     """The channels of a token beside its state, in this order.
 
     Attributes:
-      actions: token k also holds a_{t+k}; the last one's, which no step takes, is 0.
-      rewards: token k also holds r_{t+k-1}; terminations are then told from its states.
+      actions: token k also holds a_{t+k}. The last token's action, which no step takes, is 0.
+      rewards: token k also holds r_{t+k-1}; the model then also classifies terminations.
     """
 
     actions: bool = False
     rewards: bool = True
 
     def channels(self, state_size: int, action_size: int) -> int:
-        """Of a token."""
+        """Channels of a token."""
         return state_size + self.actions * action_size + self.rewards
 
 
@@ -49,70 +121,17 @@ JOINT = Layout(actions=True)
 STATES = Layout(rewards=False)
 
 
-class Networks(NamedTuple):
-    """The flax modules of a world model; its parameters are a dictionary of theirs.
-
-    Attributes:
-      denoiser: predicts the diffusion target of tokens.
-      termination: (s, s') -> [1], the logit of a termination; unused without rewards.
-    """
-
-    denoiser: TemporalUNet
-    termination: Mlp
+# --- tokens -------------------------------------------------------------------------------
 
 
-class Draws(NamedTuple):
-    """The random numbers of one training step, so that the loss itself is deterministic."""
-
-    step: jax.Array  # [B] int32, diffusion step
-    noise: jax.Array  # [B, H + 1, channels]
-    conditioned: jax.Array  # [B], 0 where the return-to-go is dropped
-
-
-class Imagined(NamedTuple):
-    """A generated window, rewards in raw units."""
-
-    states: jax.Array  # [B, H + 1, S], standardised
-    rewards: jax.Array  # [B, H]
-    terminated: jax.Array  # [B, H], 0 or 1
-    actions: jax.Array | None = None  # [B, H, A], where they were generated too
-
-
-def init(
-    key: jax.Array,
-    *,
-    modules: Networks,
-    horizon: int,
-    state_size: int,
-    action_size: int,
-    layout: Layout = DAWM,
-) -> Params:
-    """Parameters of the denoiser and, with rewards, of the classifier; `key` is consumed."""
-    key_denoiser, key_termination = jax.random.split(key)
-    params = {}
-    if layout.rewards:
-        pair = jnp.zeros((1, 2 * state_size))
-        params["termination"] = modules.termination.init(key_termination, pair)
-    params["denoiser"] = networks.init_in_one_draw(
-        modules.denoiser,
-        key_denoiser,
-        jnp.zeros((1, horizon + 1, layout.channels(state_size, action_size))),
-        jnp.zeros(1),
-        jnp.zeros((1, action_size)),
-        jnp.zeros(1),
-        jnp.ones(1),
-    )
-    return params
-
-
-def to_tokens(window: Window, statistics: Statistics, layout: Layout = DAWM) -> jax.Array:
+def to_tokens(window: Window, normalizer: Normalizer, layout: Layout) -> jax.Array:
     """Windows as clean tokens, [B, H + 1, channels]."""
     parts = [window.states]
     if layout.actions:
         assert window.actions is not None
         parts.append(jnp.pad(window.actions, ((0, 0), (0, 1), (0, 0))))
     if layout.rewards:
-        reward = (window.rewards - statistics.reward_mean) / statistics.reward_std
+        reward = (window.rewards - normalizer.reward_mean) / normalizer.reward_std
         parts.append(jnp.pad(reward, ((0, 0), (1, 0)))[..., None])
     return jnp.concatenate(parts, axis=-1)
 
@@ -131,205 +150,33 @@ def token_mask(window: Window, layout: Layout) -> jax.Array:
 
 
 def from_tokens(
-    tokens: jax.Array, terminated: jax.Array, statistics: Statistics, layout: Layout = DAWM
-) -> Imagined:
-    """Inverts `to_tokens`, with rewards; `terminated` [B, H] stands beside the tokens."""
-    state_size = statistics.observation_mean.shape[0]
-    return Imagined(
+    tokens: jax.Array, terminated: jax.Array, normalizer: Normalizer, layout: Layout
+) -> GeneratedWindow:
+    """Inverts `to_tokens` of a layout with rewards, given which steps terminated [B, H]."""
+    state_size = normalizer.observation_mean.shape[0]
+    return GeneratedWindow(
         states=tokens[..., :state_size],
-        rewards=tokens[:, 1:, -1] * statistics.reward_std + statistics.reward_mean,
+        rewards=tokens[:, 1:, -1] * normalizer.reward_std + normalizer.reward_mean,
         terminated=terminated,
         actions=tokens[:, :-1, state_size:-1] if layout.actions else None,
     )
 
 
-def termination_logits(params: Params, states: jax.Array, *, modules: Networks) -> jax.Array:
-    """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
-    pairs = jnp.concatenate([states[:, :-1], states[:, 1:]], axis=-1)
-    return modules.termination.apply(params["termination"], pairs)[..., 0]
+def token_bounds(normalizer: Normalizer, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest clean token of the data, [channels] each; actions in [-1, 1]."""
 
+    def bound(observation: jax.Array, action: float, reward: jax.Array) -> jax.Array:
+        parts = [(observation - normalizer.observation_mean) / normalizer.observation_std]
+        if layout.actions:
+            parts.append(jnp.full(normalizer.action_low.shape, action))
+        if layout.rewards:
+            reward = (reward - normalizer.reward_mean) / normalizer.reward_std
+            parts.append(reward[None])
+        return jnp.concatenate(parts)
 
-def draw(
-    key: jax.Array,
-    *,
-    batch_size: int,
-    horizon: int,
-    channels: int,
-    num_steps: int,
-    condition_dropout: float,
-) -> Draws:
-    """The randomness of one step's loss; `key` is consumed."""
-    key_step, key_noise, key_dropout = jax.random.split(key, 3)
-    kept = jax.random.bernoulli(key_dropout, 1.0 - condition_dropout, (batch_size,))
-    return Draws(
-        step=jax.random.randint(key_step, (batch_size,), 0, num_steps),
-        noise=jax.random.normal(key_noise, (batch_size, horizon + 1, channels)),
-        conditioned=kept.astype(jnp.float32),
-    )
-
-
-def loss(
-    params: Params,
-    window: Window,
-    draws: Draws,
-    *,
-    modules: Networks,
-    alpha_bar: jax.Array,
-    prediction: str,
-    statistics: Statistics,
-    layout: Layout = DAWM,
-) -> tuple[jax.Array, Metrics]:
-    """Denoising loss (DDPM, eq. 14, for the chosen prediction), masked to real steps.
-
-    With rewards plus the classifier's cross-entropy, which no parameter shares with it. The
-    normaliser is the number of tokens, not the mask's sum: the loss of a batch is then
-    exactly the mean of its parts' losses, whatever device holds which part.
-
-    Returns:
-      A scalar, and metrics.
-    """
-    x0 = to_tokens(window, statistics, layout)
-    chex.assert_equal_shape([x0, draws.noise])
-    alpha_bar_k = alpha_bar[draws.step][:, None, None]
-    x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar_k), x0[:, 0])
-    output = modules.denoiser.apply(
-        params["denoiser"], x, draws.step, window.action, window.return_to_go, draws.conditioned
-    )
-    target = diffusion.prediction_target(prediction, x0, draws.noise, alpha_bar_k)
-    squared = jnp.square(output - target)[:, 1:] * token_mask(window, layout)
-    value = squared.mean()
-    if not layout.rewards:
-        return value, {"loss": value}
-    ended = termination_loss(params, window, modules=modules)
-    return value + ended, {"loss": value, "termination_loss": ended}
-
-
-def termination_loss(params: Params, window: Window, *, modules: Networks) -> jax.Array:
-    """Cross-entropy of the terminations of real steps, a scalar, normalised as `loss`."""
-    logits = termination_logits(params, window.states, modules=modules)
-    errors = optax.sigmoid_binary_cross_entropy(logits, window.terminated)
-    return jnp.mean(errors * window.mask)
-
-
-def denoising_errors(
-    params: Params,
-    window: Window,
-    noise: jax.Array,
-    *,
-    levels: tuple[int, ...],
-    modules: Networks,
-    alpha_bar: jax.Array,
-    prediction: str,
-    statistics: Statistics,
-    layout: Layout = DAWM,
-) -> jax.Array:
-    """Mean squared error of the predicted x_0 at some diffusion steps, [levels].
-
-    In normalised units, over real steps only: the network's health by noise level.
-    """
-    x0 = to_tokens(window, statistics, layout)
-    ones = jnp.ones(len(x0))
-    mask = jnp.broadcast_to(token_mask(window, layout), x0[:, 1:].shape)
-    weight = mask / mask.sum()
-
-    def error(step):
-        x = _clamp(diffusion.add_noise(x0, noise, alpha_bar[step]), x0[:, 0])
-        output = modules.denoiser.apply(
-            params["denoiser"], x, jnp.full(len(x0), step), window.action, window.return_to_go, ones
-        )
-        predicted = diffusion.predicted_x0(prediction, output, x, alpha_bar[step])
-        return jnp.sum(jnp.square(predicted - x0)[:, 1:] * weight)
-
-    return jax.lax.map(error, jnp.asarray(levels))
-
-
-def sample(
-    params: Params,
-    key: jax.Array,
-    condition: Condition,
-    *,
-    modules: Networks,
-    statistics: Statistics,
-    layout: Layout = DAWM,
-    **settings: Any,
-) -> Imagined:
-    """Generates windows with rewards; `settings` are the others of `sample_tokens`."""
-    tokens = sample_tokens(
-        params,
-        key,
-        condition,
-        modules=modules,
-        statistics=statistics,
-        layout=layout,
-        **settings,
-    )
-    states = tokens[..., : condition.state.shape[-1]]
-    ended = termination_logits(params, states, modules=modules) > 0.0
-    return from_tokens(tokens, ended.astype(jnp.float32), statistics, layout)
-
-
-def sample_tokens(
-    params: Params,
-    key: jax.Array,
-    condition: Condition,
-    *,
-    modules: Networks,
-    alpha_bar: jax.Array,
-    prediction: str,
-    statistics: Statistics,
-    horizon: int,
-    num_steps: int,
-    guidance: float,
-    order: int,
-    eta: float,
-    temperature: float,
-    layout: Layout = DAWM,
-) -> jax.Array:
-    """Generates a window from each condition by DDIM, as tokens [B, H + 1, channels].
-
-    Args:
-      params: of the world model, the averaged ones.
-      key: random number generator state, the key is consumed.
-      condition: where to start and what return to aim at, leading axis B.
-      modules: of the world model.
-      alpha_bar: [K] the schedule it was trained with.
-      prediction: what it predicts.
-      statistics: of the training data.
-      horizon: H.
-      num_steps: DDIM steps.
-      guidance: weight of classifier-free guidance, see `diffusion.guide`.
-      order: of the steps, 1 or 2, see `diffusion.ddim_sample`.
-      eta: DDIM's stochasticity.
-      temperature: standard deviation of the noise.
-      layout: of the tokens.
-
-    Returns:
-      Tokens whose first state (and action) is bit for bit the given one.
-    """
-    batch = len(condition.state)
-    known = [condition.state, condition.action] if layout.actions else [condition.state]
-    known.append(jnp.zeros((batch, layout.rewards)))
-    first = jnp.concatenate(known, axis=-1)
-    low, high = token_bounds(statistics, layout)
-
-    def denoise(x, step, condition, conditioned):
-        steps = jnp.full(len(x), step)
-        return modules.denoiser.apply(
-            params["denoiser"], x, steps, condition.action, condition.return_to_go, conditioned
-        )
-
-    return diffusion.ddim_sample(
-        diffusion.guide(denoise, condition, weight=guidance),
-        key,
-        (batch, horizon + 1, first.shape[-1]),
-        alpha_bar=alpha_bar,
-        num_steps=num_steps,
-        prediction=prediction,
-        order=order,
-        eta=eta,
-        temperature=temperature,
-        clamp=functools.partial(_clamp, first=first),
-        clip=lambda x: jnp.clip(x, low[None, None], high[None, None]),
+    return (
+        bound(normalizer.observation_low, -1.0, normalizer.reward_low),
+        bound(normalizer.observation_high, 1.0, normalizer.reward_high),
     )
 
 
@@ -338,19 +185,270 @@ def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
     return x.at[:, 0].set(first)
 
 
-def token_bounds(statistics: Statistics, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest clean token of the data, [channels] each; actions in [-1, 1]."""
+# --- the model ----------------------------------------------------------------------------
 
-    def bound(observation, action, reward):
-        parts = [(observation - statistics.observation_mean) / statistics.observation_std]
-        if layout.actions:
-            parts.append(jnp.full(statistics.action_low.shape, action))
-        if layout.rewards:
-            reward = (reward - statistics.reward_mean) / statistics.reward_std
-            parts.append(reward[None])
-        return jnp.concatenate(parts)
 
-    return (
-        bound(statistics.observation_low, -1.0, statistics.reward_low),
-        bound(statistics.observation_high, 1.0, statistics.reward_high),
+class Draws(NamedTuple):
+    """The random numbers of one training step, so that the loss itself is deterministic."""
+
+    step: jax.Array  # [B] int32, diffusion step
+    noise: jax.Array  # [B, H + 1, channels]
+    conditioned: jax.Array  # [B], 0 where the return-to-go is dropped
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiffusionWorldModel:
+    """p(window | s_t, a_t, return-to-go) by diffusion; a `Trainable`.
+
+    Its parameters are a dictionary: "denoiser" and, in a layout with rewards, "termination".
+
+    Attributes:
+      settings: of the model and its training.
+      horizon: H.
+      layout: of the tokens.
+      denoiser: predicts the diffusion target of tokens.
+      termination: (s, s') -> [1], the logit of a termination; not used without rewards.
+      process: the diffusion.
+      normalizer: of the data.
+      sampler: how windows are sampled.
+    """
+
+    settings: Settings
+    horizon: int
+    layout: Layout
+    denoiser: Denoiser
+    termination: Mlp
+    process: Process
+    normalizer: Normalizer
+    sampler: Sampler
+
+    # --- training ---
+
+    def init(self, key: jax.Array) -> TrainState:
+        """A fresh training state; `key` is consumed."""
+        key_denoiser, key_termination = jax.random.split(key)
+        params = {}
+        if self.layout.rewards:
+            pair = jnp.zeros((1, 2 * self.normalizer.observation_mean.shape[0]))
+            params["termination"] = self.termination.init(key_termination, pair)
+        params["denoiser"] = self.denoiser.init(key_denoiser)
+        return optim.init_state(params, self._optimizer())
+
+    def step(
+        self, state: TrainState, key: jax.Array, replay: Replay, *, shard: ShardFn, mean: MeanFn
+    ) -> tuple[TrainState, Metrics]:
+        """See `Trainable`."""
+        size = self.settings.batch_size
+        key_starts, key_draws = jax.random.split(key)
+        starts = jax.random.randint(key_starts, (size,), 0, replay.num_train)
+        starts, draws = shard((starts, self.draw(key_draws, size)))
+        window = replays.gather_windows(replay, starts, horizon=self.horizon)
+        return optim.fit_step(
+            state,
+            lambda params: self.loss(params, window, draws),
+            self._optimizer(),
+            ema_decay=self.settings.ema_decay,
+            mean=mean,
+        )
+
+    def draw(self, key: jax.Array, batch_size: int) -> Draws:
+        """The random numbers of one loss of `batch_size` windows; `key` is consumed."""
+        key_step, key_noise, key_dropout = jax.random.split(key, 3)
+        keep_rate = 1.0 - self.settings.condition_dropout
+        kept = jax.random.bernoulli(key_dropout, keep_rate, (batch_size,))
+        return Draws(
+            step=jax.random.randint(key_step, (batch_size,), 0, self.process.num_steps),
+            noise=jax.random.normal(key_noise, (batch_size, self.horizon + 1, self._channels())),
+            conditioned=kept.astype(jnp.float32),
+        )
+
+    def loss(self, params: Params, window: Window, draws: Draws) -> tuple[jax.Array, Metrics]:
+        """Denoising loss (DDPM, eq. 14, for the process's prediction), over real steps.
+
+        In a layout with rewards the classifier's loss is added; it shares no parameters with
+        the denoiser. Sums are divided by the number of values B H C rather than of real ones,
+        so that the mean of the losses of a batch's parts on several devices is the batch's loss.
+
+        Args:
+          params: of the model.
+          window: [B, ...] windows of the data.
+          draws: random numbers for them.
+
+        Returns:
+          A scalar, and metrics.
+        """
+        x0 = to_tokens(window, self.normalizer, self.layout)
+        chex.assert_equal_shape([x0, draws.noise])
+        alpha_bar = self.process.alpha_bar[draws.step][:, None, None]
+        x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar), x0[:, 0])
+        condition = DenoiserCondition(window.action, window.return_to_go, draws.conditioned)
+        output = self.denoiser(params["denoiser"], x, draws.step, condition)
+        target = diffusion.prediction_target(self.process.prediction, x0, draws.noise, alpha_bar)
+        squared = jnp.square(output - target)[:, 1:] * token_mask(window, self.layout)
+        value = squared.mean()
+        if not self.layout.rewards:
+            return value, {"loss": value}
+        ended = self.termination_loss(params, window)
+        return value + ended, {"loss": value, "termination_loss": ended}
+
+    def termination_loss(self, params: Params, window: Window) -> jax.Array:
+        """Cross-entropy of the terminations of real steps, a scalar, divided by B H."""
+        logits = self.termination_logits(params, window.states)
+        errors = optax.sigmoid_binary_cross_entropy(logits, window.terminated)
+        return jnp.mean(errors * window.mask)
+
+    def termination_logits(self, params: Params, states: jax.Array) -> jax.Array:
+        """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
+        pairs = jnp.concatenate([states[:, :-1], states[:, 1:]], axis=-1)
+        return self.termination.apply(params["termination"], pairs)[..., 0]
+
+    # --- diagnostics ---
+
+    def errors(self, params: Params, replay: Replay, rows: jax.Array) -> Metrics:
+        """Denoising errors at five noise levels, and with rewards the classifier's loss.
+
+        Returns:
+          `error_at_{k}` [] for diffusion step k, see `denoising_errors`; `termination_loss` [].
+        """
+        window = replays.gather_windows(replay, rows, horizon=self.horizon)
+        shape = (len(rows), self.horizon + 1, self._channels())
+        noise = jax.random.normal(jax.random.key(0), shape)
+        levels = tuple(round(share * (self.process.num_steps - 1)) for share in _LEVELS)
+        values = self.denoising_errors(params, window, noise, levels=levels)
+        found = {f"error_at_{level}": values[index] for index, level in enumerate(levels)}
+        if self.layout.rewards:
+            found["termination_loss"] = self.termination_loss(params, window)
+        return found
+
+    def denoising_errors(
+        self, params: Params, window: Window, noise: jax.Array, *, levels: tuple[int, ...]
+    ) -> jax.Array:
+        """Mean squared error of the predicted x_0 at some diffusion steps, [levels].
+
+        Errors are in standardised units and over real steps only.
+
+        Args:
+          params: of the model.
+          window: [B, ...] windows of the data.
+          noise: [B, H + 1, channels] standard normal.
+          levels: diffusion steps.
+        """
+        x0 = to_tokens(window, self.normalizer, self.layout)
+        mask = jnp.broadcast_to(token_mask(window, self.layout), x0[:, 1:].shape)
+        weight = mask / mask.sum()
+        ones = jnp.ones(len(x0))
+        condition = DenoiserCondition(window.action, window.return_to_go, ones)
+
+        def error(step: jax.Array) -> jax.Array:
+            alpha_bar = self.process.alpha_bar[step]
+            x = _clamp(diffusion.add_noise(x0, noise, alpha_bar), x0[:, 0])
+            steps = jnp.full(len(x0), step)
+            output = self.denoiser(params["denoiser"], x, steps, condition)
+            predicted = diffusion.predicted_x0(self.process.prediction, output, x, alpha_bar)
+            return jnp.sum(jnp.square(predicted - x0)[:, 1:] * weight)
+
+        return jax.lax.map(error, jnp.asarray(levels))
+
+    # --- generation ---
+
+    def sample(self, params: Params, key: jax.Array, condition: Condition) -> GeneratedWindow:
+        """Generates windows; only for layouts with rewards. See `sample_tokens`."""
+        tokens = self.sample_tokens(params, key, condition)
+        states = tokens[..., : condition.state.shape[-1]]
+        ended = self.termination_logits(params, states) > 0.0
+        return from_tokens(tokens, ended.astype(jnp.float32), self.normalizer, self.layout)
+
+    def sample_tokens(self, params: Params, key: jax.Array, condition: Condition) -> jax.Array:
+        """Generates a window from each condition, as tokens [B, H + 1, channels].
+
+        Args:
+          params: of the model, the averaged ones.
+          key: random number generator state, the key is consumed.
+          condition: where to start and what return to aim at, leading axis B.
+
+        Returns:
+          Tokens whose first state (and action) is bit for bit the given one.
+        """
+        first = self._first_token(condition)
+        low, high = token_bounds(self.normalizer, self.layout)
+
+        def denoise(
+            x: jax.Array, step: jax.Array, condition: Condition, conditioned: jax.Array
+        ) -> jax.Array:
+            known = DenoiserCondition(condition.action, condition.return_to_go, conditioned)
+            return self.denoiser(params["denoiser"], x, jnp.full(len(x), step), known)
+
+        return self.sampler(
+            self.sampler.guided(denoise, condition),
+            key,
+            (len(first), self.horizon + 1, first.shape[-1]),
+            process=self.process,
+            clamp=functools.partial(_clamp, first=first),
+            clip=lambda x: jnp.clip(x, low[None, None], high[None, None]),
+        )
+
+    def _first_token(self, condition: Condition) -> jax.Array:
+        parts = [condition.state, condition.action] if self.layout.actions else [condition.state]
+        parts.append(jnp.zeros((len(condition.state), self.layout.rewards)))
+        return jnp.concatenate(parts, axis=-1)
+
+    def _channels(self) -> int:
+        sizes = self.normalizer.observation_mean.shape[0], self.normalizer.action_low.shape[0]
+        return self.layout.channels(*sizes)
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optim.adam(
+            self.settings.learning_rate,
+            schedule=self.settings.schedule,
+            total_steps=self.settings.steps,
+            warmup_steps=self.settings.warmup_steps,
+        )
+
+
+def make(
+    settings: Settings,
+    *,
+    denoiser_settings: Section,
+    process: Process,
+    sampler: Sampler,
+    horizon: int,
+    layout: Layout,
+    normalizer: Normalizer,
+) -> DiffusionWorldModel:
+    """The world model of the denoiser that `settings` names.
+
+    Args:
+      settings: of the model and its training. `diffusion_steps` and `prediction` are not read:
+        `process` has them, because planners have their own.
+      denoiser_settings: section of the denoiser.
+      process: the diffusion.
+      sampler: how windows are sampled.
+      horizon: H.
+      layout: of the tokens.
+      normalizer: of the data.
+
+    Raises:
+      UserError: an unknown denoiser, or more sampling steps than diffusion steps.
+    """
+    sampler.check_steps(process)
+    sizes = normalizer.observation_mean.shape[0], normalizer.action_low.shape[0]
+    shape = TokenShape(
+        tokens=horizon + 1,
+        channels=layout.channels(*sizes),
+        action_size=sizes[1],
+        # Decision Diffuser plans before it chooses an action.
+        on_action=layout.rewards,
+    )
+    denoiser = DENOISERS.get(settings.denoiser).make(
+        denoiser_settings, shape, dtype=_DTYPES[settings.dtype]
+    )
+    return DiffusionWorldModel(
+        settings=settings,
+        horizon=horizon,
+        layout=layout,
+        denoiser=denoiser,
+        termination=Mlp(settings.termination_hidden, 1),
+        process=process,
+        normalizer=normalizer,
+        sampler=sampler,
     )

@@ -1,4 +1,4 @@
-"""How good generated data is: its errors against a simulator, its distribution, its terminations.
+"""The quality of synthetic transitions: distribution, simulator errors, terminations, returns.
 
-It may import training and what training may import.
+The package may import `training` and what `training` may import.
 """

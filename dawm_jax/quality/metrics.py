@@ -1,13 +1,12 @@
-"""How close transitions are to the truth: pure metrics, without models or simulators.
+"""Pure metrics of transitions, without models or simulators.
 
-Squared errors are means over dimensions in units of the data's standard deviations, as
-PolyGRAD, GTA and SynthER report them. Windows have leading axes [B, H]; `valid` [B, H] marks
-the steps that count: those up to the window's first termination.
+Errors are squared errors, means over dimensions, in units of the data's standard deviations, as
+PolyGRAD, GTA and SynthER report them. Windows have leading axes [B, H]; `valid` [B, H] marks the
+steps that exist, which are those up to the window's first termination.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +15,44 @@ import optax
 from scipy import stats
 
 from dawm_jax.models import networks
-from dawm_jax.types import Transition
+from dawm_jax.quality.types import (
+    LinearFit,
+    PrecisionRecall,
+    Quantiles,
+    Summary,
+    SummaryByStep,
+    TerminationTiming,
+    TwoSampleAuc,
+)
+from dawm_jax.quality.windows import Steps
+from dawm_jax.types import Params
 
-# As in the models' normaliser: constant dimensions stay finite.
+# Added to standard deviations, so that a constant dimension does not divide by 0. The models'
+# normalizer adds the same.
 _STD_FLOOR = 1e-3
-_DISCRIMINATOR_STEPS = 600
+_CLASSIFIER_UPDATES = 600
+_CLASSIFIER_BATCH = 256
 
 
 class Scales(NamedTuple):
     """Mean and standard deviation of a dataset's columns, raw units."""
 
     observation_mean: np.ndarray  # [S]
-    observation_std: np.ndarray  # [S], never 0
+    observation_std: np.ndarray  # [S], > 0
     action_mean: np.ndarray  # [A]
-    action_std: np.ndarray  # [A], never 0
+    action_std: np.ndarray  # [A], > 0
     reward_mean: float
-    reward_std: float  # never 0
+    reward_std: float  # > 0
+
+    @property
+    def state_size(self) -> int:
+        """S."""
+        return len(self.observation_mean)
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return len(self.action_mean)
 
 
 def fit_scales(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> Scales:
@@ -40,33 +61,37 @@ def fit_scales(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarra
     return Scales(*fit(observations), *fit(actions), *fit(rewards))
 
 
-def columns(transitions: Transition, scales: Scales) -> np.ndarray:
-    """Transitions [N] as standardised columns (s, a, r, s'), [N, 2 S + A + 1] float64."""
-    observe = lambda x: (x - scales.observation_mean) / scales.observation_std
+def columns(steps: Steps, scales: Scales) -> np.ndarray:
+    """Steps [N] as standardised columns (s, a, r, s'), [N, 2 S + A + 1] float64."""
+    standardise = lambda x: (x - scales.observation_mean) / scales.observation_std
     return np.concatenate(
         [
-            observe(transitions.observation),
-            (transitions.action - scales.action_mean) / scales.action_std,
-            (np.asarray(transitions.reward)[:, None] - scales.reward_mean) / scales.reward_std,
-            observe(transitions.next_observation),
+            standardise(steps.observation),
+            (steps.action - scales.action_mean) / scales.action_std,
+            (steps.reward[:, None] - scales.reward_mean) / scales.reward_std,
+            standardise(steps.next_observation),
         ],
         axis=1,
     )
 
 
 def step_size(table: np.ndarray, state_size: int) -> float:
-    """Mean of (s' - s)^2 over rows and dimensions of `columns`.
+    """Mean of (s' - s)^2 over rows and dimensions.
 
-    Small changes are what a sampler of few steps loses first, and with them the variety of
-    actions: less than the real one tells of data that has been smoothed.
+    A sampler of few steps loses small changes first, and with them the variety of actions: a
+    step size below the real one tells that data are smoothed.
+
+    Args:
+      table: [N, 2 S + A + 1] of `columns`.
+      state_size: S.
     """
     return float(np.square(table[:, -state_size:] - table[:, :state_size]).mean())
 
 
 def clipped(observations: np.ndarray) -> np.ndarray:
-    """Rows with a value at a bound that its column reaches repeatedly: [N, S] -> [N] bool.
+    """Rows with a value at a bound that its column reaches more than once: [N, S] -> [N] bool.
 
-    Continuous values do not repeat their extremes unless something cut them there.
+    Continuous values repeat their minimum or maximum only if the environment clips them.
     """
     low, high = observations.min(0), observations.max(0)
     marked = np.zeros(len(observations), bool)
@@ -90,17 +115,22 @@ def reward_error(rewards: np.ndarray, truth: np.ndarray, scales: Scales) -> np.n
     return np.square((rewards - truth) / scales.reward_std)
 
 
-def summary(values: np.ndarray) -> dict[str, float | None]:
-    """Mean and median of [n] values; None where there are none."""
+def summary(values: np.ndarray) -> Summary:
+    """Mean and median of [n] values."""
     if not values.size:
-        return {"mean": None, "median": None}
-    return {"mean": float(values.mean()), "median": float(np.median(values))}
+        return Summary(None, None)
+    return Summary(float(values.mean()), float(np.median(values)))
 
 
-def by_step(values: np.ndarray, valid: np.ndarray) -> dict[str, list[Any]]:
-    """Mean and median of [B, H] values over the windows that reach each step, [H] each."""
+def by_step(values: np.ndarray, valid: np.ndarray) -> SummaryByStep:
+    """Mean and median of [B, H] values at each step, over the windows that have the step."""
     steps = [summary(values[valid[:, k], k]) for k in range(values.shape[1])]
-    return {name: [step[name] for step in steps] for name in ("mean", "median")}
+    return SummaryByStep(tuple(s.mean for s in steps), tuple(s.median for s in steps))
+
+
+def quantiles(values: np.ndarray) -> Quantiles:
+    """Quantiles of [n] values."""
+    return Quantiles(*(float(np.quantile(values, share / 100)) for share in (10, 50, 90)))
 
 
 # --- distributions ------------------------------------------------------------------------
@@ -109,23 +139,28 @@ def by_step(values: np.ndarray, valid: np.ndarray) -> dict[str, list[Any]]:
 def ks_statistics(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Two-sample Kolmogorov-Smirnov statistic of every column: [N, D], [M, D] -> [D].
 
-    The largest distance between the two empirical distribution functions, 0 to 1.
+    The statistic is the largest distance between the two empirical distribution functions,
+    sup_x |F(x) - G(x)|, 0 to 1.
     """
 
-    def one(x, y):
+    def statistic(x: np.ndarray, y: np.ndarray) -> float:
         x, y = np.sort(x), np.sort(y)
         points = np.concatenate([x, y])
-        share = lambda sample: np.searchsorted(sample, points, side="right") / len(sample)
-        return np.abs(share(x) - share(y)).max()
+        cdf = lambda sample: np.searchsorted(sample, points, side="right") / len(sample)
+        return np.abs(cdf(x) - cdf(y)).max()
 
-    return np.array([one(x, y) for x, y in zip(first.T, second.T, strict=True)])
+    return np.array([statistic(x, y) for x, y in zip(first.T, second.T, strict=True)])
 
 
 def correlation_similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """1 - |difference of correlations| / 2, mean over pairs of columns; 1 is equal.
+    """Mean over pairs of columns of 1 - |difference of correlations| / 2; 1 is equal.
 
-    [N, D], [M, D]; SDV's CorrelationSimilarity, which SynthER reports. A constant column has
-    correlation 0 with every other.
+    This is CorrelationSimilarity of SDV, which SynthER reports. The correlation of a constant
+    column with any other is taken as 0.
+
+    Args:
+      first: [N, D].
+      second: [M, D].
     """
     pairs = np.triu_indices(first.shape[1], 1)
     difference = (_correlations(first) - _correlations(second))[pairs]
@@ -139,18 +174,26 @@ def _correlations(values: np.ndarray) -> np.ndarray:
     return unit.T @ unit / len(values)
 
 
-def discriminator_auc(first: np.ndarray, second: np.ndarray, *, state_size: int) -> float:
-    """How well a classifier tells the rows of two tables apart, on rows it was not trained on.
+def two_sample_auc(
+    first: np.ndarray, second: np.ndarray, *, state_size: int, num_keys: int
+) -> TwoSampleAuc:
+    """How well a classifier tells the rows of two tables apart, on rows it was not fitted to.
 
-    The classifier two-sample test (Lopez-Paz & Oquab 2017), by the area under the ROC curve: 0.5
-    if nothing tells them apart, 1 if everything does. It sees s' as the step from s, in units of
-    the second table's steps. The last third of each table is held out, so that the steps of one
-    window are on one side.
+    The classifier two-sample test (Lopez-Paz & Oquab 2017), measured by the area under the ROC
+    curve: 0.5 if the classifier cannot tell the tables apart, 1 if it always can. Its inputs are
+    (s, a, r, s' - s), with s' - s in units of the second table's standard deviations. The last
+    third of each table is held out, not a random third, so that the steps of one window are
+    either all fitted to or all held out.
+
+    The classifier is fitted once per key: the key draws its initial parameters and its
+    minibatches. The spread over keys does not contain the spread of the rows themselves, which
+    are the same for all keys.
 
     Args:
-      first: [N, D] of `columns`.
-      second: [M, D]; only as many rows as the smaller table has are used of each.
+      first: [N, 2 S + A + 1] of `columns`.
+      second: [M, 2 S + A + 1]; only the first min(N, M) rows of each table are used.
       state_size: S.
+      num_keys: number of fits; fit i has the key `jax.random.key(i)`.
     """
     size = min(len(first), len(second))
     steps = lambda table: table[:size, -state_size:] - table[:size, :state_size]
@@ -159,45 +202,60 @@ def discriminator_auc(first: np.ndarray, second: np.ndarray, *, state_size: int)
         [np.hstack([table[:size, :-state_size], steps(table) / scale]) for table in (first, second)]
     ).astype(np.float32)
     held_out = max(size // 3, 1)
-    score = _fit_discriminator(jnp.asarray(rows[:, : max(size - held_out, 1)]))
-    mine, others = np.asarray(score(jnp.asarray(rows[:, -held_out:])))
-    ranks = stats.rankdata(np.concatenate([mine, others]))[: len(mine)]
-    return float((ranks.sum() - len(mine) * (len(mine) + 1) / 2) / (len(mine) * len(others)))
+    fitted = jnp.asarray(rows[:, : max(size - held_out, 1)])
+    by_key = []
+    for index in range(num_keys):
+        params = _fit_classifier(fitted, jax.random.key(index))
+        by_key.append(_auc(*np.asarray(_logits(params, jnp.asarray(rows[:, -held_out:])))))
+    std = float(np.std(by_key, ddof=1)) if num_keys > 1 else None
+    return TwoSampleAuc(float(np.mean(by_key)), std, tuple(by_key))
 
 
-def _fit_discriminator(rows: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """A score that is high for rows[0] and low for rows[1], both [N, D]; x [..., D] -> [...]."""
-    network = networks.Mlp((256, 256), 1)
+def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Area under the ROC curve of scores [n] and [m], by the Mann-Whitney statistic."""
+    n, m = len(positive), len(negative)
+    ranks = stats.rankdata(np.concatenate([positive, negative]))[:n]
+    return float((ranks.sum() - n * (n + 1) / 2) / (n * m))
+
+
+_CLASSIFIER = networks.Mlp((256, 256), 1)
+
+
+def _logits(params: Params, x: jax.Array) -> jax.Array:
+    """Log-odds that rows [..., D] are from the first table, [...]."""
+    return _CLASSIFIER.apply(params, x)[..., 0]
+
+
+@jax.jit
+def _fit_classifier(rows: jax.Array, key: jax.Array) -> Params:
+    """Parameters that give high logits to rows[0] and low ones to rows[1], both [N, D]."""
     optimizer = optax.adamw(1e-3, weight_decay=1e-2)
-    logits = lambda params, x: network.apply(params, x)[..., 0]
 
-    def loss(params, batch):
-        mine, others = logits(params, batch)
-        return (jax.nn.softplus(-mine) + jax.nn.softplus(others)).mean()
+    def loss(params: Params, batch: jax.Array) -> jax.Array:
+        positive, negative = _logits(params, batch)
+        return (jax.nn.softplus(-positive) + jax.nn.softplus(negative)).mean()
 
-    @jax.jit
-    def fit(rows):
-        def step(state, key):
-            params, moments = state
-            drawn = jax.random.randint(key, (256,), 0, rows.shape[1])
-            slope = jax.grad(loss)(params, rows[:, drawn])
-            updates, moments = optimizer.update(slope, moments, params)
-            return (optax.apply_updates(params, updates), moments), None
+    def update(
+        state: tuple[Params, optax.OptState], key: jax.Array
+    ) -> tuple[tuple[Params, optax.OptState], None]:
+        params, moments = state
+        drawn = jax.random.randint(key, (_CLASSIFIER_BATCH,), 0, rows.shape[1])
+        gradient = jax.grad(loss)(params, rows[:, drawn])
+        updates, moments = optimizer.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), None
 
-        key_init, key_steps = jax.random.split(jax.random.key(0))
-        params = network.init(key_init, rows[0, :1])
-        keys = jax.random.split(key_steps, _DISCRIMINATOR_STEPS)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
-
-    params = fit(rows)
-    return lambda x: logits(params, x)
+    key_init, key_updates = jax.random.split(key)
+    params = _CLASSIFIER.init(key_init, rows[0, :1])
+    keys = jax.random.split(key_updates, _CLASSIFIER_UPDATES)
+    return jax.lax.scan(update, (params, optimizer.init(params)), keys)[0][0]
 
 
 def nearest_distances(queries: np.ndarray, points: np.ndarray, *, chunk: int = 256) -> np.ndarray:
     """Euclidean distance from each query to its nearest point: [N, D], [M, D] -> [N].
 
-    One matrix product a chunk finds the nearest point, |x|^2 - 2 x y + |y|^2; its distance is
-    then taken exactly, since that sum cancels for points that nearly coincide.
+    The nearest point minimises |y|^2 - 2 x y, one matrix product per chunk of queries. Its
+    distance is then computed from the difference x - y, because |x|^2 - 2 x y + |y|^2 cancels
+    for points that nearly coincide.
     """
     points = np.asarray(points, np.float32)
     queries = np.asarray(queries, np.float32)
@@ -210,51 +268,45 @@ def nearest_distances(queries: np.ndarray, points: np.ndarray, *, chunk: int = 2
 def _nearest_rows(queries: jax.Array, points: jax.Array, *, chunk: int) -> jax.Array:
     norms = jnp.square(points).sum(1)
 
-    def one_chunk(some):
-        products = jnp.matmul(some, points.T, precision=jax.lax.Precision.HIGHEST)
+    def nearest(chunk_of_queries: jax.Array) -> jax.Array:
+        products = jnp.matmul(chunk_of_queries, points.T, precision=jax.lax.Precision.HIGHEST)
         return jnp.argmin(norms[None] - 2.0 * products, axis=1)
 
     chunks = queries.reshape(-1, chunk, queries.shape[1])
-    return jax.lax.map(one_chunk, chunks).reshape(-1)
+    return jax.lax.map(nearest, chunks).reshape(-1)
 
 
 # --- terminations -------------------------------------------------------------------------
 
 
 def until_first(marked: np.ndarray) -> np.ndarray:
-    """The steps up to and with each window's first marked one: [B, H] bool, both."""
+    """Mask of the steps up to each window's first marked step, inclusive: [B, H] -> [B, H]."""
     return np.cumsum(marked, axis=1) - marked == 0
 
 
-def agreement(claimed: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """Precision and recall of claimed terminations [n] bool; None where undefined."""
+def precision_recall(claimed: np.ndarray, truth: np.ndarray) -> PrecisionRecall:
+    """Precision and recall of claimed terminations, [n] bool both."""
     hits = int((claimed & truth).sum())
-    return {
-        "claimed": int(claimed.sum()),
-        "true": int(truth.sum()),
-        "precision": hits / int(claimed.sum()) if claimed.any() else None,
-        "recall": hits / int(truth.sum()) if truth.any() else None,
-    }
+    return PrecisionRecall(
+        claimed=int(claimed.sum()),
+        true=int(truth.sum()),
+        precision=hits / int(claimed.sum()) if claimed.any() else None,
+        recall=hits / int(truth.sum()) if truth.any() else None,
+    )
 
 
-def termination_timing(claimed: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
-    """When windows end, against when they should: [B, H] bool both.
-
-    Only the first step of each that is marked counts, in windows marked by either.
-
-    Returns:
-      `steps_late` {steps: windows}, negative is early; `mean_late` over them; `missed`
-      windows that should end and do not; `false` ones that end and should not.
-    """
+def termination_timing(claimed: np.ndarray, truth: np.ndarray) -> TerminationTiming:
+    """Delay of the first claimed termination of each window, [B, H] bool both."""
     ends, should = claimed.any(1), truth.any(1)
     late = (claimed.argmax(1) - truth.argmax(1))[ends & should]
-    steps, counts = np.unique(late, return_counts=True)
-    return {
-        "steps_late": {str(k): int(n) for k, n in zip(steps, counts, strict=True)},
-        "mean_late": float(late.mean()) if late.size else None,
-        "missed": int((should & ~ends).sum()),
-        "false": int((ends & ~should).sum()),
-    }
+    delays, counts = np.unique(late, return_counts=True)
+    return TerminationTiming(
+        windows=len(claimed),
+        steps_late={int(k): int(n) for k, n in zip(delays, counts, strict=True)},
+        mean_late=float(late.mean()) if late.size else None,
+        missed=int((should & ~ends).sum()),
+        false=int((ends & ~should).sum()),
+    )
 
 
 # --- returns ------------------------------------------------------------------------------
@@ -265,13 +317,17 @@ def discounted_returns(rewards: np.ndarray, valid: np.ndarray, discount: float) 
     return (np.where(valid, rewards, 0.0) * discount ** np.arange(rewards.shape[1])).sum(1)
 
 
-def line(x: np.ndarray, y: np.ndarray) -> dict[str, float | None]:
-    """Correlation of [n] pairs, and the least-squares slope of y on x; None if x is constant."""
+def linear_fit(x: np.ndarray, y: np.ndarray) -> LinearFit:
+    """Correlation and least-squares slope of [n] pairs.
+
+    The correlation is None if x or y is constant, and the slope is None if x is.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if x.size < 2 or not x.std() or not y.std():
-        return {"correlation": None, "slope": 0.0 if x.size > 1 and x.std() else None}
+    if x.size < 2 or not x.std():
+        return LinearFit(None, None)
+    if not y.std():
+        return LinearFit(None, 0.0)
     covariance = ((x - x.mean()) * (y - y.mean())).mean()
-    return {
-        "correlation": float(covariance / (x.std() * y.std())),
-        "slope": float(covariance / x.var()),
-    }
+    return LinearFit(
+        correlation=float(covariance / (x.std() * y.std())), slope=float(covariance / x.var())
+    )

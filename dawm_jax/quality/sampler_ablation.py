@@ -1,95 +1,134 @@
-"""How what a run generates changes with the settings of its generation, one at a time."""
+"""The quality of what a run generates, as a function of one sampler setting at a time."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
 
-from dawm_jax.quality import evaluate as judge
-from dawm_jax.quality.evaluate import Reference
+from dawm_jax.quality.generation import GeneratingRun
+from dawm_jax.quality.types import (
+    AblationMetrics,
+    Point,
+    Series,
+    SyntheticMeasures,
+)
 from dawm_jax.runtime.metrics import Progress
-from dawm_jax.training.load_run import LoadedRun
 
-# Values of the fields of config.rollout; the run's own value is added.
-_VALUES = {
-    "guidance": (1.0, 1.2, 1.5, 2.0),
-    "sampling_steps": (1, 3, 5, 8, 20),
-    "order": (1, 2),
-    "temperature": (0.5, 0.75, 1.0, 1.15, 1.3),
-    "target_factor": (1.0, 1.1, 1.2, 1.5),
-}
-_FRACTIONS = (0.6, 0.8, 1.0)  # of target_factor when the rule is max_fraction
-_REPEATS = 3  # of the run's own settings, to see the noise
+_SETTINGS = ("guidance", "sampling_steps", "order", "temperature", "target_factor")
 
 
-def run_study(run: LoadedRun, reference: Reference, *, num_windows: int, seed: int) -> dict:
-    """Measures the run's own settings, then each field's values around them.
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Values of the settings of `config.rollout`. The run's own value is added to each.
 
-    All settings share their starts and their noise; only the repeats draw others.
+    Attributes:
+      guidance: weights of classifier-free guidance.
+      sampling_steps: numbers of DDIM steps.
+      order: orders of the DDIM step.
+      temperature: standard deviations of the initial noise.
+      target_factor: factors of the target rule "amplified".
+      target_fraction: values of the setting target_factor for the rule "max_fraction".
+      repeats: how often the run's own settings are measured, each time with another seed.
+    """
+
+    guidance: tuple[float, ...] = (1.0, 1.2, 1.5, 2.0)
+    sampling_steps: tuple[int, ...] = (1, 3, 5, 8, 20)
+    order: tuple[int, ...] = (1, 2)
+    temperature: tuple[float, ...] = (0.5, 0.75, 1.0, 1.15, 1.3)
+    target_factor: tuple[float, ...] = (1.0, 1.1, 1.2, 1.5)
+    target_fraction: tuple[float, ...] = (0.6, 0.8, 1.0)
+    repeats: int = 3
+
+
+class MeasureFn(Protocol):
+    """Measures what a run generates."""
+
+    def __call__(self, run: GeneratingRun, *, seed: int) -> SyntheticMeasures:
+        """The measures; `seed` is that of the starts and of the noise."""
+
+
+def run_ablation(
+    run: GeneratingRun, measure: MeasureFn, *, grid: Grid, seed: int
+) -> tuple[tuple[AblationMetrics, ...], tuple[Series, ...]]:
+    """Measures the run's own settings, then the values of each setting.
+
+    All values have the same seed, which gives them the same starts and noise. Only the repeats
+    have other seeds.
 
     Args:
-      run: with models.
-      reference: its dataset.
-      num_windows: see `judge.measure_run`.
-      seed: of the first repeat.
+      run: a run with models.
+      measure: measures a run.
+      grid: the values.
+      seed: of the first repeat and of all other values.
 
     Returns:
-      `settings` the run's own, `repeats` their numbers, and `fields`: by field a list of
-      values with their numbers.
+      The metrics of the repeats, and one series per setting.
     """
-    own = run.config.rollout
-    values = {name: _values(run, name) for name in _VALUES}
-    total = _REPEATS + sum(len(some) - 1 for some in values.values())
-    progress = Progress("study", total, "settings")
+    values = {name: setting_values(run, grid, name) for name in _SETTINGS}
+    num_measured = grid.repeats + sum(len(some) - 1 for some in values.values())
+    progress = Progress("ablation", num_measured, "settings")
     done = 0
 
-    def headline(seed: int, **changed: Any) -> dict[str, Any]:
+    def measure_one(changed: GeneratingRun, seed: int) -> AblationMetrics:
         nonlocal done
-        found = judge.measure_run(
-            run.with_rollout(**changed), reference, num_windows=num_windows, seed=seed
-        )
+        metrics = select_metrics(measure(changed, seed=seed))
         done += 1
         progress.report(done, {})
-        return _headline(found.numbers)
+        return metrics
 
-    repeats = [headline(seed + i) for i in range(_REPEATS)]
-    fields = {
-        name: [
-            {"value": v, **(repeats[0] if v == own[name] else headline(seed, **{name: v}))}
-            for v in some
-        ]
-        for name, some in values.items()
-    }
+    repeats = tuple(measure_one(run, seed + index) for index in range(grid.repeats))
+
+    def series(name: str) -> Series:
+        own = own_value(run, name)
+        points = (
+            Point(v, repeats[0] if v == own else measure_one(run.with_setting(name, v), seed))
+            for v in values[name]
+        )
+        return Series(name, own, tuple(points))
+
+    all_series = tuple(series(name) for name in _SETTINGS)
     progress.close()
-    return {
-        "settings": {"target_rule": own.target_rule, **{name: own[name] for name in _VALUES}},
-        "windows": num_windows,
-        "repeats": repeats,
-        "fields": fields,
-    }
+    return repeats, all_series
 
 
-def _values(run: LoadedRun, name: str) -> list[Any]:
-    own, some = run.config.rollout, _VALUES[name]
-    if name == "target_factor" and own.target_rule == "max_fraction":
-        some = _FRACTIONS
-    if name == "order" and own.eta > 0:
-        some = (1,)
-    if name == "sampling_steps":
-        some = tuple(v for v in some if v <= run.config.world_model.diffusion_steps)
-    return sorted({*some, own[name]})
+def setting_values(run: GeneratingRun, grid: Grid, name: str) -> tuple[float | int, ...]:
+    """The values of a setting that the run can use, in ascending order, with its own value."""
+    values: Sequence[float | int] = {
+        "guidance": grid.guidance,
+        "sampling_steps": tuple(v for v in grid.sampling_steps if v <= run.diffusion_steps),
+        # Only a sampler without noise extrapolates.
+        "order": grid.order if own_value(run, "eta") == 0 else (1,),
+        "temperature": grid.temperature,
+        "target_factor": (
+            grid.target_fraction
+            if run.settings["target_rule"] == "max_fraction"
+            else grid.target_factor
+        ),
+    }[name]
+    return tuple(sorted({*values, own_value(run, name)}))
 
 
-def _headline(numbers: dict[str, Any]) -> dict[str, Any]:
-    """The few numbers that a study compares; simulator measures are None without one."""
-    error = lambda name: numbers.get(name, {"mean": None, "median": None})
-    ending = numbers["termination"].get("ending", {})
-    return {
-        "dynamics_error": error("dynamics")["mean"],
-        "dynamics_error_median": error("dynamics")["median"],
-        "reward_error": error("reward")["mean"],
-        "ks_mean": numbers["distribution"]["ks"]["mean"],
-        "discriminator_auc": numbers["distribution"]["discriminator_auc"],
-        "step_size": numbers["step_size"]["judged"],
-        "novelty": numbers["novelty"]["median_ratio"],
-        "termination_recall": ending.get("recall"),
-        "termination_precision": ending.get("precision"),
-        "generated_return": numbers["calibration"]["generated_mean"],
-    }
+def own_value(run: GeneratingRun, name: str) -> float | int:
+    """The run's own value of a numeric setting."""
+    value = run.settings[name]
+    assert isinstance(value, (int, float)), f"{name} is not a number: {value!r}"
+    return value
+
+
+def select_metrics(measures: SyntheticMeasures) -> AblationMetrics:
+    """The few numbers that an ablation compares."""
+    simulator, calibration = measures.simulator, measures.calibration
+    auc = measures.distribution.discriminator_auc
+    ending = simulator.termination_near_end if simulator else None
+    return AblationMetrics(
+        dynamics_error=simulator.dynamics.all_steps.mean if simulator else None,
+        dynamics_error_median=simulator.dynamics.all_steps.median if simulator else None,
+        reward_error=simulator.reward.all_steps.mean if simulator else None,
+        ks_mean=measures.distribution.ks.mean,
+        discriminator_auc=auc.mean if auc else None,
+        discriminator_auc_std=auc.std if auc else None,
+        step_size=measures.step_size,
+        novelty=measures.novelty,
+        termination_recall=ending.recall if ending else None,
+        termination_precision=ending.precision if ending else None,
+        generated_return=calibration.generated_mean if calibration else None,
+    )

@@ -1,4 +1,4 @@
-"""The comparison of finished runs: statistics, tables, figures, published numbers.
+"""The comparison of finished runs: statistics, tables, a figure, published scores.
 
-It may import envs and runtime alone: it reads files.
+The package reads results.json files. It imports `types`, `runtime` and `envs.scores` only.
 """

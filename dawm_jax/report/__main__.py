@@ -1,11 +1,13 @@
-"""Compares finished runs: Markdown, CSV and a figure from their results.json alone.
+"""Compares finished runs: Markdown, CSV and a figure, from their results.json files alone.
 
   python -m dawm_jax.report runs/* --out=report
-  python -m dawm_jax.report results --out=report
+  python -m dawm_jax.report results/comparison --out=report
+  python -m dawm_jax.report runs/* --reference=dwm --out=report
 
-Every argument is a run's folder, its results.json, or a folder of such folders. Runs of the
-same method, task, settings and updates with other root seeds are seeds of one entry. Written:
-report.md, report.csv (a row an entry), report.png.
+Every argument is a run's folder, its results.json, or a folder of run folders. A folder without
+results.json is skipped with a warning. Runs of the same method, task, settings and number of
+updates but different root seeds are pooled. The command writes report.md, report.csv (one row
+per method and task) and report.png into --out and replaces files of these names there.
 """
 
 import pathlib
@@ -15,18 +17,20 @@ from absl import flags
 from dawm_jax.runtime import cli
 
 _OUT = flags.DEFINE_string("out", "report", "Folder to write report.md, .csv and .png to")
+_REFERENCE = flags.DEFINE_string(
+    "reference", "dawm", "The method, as named in results.json, to compare with every other method"
+)
 
 
 def main(paths: list[str]) -> None:
     """Writes the report and prints its Markdown."""
-    from dawm_jax.report import runs as comparison
-    from dawm_jax.report import tables as comparison_report
+    from dawm_jax.report import runs, tables
     from dawm_jax.types import UserError
 
     if not paths:
         raise UserError("no runs: expected their folders, e.g. python -m dawm_jax.report runs/*")
     out = pathlib.Path(_OUT.value).expanduser()
-    print(comparison_report.write(comparison.load(paths), out))
+    print(tables.write(runs.load(paths), out, reference=_REFERENCE.value))
 
 
 def run() -> None:

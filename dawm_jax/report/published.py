@@ -1,31 +1,36 @@
-"""Scores that papers and repositories published on D4RL v2, to stand beside our own.
+"""Scores that papers and repositories published on D4RL's v2 datasets.
 
-Normalised, 100 = expert. They are of D4RL's data: only a run on a D4RL v2 file can be held
-against them.
+Scores are normalised: 0 is D4RL's random policy, 100 its expert. They were measured on D4RL's
+data, so that they can be compared with a run only if the run's dataset is a D4RL v2 file.
 """
 
+import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 
-# Columns of the tables below, in their order of tasks.
-_TASKS = tuple(
+from dawm_jax.envs.tasks import task_name
+
+# Columns of the tables below, in this order of tasks.
+TASKS = tuple(
     f"{task}-{tier}"
     for tier in ("medium", "medium-replay", "medium-expert")
     for task in ("hopper", "walker2d", "halfcheetah")
 )
 
-# DWM (2402.03570), table of its main results: the best of a grid of target returns and
-# horizons that was evaluated on the simulator, five seeds.
+# DWM (2402.03570), table of its main results, five seeds. Each score is the best of a grid of
+# target returns and horizons that was evaluated on the simulator. DWM's one-step agents expand
+# the target of a value with the agent's own policy: no method of this package does that.
 _DWM = {
     "DWM-TD3+BC": (65, 70, 46, 53, 46, 43, 103, 110, 75),
     "DWM-IQL": (54, 76, 44, 61, 35, 41, 90, 104, 71),
     "TD3+BC": (58, 77, 47, 53, 75, 43, 90, 108, 73),
     "IQL": (48, 75, 46, 25, 48, 44, 86, 109, 60),
     "Decision Diffuser": (49, 67, 49, 66, 44, 38, 106, 99, 91),
-    "One-step-TD3+BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
-    "One-step-IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
+    "One-step value expansion, TD3+BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
+    "One-step value expansion, IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
 }
-# BC, IQL: tables collected by Diffuser's repository; %BC, TD3+BC: CORL's runs, the last
-# evaluation; DD: its own numbers (2211.15657).
+# BC and IQL: tables of Diffuser's repository. 10 % BC and TD3+BC: CORL's runs, last evaluation.
+# Decision Diffuser: its own paper (2211.15657).
 _OTHERS = {
     "BC": (52.9, 75.3, 42.6, 18.1, 26.0, 36.6, 52.5, 107.5, 55.2),
     "10 % BC": (55.5, 67.3, 42.5, 70.4, 54.4, 23.6, 111.2, 108.7, 90.1),
@@ -34,29 +39,53 @@ _OTHERS = {
     "Decision Diffuser": (79.3, 82.5, 49.1, 100.0, 75.0, 39.3, 111.8, 108.8, 90.6),
 }
 SOURCES = ("DWM's paper", "other publications")
-# DAWM (2509.19538): the gain of its average over DWM's, as its abstract says; its tables are
-# not public.
-GAINS_OVER_DWM = {"td3_bc": 9.3, "iql": 9.5}
+# Gain of DAWM's average over DWM's in per cent, by agent: DAWM's abstract (2509.19538).
+GAINS_OVER_DWM = {"TD3+BC": 9.3, "IQL": 9.5}
 
 _TIER = re.compile(r"medium[-_]expert|medium[-_]replay|medium")
 
 
+@dataclasses.dataclass(frozen=True)
+class PublishedScore:
+    """Scores of one method on one task, None where a source has none.
+
+    Attributes:
+      method: as this package labels its runs, so that both stand in one row.
+      dwm_paper: in DWM's paper.
+      others: in the other publications.
+    """
+
+    method: str
+    dwm_paper: float | None
+    others: float | None
+
+
 def task_of(environment: str, dataset: str) -> str | None:
-    """D4RL's name of the task that a run's data stand for, or None if there is none."""
+    """D4RL's name of a run's task and tier, None if the tables do not have it.
+
+    Args:
+      environment: Gymnasium id, Hopper-v5.
+      dataset: name or path of the run's dataset.
+    """
     tier = _TIER.search(dataset.rsplit("/", 1)[-1])
-    name = environment.split("-")[0].lower()
+    name = task_name(environment)
     task = f"{name}-{tier[0].replace('_', '-')}" if tier else ""
-    return task if task in _TASKS else None
+    return task if task in TASKS else None
 
 
 def is_same_data(dataset: str) -> bool:
-    """Whether it is D4RL's own v2 file, as far as its name tells."""
+    """Whether the name of the dataset is that of one of D4RL's v2 files."""
     return bool(re.search(r"-v2\.hdf5$", dataset))
 
 
-def scores_of(task: str) -> dict[str, list[float | None]]:
-    """Published scores of a task, by method as our own reports name it: a list over SOURCES."""
-    column = _TASKS.index(task)
-    pick = lambda table, method: float(table[method][column]) if method in table else None
-    methods = dict.fromkeys([*_DWM, *_OTHERS])
-    return {method: [pick(table, method) for table in (_DWM, _OTHERS)] for method in methods}
+def scores_of(task: str) -> list[PublishedScore]:
+    """Every published score of a task of `TASKS`, one entry per method."""
+    column = TASKS.index(task)
+    return [
+        PublishedScore(method, _score(_DWM, method, column), _score(_OTHERS, method, column))
+        for method in dict.fromkeys([*_DWM, *_OTHERS])
+    ]
+
+
+def _score(table: Mapping[str, Sequence[float]], method: str, column: int) -> float | None:
+    return float(table[method][column]) if method in table else None

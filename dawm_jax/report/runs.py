@@ -1,302 +1,556 @@
-"""Runs by method and task, from their results.json alone."""
+"""Finished runs, read from results.json, and their results by method and task."""
 
+import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from dawm_jax.envs import evaluate
-from dawm_jax.report import statistics as aggregate
-from dawm_jax.types import UserError, first_line
+from dawm_jax.envs.scores import normalised_score
+from dawm_jax.report import statistics
+from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
-_METHODS = {
+# The score of a seed is the mean of this many last evaluations: single evaluations of one seed
+# differ by tens of points. TD3+BC's paper averages its last ten.
+LAST = 5
+
+# Values of the fields that older results.json files do not have. `method_label` and
+# `agent_label` default to `_LABELS`, and to the name itself where `_LABELS` does not have it.
+_ABSENT: dict[str, object] = {
+    "method": "dawm",
+    "seed": 0,
+    "real_fraction": 0.0,
+    "top_fraction": 1.0,
+    "stages": {},
+    "device": "",
+    "commit": None,
+    "value_check": {},
+}
+_LABELS = {
     "dawm": "DAWM",
     "dwm": "DWM",
     "joint": "Joint",
     "one_step": "One-step",
     "decision_diffuser": "Decision Diffuser",
+    "td3_bc": "TD3+BC",
+    "iql": "IQL",
+    "bc": "BC",
 }
-# Evaluations at a run's end whose mean is its score: a single one swings from one to the next.
-# TD3+BC reports its last ten.
-LAST = 5
-_AGENTS = {"td3_bc": "TD3+BC", "iql": "IQL", "bc": "BC"}
-# What of `rollout` a study may vary.
-_VARIED = (
-    "target_rule",
-    "target_factor",
-    "guidance",
-    "sampling_steps",
-    "temperature",
-    "windows_per_round",
-    "real_actions_only",
-)
+
+Setting = str | int | float | bool
 
 
-class Entry(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run. Returns are undiscounted and averaged over a seed's episodes.
+
+    Attributes:
+      path: folder of the run.
+      environment: Gymnasium id.
+      dataset: name of the dataset, which names the task.
+      method: registered name of the method.
+      method_label: the method's name in tables.
+      agent: registered name of the agent, "planner" for a method that plans.
+      agent_label: the agent's name in tables.
+      seed: root seed.
+      updates: updates of the agents, 0 for a method that plans.
+      real_fraction: share of real transitions in a minibatch.
+      top_fraction: share of the episodes, those of highest return, that is used.
+      learns_values: whether the agent has a critic.
+      settings: values of the settings that a study may vary, by name.
+      curve: [evaluations, seeds] returns.
+      best: [seeds] returns at the evaluation with the highest mean return.
+      seconds: of training, compilation and evaluation excluded.
+      device: the devices in words.
+      commit: git commit of the source, "" if unknown.
+    """
+
+    path: pathlib.Path
+    environment: str
+    dataset: str
+    method: str
+    method_label: str
+    agent: str
+    agent_label: str
+    seed: int
+    updates: int
+    real_fraction: float
+    top_fraction: float
+    learns_values: bool
+    settings: Mapping[str, Setting]
+    curve: np.ndarray
+    best: np.ndarray
+    seconds: float
+    device: str
+    commit: str
+
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds that trained together."""
+        return self.curve.shape[1]
+
+    @property
+    def source(self) -> str:
+        """What the agent learnt from: the method's name, or "real"."""
+        return "real" if self.real_fraction == 1.0 else self.method
+
+    @property
+    def label(self) -> str:
+        """The run's method and agent in words, for example DAWM-TD3+BC, 10 % BC or IQL."""
+        if self.updates == 0:
+            return self.method_label
+        real = self.real_fraction == 1.0
+        text = self.agent_label if real else f"{self.method_label}-{self.agent_label}"
+        if self.top_fraction < 1.0:
+            text = f"{100 * self.top_fraction:g} % {text}"
+        mixed = 0.0 < self.real_fraction < 1.0
+        return f"{text}, {100 * self.real_fraction:g} % real" if mixed else text
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def load(paths: Iterable[str | pathlib.Path]) -> list[Run]:
+    """Finished runs, sorted by dataset and label, agents on real data last.
+
+    Args:
+      paths: run folders, results.json files, or folders of run folders. A path without
+        results is skipped with a warning.
+
+    Raises:
+      UserError: a path does not exist, a results.json is damaged, or no path has results.
+    """
+    paths = list(paths)
+    found = dict.fromkeys(file for path in paths for file in _results_files(pathlib.Path(path)))
+    if not found:
+        got = one_line(", ".join(map(str, paths)))
+        raise UserError(
+            f"no finished run in {got}: expected a results.json in at least one folder; "
+            "wait until a run has finished or name other folders"
+        )
+    return sorted(map(_read, found), key=lambda run: (run.dataset, *_order(run), run.label))
+
+
+def _order(run: "Run | MethodResult") -> tuple[bool, str, str]:
+    """Methods by label, agents by label; agents on real data last."""
+    real = run.source == "real"
+    return real, "" if real else run.method_label.casefold(), run.agent_label.casefold()
+
+
+def _results_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """results.json files of one argument, with a warning for every unfinished run."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist: expected a run's folder or its results.json")
+    if path.is_file() and path.suffix == ".json":
+        return [path]
+    if (path / "results.json").is_file():
+        return [path / "results.json"]
+    folders = sorted(child for child in path.glob("*/") if path.is_dir())
+    found = [folder / "results.json" for folder in folders]
+    found = [file for file in found if file.is_file()]
+    started = {name.parent for name in path.glob("*/config.json")}
+    skipped = sorted(started - {file.parent for file in found})
+    for folder in skipped if found else [path]:
+        _log.warning("%s has no results.json: skipped", folder)
+    return found
+
+
+def _read(path: pathlib.Path) -> Run:
+    try:
+        return _parse({**_ABSENT, **json.loads(path.read_text())}, path.parent)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{path}: expected a run's results.json, got {first_line(error)}; "
+            "leave this run out or train it again"
+        ) from error
+
+
+def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
+    method, agent = _text(data, "method"), _text(data, "agent")
+    curve = np.array([_returns(point) for point in _list(data, "curve")])
+    best = _returns(data["best"])
+    if curve.ndim != 2 or not curve.size or best.shape != curve.shape[1:]:
+        raise ValueError(f"returns of shapes {curve.shape} and {best.shape}")
+    return Run(
+        path=folder,
+        environment=_text(data, "environment"),
+        dataset=_text(data, "dataset"),
+        method=method,
+        method_label=str(data.get("method_label") or _LABELS.get(method, method)),
+        agent=agent,
+        agent_label=str(data.get("agent_label") or _LABELS.get(agent, agent)),
+        seed=int(_number(data, "seed")),
+        updates=int(_number(data, "updates")),
+        real_fraction=_number(data, "real_fraction"),
+        top_fraction=_number(data, "top_fraction"),
+        # Runs record the check of their values only if they have a critic.
+        learns_values=data.get("value_check") is not None,
+        settings=_settings(data),
+        curve=curve,
+        best=best,
+        seconds=sum(_number(stage, "seconds") for stage in _dict(data, "stages").values()),
+        device=_text(data, "device"),
+        commit=str(data["commit"] or ""),
+    )
+
+
+def _settings(data: dict[str, object]) -> dict[str, Setting]:
+    """What a study may vary. An agent on real data alone generates nothing."""
+    updates = int(_number(data, "updates"))
+    if data["real_fraction"] == 1.0:
+        return {"updates": updates}
+    section = data.get("planner" if updates == 0 else "rollout")
+    found = dict(_leaves(section, "")) if section else {}
+    for name, value in _leaves(data.get("target_return") or {}, "target_"):
+        found.setdefault(name, value)
+    if "horizon" in data:
+        found["horizon"] = int(_number(data, "horizon"))
+    return {**found, "updates": updates}
+
+
+def _leaves(section: object, prefix: str) -> Iterable[tuple[str, Setting]]:
+    """Values of a nested section by dotted name."""
+    if not isinstance(section, dict):
+        raise TypeError(f"settings {one_line(section)}, expected an object")
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, Setting) else str(value)
+
+
+def _returns(point: object) -> np.ndarray:
+    """[seeds] float64, finite."""
+    values = np.array(_list(point, "return_per_seed"), np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("a return that is not a finite number")
+    return values
+
+
+def _field(data: object, name: str) -> object:
+    if not isinstance(data, dict):
+        raise TypeError(f"{one_line(data, 40)} in place of an object with {name!r}")
+    if name not in data:
+        raise ValueError(f"no field {name!r}")
+    return data[name]
+
+
+def _text(data: object, name: str) -> str:
+    value = _field(data, name)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} = {one_line(value, 40)}, expected text")
+    return value
+
+
+def _number(data: object, name: str) -> float:
+    value = _field(data, name)
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise TypeError(f"{name} = {one_line(value, 40)}, expected a finite number")
+    return float(value)
+
+
+def _list(data: object, name: str) -> list[object]:
+    value = _field(data, name)
+    if not isinstance(value, list):
+        raise TypeError(f"{name} = {one_line(value, 40)}, expected a list")
+    return value
+
+
+def _dict(data: object, name: str) -> dict[str, object]:
+    value = _field(data, name)
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} = {one_line(value, 40)}, expected an object")
+    return value
+
+
+# --- results by method and task -----------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MethodResult:
     """One method on one task: the seeds of all its runs.
 
     Attributes:
-      task: dataset's name.
+      task: name of the dataset.
       environment: Gymnasium id.
-      method: label; names the settings in which the runs at hand differ.
-      varied: those settings by name.
+      method: label, with the settings in which the runs at hand differ.
+      label: label without these settings.
+      varied: these settings by name.
       source: what the agent learnt from: a method's name, or "real".
-      agent: td3_bc | iql | bc | planner.
+      method_label: the method's name in tables.
+      agent: registered name of the agent.
+      agent_label: the agent's name in tables.
+      learns_values: whether the agent has a critic.
+      real_fraction: share of real transitions in a minibatch.
+      top_fraction: share of the episodes that is used.
       updates: of the agents.
-      last: [seeds] normalised scores, the mean of the last evaluations (`LAST`), or None
-        without references.
-      best: the same, of each run's best evaluation.
-      last_return: [seeds] raw.
-      best_return: [seeds] raw.
+      last: [seeds] normalised scores, each the mean of the last `LAST` evaluations, or None
+        where D4RL has no reference returns.
+      best: [seeds] normalised scores at each run's best evaluation, or None likewise.
+      last_return: [seeds] as `last`, but undiscounted returns.
+      best_return: [seeds] as `best`, but undiscounted returns.
     """
 
     task: str
     environment: str
     method: str
-    varied: dict[str, Any]
+    label: str
+    varied: Mapping[str, Setting]
     source: str
+    method_label: str
     agent: str
+    agent_label: str
+    learns_values: bool
+    real_fraction: float
+    top_fraction: float
     updates: int
     last: np.ndarray | None
     best: np.ndarray | None
     last_return: np.ndarray
     best_return: np.ndarray
 
+    @property
+    def num_seeds(self) -> int:
+        """Number of seeds of all its runs."""
+        return len(self.last_return)
 
-def load(paths: Iterable[str | pathlib.Path]) -> list[dict[str, Any]]:
-    """What results.json files hold, sorted by dataset and method.
 
-    Args:
-      paths: of files, of run folders, or of folders that hold run folders.
+def group(runs: Iterable[Run]) -> list[MethodResult]:
+    """Runs of the same method, task, settings and updates as one result each.
 
-    Raises:
-      UserError: a path has no results, or a file is not of a run.
+    Runs with different root seeds are pooled. A second run with the same root seed is left out
+    with a warning.
     """
-    files: list[pathlib.Path] = []
-    for path in map(pathlib.Path, paths):
-        found = [path] if path.is_file() else sorted(path.glob("results.json"))
-        found = found or sorted(path.glob("*/results.json"))
-        if not found:
-            raise UserError(f"{path}: expected a results.json in it, or run folders with one")
-        files += [file for file in found if file not in files]
-    runs = [_read(file) for file in files]
-    return sorted(runs, key=lambda run: (run["dataset"], _rank(run), label(run)))
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        run = json.loads(path.read_text())
-        run["curve"][-1]["return_per_seed"], run["best"], run["dataset"], run["agent"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a run's results.json ({first_line(error)})") from error
-    # Fields that are younger than some runs.
-    return {"method": "dawm", "top_fraction": 1.0, "rollout": {}, "path": str(path.parent), **run}
-
-
-def _rank(run: dict[str, Any]) -> tuple[int, int]:
-    """DAWM first, then its rivals, then agents on real data."""
-    agents = ("td3_bc", "iql", "bc")
-    agent = agents.index(run["agent"]) if run["agent"] in agents else len(agents)
-    methods = list(_METHODS)
-    real = run["real_fraction"] == 1.0
-    return (len(methods) if real else methods.index(run["method"])), agent
-
-
-def label(run: dict[str, Any]) -> str:
-    """A method's name for people: DAWM-TD3+BC, 10 % BC, IQL, ..."""
-    if run["method"] == "decision_diffuser":
-        return _METHODS["decision_diffuser"]
-    share, agent = run["real_fraction"], _AGENTS.get(run["agent"], run["agent"])
-    text = agent if share == 1.0 else f"{_METHODS.get(run['method'], run['method'])}-{agent}"
-    if run["top_fraction"] < 1.0:
-        text = f"{100 * run['top_fraction']:g} % {text}"
-    return text if share in (0.0, 1.0) else f"{text}, {100 * share:g} % real"
-
-
-def settings(run: dict[str, Any]) -> dict[str, Any]:
-    """What a study may vary beside the method."""
-    if run["real_fraction"] == 1.0:  # generates nothing
-        return {"updates": run["updates"]}
-    own = {name: run["rollout"][name] for name in _VARIED if name in run["rollout"]}
-    own.setdefault("target_rule", run["target_return"]["rule"])
-    own.setdefault("target_factor", run["target_return"]["factor"])
-    if "horizon" in run:
-        own["horizon"] = run["horizon"]
-    return {**own, "updates": run["updates"]}
-
-
-def group(runs: list[dict[str, Any]]) -> list[Entry]:
-    """Runs of the same method, task, settings and updates as one entry each.
-
-    Runs with another root seed add their seeds; a second run with the same one is left out.
-    """
+    runs = list(runs)
     varied = _varied(runs)
-    groups: dict[tuple, dict[int, dict[str, Any]]] = {}
+    groups: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
-        key = run["dataset"], run["environment"], named(label(run), _own(run, varied))
+        key = run.dataset, run.environment, named(run.label, _own(run, varied))
         seeds = groups.setdefault(key, {})
-        if run["seed"] in seeds:
-            first = seeds[run["seed"]]["path"]
-            _log.warning("%s repeats %s: left out", run["path"], first)
-        seeds.setdefault(run["seed"], run)
-    return [_entry(key, list(seeds.values()), varied) for key, seeds in groups.items()]
+        if run.seed in seeds:
+            _log.warning("%s repeats %s: left out", run.path, seeds[run.seed].path)
+        seeds.setdefault(run.seed, run)
+    return [_result(list(seeds.values()), varied) for seeds in groups.values()]
 
 
-def named(text: str, varied: dict[str, Any]) -> str:
-    """A label with the settings that tell it from others."""
-    return ", ".join([text, *(f"{name} {value}" for name, value in varied.items())])
+def named(label: str, varied: Mapping[str, Setting]) -> str:
+    """A label followed by settings, for example "DAWM-TD3+BC, horizon 7"."""
+    return ", ".join([label, *(f"{name} {value}" for name, value in varied.items())])
 
 
-def _own(run: dict[str, Any], varied: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings(run).items() if name in varied}
+def _own(run: Run, varied: set[tuple[str, str]]) -> dict[str, Setting]:
+    return {name: value for name, value in run.settings.items() if (run.label, name) in varied}
 
 
-def _varied(runs: list[dict[str, Any]]) -> set[str]:
-    """Settings in which runs of one label differ."""
+def _varied(runs: list[Run]) -> set[tuple[str, str]]:
+    """(label, setting) where runs of this label differ in this setting."""
     values: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        for name, value in settings(run).items():
-            values.setdefault((label(run), name), set()).add(str(value))
-    return {name for (_, name), some in values.items() if len(some) > 1}
+        for name, value in run.settings.items():
+            values.setdefault((run.label, name), set()).add(str(value))
+    return {key for key, found in values.items() if len(found) > 1}
 
 
-def _entry(key: tuple, runs: list[dict[str, Any]], varied: set[str]) -> Entry:
-    task, environment, method = key
-    curves = [[point["return_per_seed"] for point in run["curve"][-LAST:]] for run in runs]
-    last = np.concatenate([np.mean(curve, axis=0) for curve in curves])
-    best = np.concatenate([run["best"]["return_per_seed"] for run in runs])
-    score = lambda returns: evaluate.normalised_score(environment, returns)
-    source = "real" if runs[0]["real_fraction"] == 1.0 else runs[0]["method"]
-    return Entry(
-        task=task,
-        environment=environment,
-        method=method,
-        varied=_own(runs[0], varied),
-        source=source,
-        agent=runs[0]["agent"],
-        updates=runs[0]["updates"],
-        last=score(last),
-        best=score(best),
+def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
+    first = runs[0]
+    last = np.concatenate([run.curve[-LAST:].mean(axis=0) for run in runs])
+    best = np.concatenate([run.best for run in runs])
+    varied = _own(first, varying)
+    return MethodResult(
+        task=first.dataset,
+        environment=first.environment,
+        method=named(first.label, varied),
+        label=first.label,
+        varied=varied,
+        source=first.source,
+        method_label=first.method_label,
+        agent=first.agent,
+        agent_label=first.agent_label,
+        learns_values=first.learns_values,
+        real_fraction=first.real_fraction,
+        top_fraction=first.top_fraction,
+        updates=first.updates,
+        last=normalised_score(first.environment, last),
+        best=normalised_score(first.environment, best),
         last_return=last,
         best_return=best,
     )
 
 
-class Line(NamedTuple):
-    """Entries of one task that differ in one setting alone, by its value."""
+# --- studies ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Results of one task that differ in one setting alone, sorted by its value."""
 
     label: str
-    entries: list[Entry]
+    results: list[MethodResult]
 
 
-def studied(entries: list[Entry]) -> str | None:
-    """The numeric setting that takes the most values, if one takes several."""
+def studied(results: Iterable[MethodResult]) -> str | None:
+    """The numeric setting that takes the most values, None if no setting takes several."""
     values: dict[str, set[float]] = {}
-    for entry in entries:
-        for name, value in entry.varied.items():
+    for result in results:
+        for name, value in result.varied.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 values.setdefault(name, set()).add(value)
     return max(values, key=lambda name: len(values[name]), default=None)
 
 
-def lines(entries: list[Entry], setting: str) -> list[Line]:
-    """One task's entries as lines along `setting`; what does not have it is a line of its own."""
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        others = {name: value for name, value in entry.varied.items() if name != setting}
-        plain = entry.method.removesuffix(named("", entry.varied))
-        found.setdefault(named(plain, others), []).append(entry)
-    return [
-        Line(text, sorted(some, key=lambda entry: entry.varied.get(setting, 0)))
-        for text, some in found.items()
-    ]
+def series(results: Iterable[MethodResult], setting: str) -> list[Series]:
+    """One task's results as series along `setting`.
+
+    A result without this setting is a series by itself.
+    """
+    found: dict[str, list[MethodResult]] = {}
+    for result in results:
+        others = {name: value for name, value in result.varied.items() if name != setting}
+        found.setdefault(named(result.label, others), []).append(result)
+
+    def position(result: MethodResult) -> float:
+        value = result.varied.get(setting, 0)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    return [Series(label, sorted(members, key=position)) for label, members in found.items()]
 
 
-class Aggregate(NamedTuple):
-    """One method over the tasks that all compared methods have, normalised scores."""
+# --- over tasks ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Aggregate:
+    """Normalised scores of one method over all of its own tasks.
+
+    Attributes:
+      method: label.
+      tasks: number of tasks.
+      seeds: fewest seeds of a task.
+      average: mean over tasks of the mean over seeds.
+      iqm: interquartile mean over the runs of all tasks.
+      iqm_interval: its 95 % interval, None where a task has a single seed.
+    """
 
     method: str
     tasks: int
+    seeds: int
     average: float
     iqm: float
-    iqm_interval: tuple[float, float] | None
+    iqm_interval: statistics.Interval | None
 
 
-def shared_tasks(entries: list[Entry], methods: Iterable[str]) -> list[str]:
-    """Tasks with scores of every one of `methods`, in order."""
-    of = {m: {e.task for e in entries if e.method == m and e.last is not None} for m in methods}
-    tasks = list(dict.fromkeys(entry.task for entry in entries))
-    return [task for task in tasks if all(task in some for some in of.values())]
-
-
-def scores(entries: list[Entry], method: str, tasks: list[str]) -> list[np.ndarray]:
-    """Last scores of a method, a list over tasks of arrays over seeds."""
-    found = {e.task: e.last for e in entries if e.method == method and e.last is not None}
-    return [found[task] for task in tasks]
-
-
-def aggregates(entries: list[Entry]) -> list[Aggregate]:
-    """Every method over all of its own tasks; only equal sets of tasks can be compared."""
-    results = []
-    for method in dict.fromkeys(entry.method for entry in entries):
-        tasks = shared_tasks(entries, [method])
-        if tasks:
-            own = scores(entries, method, tasks)
-            iqm = aggregate.interquartile_mean
-            interval = aggregate.bootstrap_interval(iqm, own)
-            results.append(
-                Aggregate(method, len(tasks), aggregate.average(own), iqm(own), interval)
-            )
-    return results
-
-
-class Duel(NamedTuple):
-    """A method against another on the tasks of both, normalised scores.
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A method against another on the tasks of both, by normalised scores.
 
     Attributes:
+      method: label.
+      other: label.
+      tasks: names of the tasks of both.
+      seeds: fewest seeds of a method on a task.
+      probability: of improvement.
+      probability_interval: its 95 % interval, None where a task has a single seed.
+      probability_by_task: in the order of `tasks`.
       gain: of the averages, per cent of the other's; None where that is not positive.
+      gain_interval: its 95 % interval, None where a task has a single seed or where an average
+        of a bootstrap sample is not positive.
     """
 
     method: str
     other: str
-    tasks: int
+    tasks: tuple[str, ...]
+    seeds: int
     probability: float
-    interval: tuple[float, float] | None
+    probability_interval: statistics.Interval | None
+    probability_by_task: tuple[float, ...]
     gain: float | None
+    gain_interval: statistics.Interval | None
 
 
-def duels(entries: list[Entry]) -> list[Duel]:
-    """DAWM against every other method with its agent, and against those that need no critic.
+def method_names(results: Iterable[MethodResult]) -> list[str]:
+    """Labels of all methods: by method and agent, agents on real data last."""
+    ordered = sorted(results, key=lambda result: (*_order(result), result.label))
+    return list(dict.fromkeys(result.method for result in ordered))
 
-    Only after as many updates; a planner makes none.
+
+def shared_tasks(results: Iterable[MethodResult], methods: Iterable[str]) -> tuple[str, ...]:
+    """Tasks, in the order of `results`, on which every one of `methods` has scores."""
+    results = list(results)
+    by_method = [
+        {r.task for r in results if r.method == method and r.last is not None} for method in methods
+    ]
+    tasks = dict.fromkeys(result.task for result in results)
+    return tuple(task for task in tasks if all(task in own for own in by_method))
+
+
+def scores(results: Iterable[MethodResult], method: str, tasks: Iterable[str]) -> list[np.ndarray]:
+    """Last scores of a method, a list over tasks of arrays over seeds."""
+    found = {r.task: r.last for r in results if r.method == method and r.last is not None}
+    return [found[task] for task in tasks]
+
+
+def aggregates(results: list[MethodResult]) -> list[Aggregate]:
+    """Every method over all of its own tasks. Methods with different tasks do not compare."""
+    found = []
+    for method in method_names(results):
+        tasks = shared_tasks(results, [method])
+        if not tasks:
+            continue
+        own = scores(results, method, tasks)
+        iqm = statistics.interquartile_mean
+        found.append(
+            Aggregate(
+                method=method,
+                tasks=len(tasks),
+                seeds=min(map(len, own)),
+                average=statistics.average(own),
+                iqm=iqm(own),
+                iqm_interval=statistics.bootstrap_interval(iqm, own),
+            )
+        )
+    return found
+
+
+def comparisons(results: list[MethodResult], reference: str) -> list[Comparison]:
+    """The reference method with each agent against every comparable method.
+
+    Comparable are results with the same agent, and those whose agent has no critic, after as
+    many updates. A method that plans makes no updates and is comparable with every budget.
+
+    Args:
+      results: of all methods.
+      reference: registered name of the method to compare with the others.
     """
-    first = {entry.method: entry for entry in entries}
+    by_name = {result.method: result for result in results}
+    ordered = [by_name[name] for name in method_names(results)]
     pairs = [
         (mine.method, other.method)
-        for mine in first.values()
-        for other in first.values()
-        if mine.source == "dawm" != other.source
-        and other.agent in (mine.agent, "bc", "planner")
+        for mine in ordered
+        for other in ordered
+        if mine.source == reference != other.source
+        and (other.agent == mine.agent or not other.learns_values)
         and other.updates in (mine.updates, 0)
     ]
-    return [_duel(entries, *pair) for pair in pairs if shared_tasks(entries, pair)]
+    return [_compare(results, *pair) for pair in pairs if shared_tasks(results, pair)]
 
 
-def _duel(entries: list[Entry], method: str, other: str) -> Duel:
-    tasks = shared_tasks(entries, (method, other))
-    mine, theirs = scores(entries, method, tasks), scores(entries, other, tasks)
-    improvement = aggregate.probability_of_improvement
-    average, base = aggregate.average(mine), aggregate.average(theirs)
-    return Duel(
+def _compare(results: list[MethodResult], method: str, other: str) -> Comparison:
+    tasks = shared_tasks(results, (method, other))
+    mine, theirs = scores(results, method, tasks), scores(results, other, tasks)
+    probability = statistics.probability_of_improvement
+    gain = statistics.gain(mine, theirs)
+    return Comparison(
         method=method,
         other=other,
-        tasks=len(tasks),
-        probability=improvement(mine, theirs),
-        interval=aggregate.bootstrap_interval(improvement, mine, theirs),
-        gain=100.0 * (average / base - 1.0) if base > 0 else None,
+        tasks=tasks,
+        seeds=min(map(len, [*mine, *theirs])),
+        probability=probability(mine, theirs),
+        probability_interval=statistics.bootstrap_interval(probability, mine, theirs),
+        probability_by_task=tuple(probability([x], [y]) for x, y in zip(mine, theirs, strict=True)),
+        gain=gain if np.isfinite(gain) else None,
+        gain_interval=statistics.bootstrap_interval(statistics.gain, mine, theirs),
     )

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dawm_jax.runtime import parallel
+from dawm_jax.runtime import distributed
 from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Checkpoints:
                 error = caught
                 _log.warning("%s/%d cannot be restored: %s", self._folder, step, first_line(error))
             # All processes go on from the same step, or none does.
-            if parallel.anywhere(error is not None):
+            if distributed.any_process(error is not None):
                 failure = failure or error or OSError("another process could not read it")
                 unreadable.append(step)
                 continue

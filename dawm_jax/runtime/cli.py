@@ -14,6 +14,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -29,6 +30,7 @@ def run(
     doc: str | None,
     *,
     takes_arguments: bool = False,
+    prepare: Callable[[list[str]], list[str]] = lambda argv: argv,
     check: Callable[[], None] = lambda: None,
     explain: Callable[[str, list[str]], str] = lambda message, argv: message,
     more_help: Callable[[], str] = lambda: "",
@@ -43,6 +45,7 @@ def run(
         should import JAX only then, so that --help and a wrong flag need not wait.
       doc: the module's text, which --help prints before the flags.
       takes_arguments: whether words that are no flags are allowed; `main` gets their list.
+      prepare: rewrites the command line before it is parsed.
       check: raises what is wrong with the parsed flags.
       explain: (message, argv) -> a better message for a mistake on the command line.
       more_help: what --help prints after the flags.
@@ -53,6 +56,7 @@ def run(
             print("\n".join(filter(None, [doc, _describe_flags(main.__module__), more_help()])))
             sys.exit(0)
         try:
+            argv = prepare(argv)
             positional = flags.FLAGS(argv)
             check()
         except _MISTAKES as error:
@@ -67,19 +71,19 @@ def run(
     )
 
 
-def fail(message: str, code: int, who: str = "", *, linger: float | None = None) -> None:
+def fail(message: str, code: int, who: str = "", *, delay: float | None = None) -> NoReturn:
     """Ends the program with one line.
 
     Args:
       message: what was expected, what there is, and what to do.
       code: exit code.
       who: tells processes of one job apart.
-      linger: seconds after which to end without any farewell to the others, which may be
-        gone; None: as every program.
+      delay: seconds after which the process exits without waiting for other processes, which
+        may have exited; None exits normally.
     """
     print(f"dawm_jax{who}: {message}", file=sys.stderr, flush=True)
-    if linger is not None:
-        time.sleep(linger)
+    if delay is not None:
+        time.sleep(delay)
         os._exit(code)
     sys.exit(code)
 
@@ -87,7 +91,7 @@ def fail(message: str, code: int, who: str = "", *, linger: float | None = None)
 def _call(main: Callable[[], None]) -> None:
     from dawm_jax.types import UserError
 
-    _set_up_logging()
+    set_up_logging()
     _cache_compilations()
     try:
         main()
@@ -119,11 +123,13 @@ def _readable(error: BaseException) -> str:
     return message
 
 
-def _set_up_logging() -> None:
-    """Our lines with the time of day; of the libraries (Orbax is talkative) only warnings."""
+def set_up_logging() -> None:
+    """Shows this package's log lines with the time of day, and only warnings of libraries."""
+    if log.handlers:
+        return
     absl_logging.set_verbosity(absl_logging.WARNING)
     handler = logging.StreamHandler()
-    # On a terminal a line first erases the progress that stands there.
+    # On a terminal the progress line is erased before a log line is written over it.
     erase = "\r\x1b[2K" if sys.stderr.isatty() else ""
     handler.setFormatter(logging.Formatter(erase + "%(asctime)s  %(message)s", "%H:%M:%S"))
     log.addHandler(handler)
@@ -132,7 +138,7 @@ def _set_up_logging() -> None:
 
 
 def _cache_compilations() -> None:
-    """Compiled programs are kept between runs, unless the user chose a folder."""
+    """Keeps compiled programs between runs, unless the user chose a folder for them."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

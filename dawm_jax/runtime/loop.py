@@ -2,71 +2,171 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import pathlib
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax.runtime import parallel
+from dawm_jax.runtime import distributed
 from dawm_jax.runtime.checkpoint import Checkpoints
 from dawm_jax.runtime.metrics import MetricsFile, Progress, Writer
-from dawm_jax.types import UserError
+from dawm_jax.runtime.sharding import Placement
+from dawm_jax.types import Metrics, UserError
 
 _log = logging.getLogger(__name__)
 
+State = TypeVar("State")
+State_contra = TypeVar("State_contra", contravariant=True)
+
 
 class Interrupted(Exception):
-    """The user or the scheduler asked to stop; everything is saved."""
+    """A signal asked to stop; everything is saved."""
 
 
 class Diverged(UserError):
-    """A loss or a value stopped being a finite number."""
+    """A loss or a value is not a finite number."""
 
 
-class Program(Protocol):
-    """A jitted program that is not compiled yet."""
+# --- what a stage computes ----------------------------------------------------------------
 
-    def compile(self, state: Any, first_step: jax.Array) -> Callable[..., tuple[Any, Any]]:
-        """Compiles for arguments like these: (state, first_step) -> (state, metrics)."""
+
+class Steps(Protocol[State]):
+    """The consecutive steps of a stage."""
+
+    def compile(self, state: State, num_steps: int) -> None:
+        """Prepares calls of `num_steps` steps; called once before the first such call."""
+
+    def __call__(self, state: State, first_step: int, num_steps: int) -> tuple[State, Metrics]:
+        """Makes `num_steps` steps; `state` is donated. Returns before the device is done."""
+
+
+class StepFn(Protocol[State]):
+    """A traceable function that makes several steps in one scan."""
+
+    def __call__(
+        self,
+        state: State,
+        key: jax.Array,
+        first_step: jax.Array,
+        constants: Any,
+        /,
+        *,
+        num_steps: int,
+    ) -> tuple[State, Metrics]:
+        """The state after the steps, and each metric's mean over them.
+
+        Args:
+          state: before the first step.
+          key: of the stage; step i draws from fold_in(key, i), so that neither the length of a
+            call nor a resumption changes the numbers.
+          first_step: int32 index of the first step.
+          constants: tree of arrays, such as datasets and frozen models. A closure would copy
+            them into the program.
+          num_steps: of the call.
+        """
+
+
+class JittedSteps(Generic[State]):
+    """Compiles a `StepFn` once for each number of steps.
+
+    Args:
+      step_fn: what to compile.
+      key: of the stage, placed; [seeds] with `over_seeds`.
+      constants: of the stage, placed.
+      placement: how the program is spread over devices.
+      over_seeds: whether state, key and metrics have a leading axis of seeds.
+    """
+
+    def __init__(
+        self,
+        step_fn: StepFn[State],
+        *,
+        key: jax.Array,
+        constants: Any,
+        placement: Placement,
+        over_seeds: bool,
+    ):
+        self._step_fn, self._key, self._constants = step_fn, key, constants
+        self._placement = placement
+        self._jit = placement.jit_seeds if over_seeds else placement.jit_batch
+        self._programs: dict[int, jax.stages.Compiled] = {}
+
+    def lower(self, state: State, num_steps: int) -> jax.stages.Lowered:
+        """The traced program of `num_steps` steps."""
+        program = self._jit(functools.partial(self._step_fn, num_steps=num_steps))
+        return program.lower(state, self._key, jnp.int32(0), self._constants)
+
+    def compile(self, state: State, num_steps: int) -> None:
+        """See `Steps`."""
+        self._programs[num_steps] = self.lower(state, num_steps).compile()
+
+    def __call__(self, state: State, first_step: int, num_steps: int) -> tuple[State, Metrics]:
+        """See `Steps`."""
+        program = self._programs[num_steps]
+        state, metrics = program(state, self._key, jnp.int32(first_step), self._constants)
+        # Each seed's metrics lie on its own devices, and every process reads those of all seeds.
+        return state, self._placement.replicate(metrics)
+
+
+class Assess(Protocol[State_contra]):
+    """Diagnostics of a model, or an evaluation of agents."""
+
+    def __call__(self, state: State_contra, step: int, /) -> dict[str, Any]:
+        """What metrics.jsonl records."""
+
+
+class Prepare(Protocol[State]):
+    """What happens before the first step of a stage that starts without a checkpoint."""
+
+    def __call__(self, state: State, /) -> State: ...
+
+
+def _unchanged(state: State, /) -> State:
+    return state
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Stage(Generic[State]):
     """A part of the training that has its own state and checkpoints.
 
     Attributes:
       name: of the stage, its folder and its metrics.
       unit: what a step is, for people.
+      steps: what the stage computes.
       total_steps: of the whole stage.
-      chunk_steps: steps of one program call; also how often metrics are logged.
+      chunk_steps: steps of one call; also how often metrics are logged.
       checkpoint_steps: steps between checkpoints.
-      compile: number of steps -> a program whose `compile(state, first_step)` gives
-        (state, first_step) -> (state, metrics).
-      assess: (state, step) -> what diagnostics or an evaluation found, to be recorded.
+      assess: diagnostics or an evaluation, to be recorded.
       assess_steps: steps between assessments; one is always made at the end.
-      prepare: state -> state, before the first step of a stage that starts afresh.
+      prepare: called with the initial state unless a checkpoint is restored.
     """
 
     name: str
     unit: str
+    steps: Steps[State]
     total_steps: int
     chunk_steps: int
     checkpoint_steps: int
-    compile: Callable[[int], Program]
-    assess: Callable[[Any, int], dict[str, Any]]
+    assess: Assess[State]
     assess_steps: int
-    prepare: Callable[[Any], Any] = lambda state: state
+    prepare: Prepare[State] = _unchanged
+
+
+# --- stopping -----------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class StopFlag:
-    """Set by a signal, looked at between chunks."""
+    """Set by a signal; the loop reads it between chunks."""
 
     signal: int | None = None
 
@@ -76,13 +176,15 @@ def stop_on_signals() -> Iterator[StopFlag]:
     """SIGTERM, SIGINT and SIGUSR1 set the flag; a second SIGINT interrupts at once."""
     flag = StopFlag()
 
-    def handler(number, frame):
+    def handler(number: int, frame: FrameType | None) -> None:
         if flag.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         flag.signal = number
         _log.info("%s: saving and stopping", signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    # Python allows signal handlers in the main thread alone.
+    main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) if main else ()
     previous = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield flag
@@ -91,163 +193,175 @@ def stop_on_signals() -> Iterator[StopFlag]:
             signal.signal(number, old)
 
 
-def run_stage(
-    stage: Stage,
-    state: Any,
-    statistics: Any,
-    *,
-    workdir: pathlib.Path,
-    log: MetricsFile,
-    writers: list[Writer],
-    stop: StopFlag,
-) -> Any:
-    """Trains a stage to its end, from its newest checkpoint if there is one.
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What the stages of a run share.
 
-    Args:
-      stage: what to run.
-      state: its initial state, placed; donated.
-      statistics: a tree of arrays that stays the same, stored beside the state.
-      workdir: checkpoints go to `workdir`/checkpoints/`stage.name`.
+    Attributes:
+      workdir: checkpoints go to `workdir`/checkpoints/NAME of the stage.
       log: metrics.jsonl.
-      writers: optional further writers.
-      stop: looked at between chunks.
-
-    Every process of a job runs this with the same arguments.
-
-    Returns:
-      The final state.
-
-    Raises:
-      Interrupted: `stop` was set; the state is saved.
-      Diverged: a metric is not finite; the last good checkpoint stays.
-      UserError: a checkpoint cannot be read or written.
+      writers: further writers of metrics.
+      stop: set by signals.
+      constants: tree of arrays that stay the same, stored in every checkpoint as "statistics".
     """
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage.name)
-    try:
-        saved = {"state": state, "statistics": statistics}
-        restored = checkpoints.restore(saved, discard_damaged=True)
-        step = 0
-        if restored is not None:
-            saved, step = restored
-            state = saved["state"]
-            _log.info("%s: resumed at %s %d of %d", stage.name, stage.unit, step, stage.total_steps)
-        else:
-            state = stage.prepare(state)
-        log.rewind(stage.name, step)
-        recorder = _Recorder(stage, log, writers, checkpoints)
-        # A run stopped between its last checkpoint and the assessment there makes up for it.
-        recorder.assess_if_due(state, step)
-        while step < stage.total_steps:
-            # A signal to any process stops all of them at the same step.
-            if parallel.anywhere(stop.signal is not None):
-                recorder.flush()
-                _save(checkpoints, step, state, statistics)
-                raise Interrupted(f"{stage.name} at {stage.unit} {step}")
-            steps = min(stage.chunk_steps, stage.total_steps - step)
-            state, metrics = recorder.run_chunk(state, step, steps)
-            step += steps
-            recorder.dispatched(step, metrics)
-            last = step == stage.total_steps
-            if last or step % stage.checkpoint_steps < steps:
-                recorder.flush()
-                _save(checkpoints, step, state, statistics)
+
+    workdir: pathlib.Path
+    log: MetricsFile
+    writers: tuple[Writer, ...]
+    stop: StopFlag
+    constants: Any
+
+    def run(self, stage: Stage[State], state: State) -> State:
+        """Trains a stage to its end, from its newest checkpoint if there is one.
+
+        Every process of a job calls it with the same arguments.
+
+        Args:
+          stage: what to run.
+          state: its initial state, placed; donated.
+
+        Returns:
+          The final state.
+
+        Raises:
+          Interrupted: `stop` was set; the state is saved.
+          Diverged: a metric is not finite; the last good checkpoint stays.
+          UserError: a checkpoint cannot be read or written.
+        """
+        checkpoints = Checkpoints(self.workdir / "checkpoints" / stage.name)
+        try:
+            restored = checkpoints.restore(self._saved(state), discard_damaged=True)
+            step = 0
+            if restored is not None:
+                saved, step = restored
+                state = saved["state"]
+                text = f"{stage.unit} {step:,} of {stage.total_steps:,}"
+                _log.info("%s: resumed at %s", stage.name, text)
+            else:
+                state = stage.prepare(state)
+            self.log.rewind(stage.name, step)
+            recorder = _Recorder(stage, self, checkpoints)
+            # If the process ended after it saved this checkpoint and before it assessed the
+            # state there, the assessment is made now.
             recorder.assess_if_due(state, step)
-        recorder.close()
-        return state
-    finally:
-        checkpoints.close()
+            while step < stage.total_steps:
+                # A signal to any process stops all of them at the same step.
+                if distributed.any_process(self.stop.signal is not None):
+                    recorder.flush()
+                    self._save(checkpoints, step, state)
+                    raise Interrupted(f"{stage.name} at {stage.unit} {step}")
+                steps = min(stage.chunk_steps, stage.total_steps - step)
+                state, metrics = recorder.run_chunk(state, step, steps)
+                step += steps
+                recorder.dispatched(step, metrics)
+                if step == stage.total_steps or step % stage.checkpoint_steps < steps:
+                    recorder.flush()
+                    self._save(checkpoints, step, state)
+                recorder.assess_if_due(state, step)
+            recorder.close()
+            return state
+        finally:
+            checkpoints.close()
+
+    def _saved(self, state: State) -> dict[str, Any]:
+        return {"state": state, "statistics": self.constants}
+
+    def _save(self, checkpoints: Checkpoints, step: int, state: State) -> None:
+        if checkpoints.latest_step() != step:
+            checkpoints.save(step, self._saved(state))
 
 
-def _save(checkpoints: Checkpoints, step: int, state: Any, statistics: Any) -> None:
-    if checkpoints.latest_step() != step:
-        checkpoints.save(step, {"state": state, "statistics": statistics})
+class _Recorder(Generic[State]):
+    """Compiles, times and records a stage's chunks; metrics are fetched one chunk late.
 
+    The device computes the next chunk while the host fetches the metrics of the last one.
+    """
 
-class _Recorder:
-    """Compiles, times and records a stage's chunks, one behind what the device works on."""
-
-    def __init__(self, stage, log, writers, checkpoints):
-        self._stage, self._log, self._writers = stage, log, writers
-        self._checkpoints = checkpoints
-        last = list(log.lines(stage.name, "train"))
-        self._seconds = last[-1]["seconds"] if last else 0.0
-        self._compile_seconds = last[-1]["compile_seconds"] if last else 0.0
-        self._programs: dict[int, Any] = {}
-        self._pending: tuple[int, Any] | None = None
+    def __init__(self, stage: Stage[State], session: Session, checkpoints: Checkpoints):
+        self._stage, self._session, self._checkpoints = stage, session, checkpoints
+        last = list(session.log.lines(stage.name, "train"))
+        self._seconds: float = last[-1]["seconds"] if last else 0.0
+        self._compile_seconds: float = last[-1]["compile_seconds"] if last else 0.0
+        self._compiled: set[int] = set()
+        self._pending: tuple[int, Metrics] | None = None
         self._progress: Progress | None = None
         self._mark = time.monotonic()
 
-    def run_chunk(self, state, step, steps):
-        first = jnp.int32(step)
-        if steps not in self._programs:
+    def run_chunk(self, state: State, step: int, num_steps: int) -> tuple[State, Metrics]:
+        """Dispatches the next chunk, after its compilation if it has a new length."""
+        stage = self._stage
+        if num_steps not in self._compiled:
             self.flush()
-            _log.info("%s: compiling", self._stage.name)
+            _log.info("%s: compiling", stage.name)
             start = time.monotonic()
-            self._programs[steps] = self._stage.compile(steps).compile(state, first)
+            stage.steps.compile(state, num_steps)
+            self._compiled.add(num_steps)
             self._compile_seconds += time.monotonic() - start
             self._mark = time.monotonic()
-        if (
-            self._progress is None and parallel.is_first()
-        ):  # not before compilation: it would spoil the time left
-            stage = self._stage
+        # The estimate of the time left must not count the compilation.
+        if self._progress is None and distributed.is_first():
             self._progress = Progress(stage.name, stage.total_steps, stage.unit, step)
-        return self._programs[steps](state, first)
+        return stage.steps(state, step, num_steps)
 
-    def dispatched(self, step: int, metrics: Any) -> None:
-        """Fetches the previous chunk's metrics while the device computes the new one."""
+    def dispatched(self, step: int, metrics: Metrics) -> None:
+        """Records the previous chunk's metrics; those of the chunk up to `step` are pending."""
         previous, self._pending = self._pending, (step, metrics)
         if previous is not None:
             self._record(*previous)
 
     def flush(self) -> None:
-        """Waits for the device and records what is pending."""
+        """Waits for the device and records the pending metrics."""
         if self._pending is not None:
             previous, self._pending = self._pending, None
             self._record(*previous)
 
-    def assess_if_due(self, state, step: int) -> None:
+    def assess_if_due(self, state: State, step: int) -> None:
+        """Assesses once a chunk has passed a multiple of `assess_steps`, and at the end."""
         stage = self._stage
-        # Due once a chunk has passed a multiple of `assess_steps`, and at the end.
         passed = step % stage.assess_steps < stage.chunk_steps
-        due = step > 0 and (passed or step == stage.total_steps)
-        if not due:
+        if step == 0 or not (passed or step == stage.total_steps):
             return
-        recorded = any(e["step"] == step for e in self._log.lines(stage.name, "assess"))
-        if parallel.anywhere(recorded):  # only the first process has the log
+        recorded = any(e["step"] == step for e in self._session.log.lines(stage.name, "assess"))
+        if distributed.any_process(recorded):  # process 0 alone has the log
             return
         self.flush()
         start = time.monotonic()
         values = stage.assess(state, step)
         elapsed = time.monotonic() - start
-        self._log.append(stage.name, "assess", step, {**values, "seconds": elapsed})
+        self._session.log.append(stage.name, "assess", step, {**values, "seconds": elapsed})
         self._write(step, values)
         self._mark = time.monotonic()
 
     def close(self) -> None:
+        """Records the pending metrics and ends the progress line."""
         self.flush()
         if self._progress is not None:
             self._progress.close()
 
-    def _record(self, step: int, metrics: Any) -> None:
+    def _record(self, step: int, metrics: Metrics) -> None:
         values = {name: float(np.mean(x)) for name, x in jax.device_get(metrics).items()}
         now = time.monotonic()
         self._seconds += now - self._mark
         self._mark = now
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
-        if bad:
-            last = self._checkpoints.latest_step()
-            raise Diverged(
-                f"{self._stage.name}: {bad[0]} is not a finite number by {self._stage.unit} "
-                f"{step}; the last good checkpoint is at {last}: lower the learning rate and "
-                "start a new --workdir"
-            )
+        if bad := [name for name, value in values.items() if not np.isfinite(value)]:
+            raise Diverged(self._diverged(bad[0], step))
         times = {"seconds": self._seconds, "compile_seconds": self._compile_seconds}
-        self._log.append(self._stage.name, "train", step, {**values, **times})
+        self._session.log.append(self._stage.name, "train", step, {**values, **times})
         self._write(step, values)
         if self._progress is not None:
             self._progress.report(step, values)
 
+    def _diverged(self, metric: str, step: int) -> str:
+        last = self._checkpoints.latest_step()
+        saved = (
+            "no checkpoint is saved yet" if last is None else f"the last checkpoint is at {last}"
+        )
+        return (
+            f"{self._stage.name}: {metric} is not a finite number by {self._stage.unit} {step}; "
+            f"{saved}: lower the learning rate and start a new --workdir"
+        )
+
     def _write(self, step: int, values: dict[str, Any]) -> None:
-        numbers = {k: float(v) for k, v in values.items() if isinstance(v, (int, float))}
-        for writer in self._writers:
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        for writer in self._session.writers:
             writer.write(self._stage.name, step, numbers)

@@ -1,29 +1,35 @@
 """What a run will do and about how long it takes here, before it starts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.data import windows
-from dawm_jax.data.windows import Replay
-from dawm_jax.methods.registry import Assembly, real_fraction
+from dawm_jax.config.schema import Config
+from dawm_jax.data import replay as replaying
+from dawm_jax.data.replay import Replay
+from dawm_jax.methods.base import METHODS, Generated, GeneratingMethod, PlanningMethod
 from dawm_jax.models import networks
-from dawm_jax.runtime import parallel
+from dawm_jax.models.base import Trainable, keep
+from dawm_jax.models.optim import TrainState
+from dawm_jax.runtime import sharding
 from dawm_jax.runtime.metrics import format_seconds
-from dawm_jax.training import fused
+from dawm_jax.training import setup
+from dawm_jax.training.fused import AgentRun, AgentTraining
+from dawm_jax.training.setup import Setup
+from dawm_jax.types import Metrics, ModelParams
 
-# Share of the matrix-multiply rate that the training programs reach: on two CPU cores 0.3
-# (world model) to 0.7 (TD3+BC) were measured. On an accelerator small kernels are bound by
-# their launch, of about this many seconds each; both only answer "minutes or hours?".
+# Share of the matrix-multiply rate that the training programs reach. On two CPU cores the world
+# model reaches 0.3 and TD3+BC 0.7. On an accelerator the launch of a small kernel takes longer
+# than its arithmetic. Both numbers are rough: the estimate tells minutes from hours.
 _EFFICIENCY = 0.4
 _LAUNCH_SECONDS = 3e-6
 _LONG_SECONDS = 3600.0
-# Values that devices exchange for each parameter of a model. The gradient of a convolution over
-# few steps crosses as that of its banded matrix, before it is folded into taps: counted for the
-# quick U-Net (results/scaling).
+# Values that devices exchange for each parameter of a model. For a convolution over few steps
+# the devices exchange the gradient of the banded matrix, which has more elements than the
+# kernel; the factor was counted for the quick U-Net (results/scaling).
 _EXCHANGED = {"world_model": 1.235}
 
 
@@ -51,20 +57,20 @@ class StageCost(NamedTuple):
     shared: bool = True
 
 
-def plan(config: Any, parts: Assembly, replay: Replay) -> list[str]:
+def plan(parts: Setup, replay: Replay) -> list[str]:
     """Lines for people: the stages, their rough durations, and a shorter variant if long."""
     rate = matmul_rate()
     lines = [
-        f"devices: {parallel.describe_devices()}; float32 matrix products run at "
+        f"devices: {sharding.describe_devices()}; float32 matrix products run at "
         f"{rate / 1e9:,.0f} GFLOP/s"
     ]
     total = 0.0
-    for stage in stages(config, parts, replay):
+    for stage in stages(parts, replay):
         seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
         lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
     lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
-    if total > _LONG_SECONDS and "quick" not in config.variant:
+    if total > _LONG_SECONDS and "quick" not in parts.config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
     return lines
 
@@ -81,73 +87,100 @@ def matmul_rate(size: int = 1024, seconds: float = 0.2) -> float:
     return count * 2 * size**3 / (time.monotonic() - start)
 
 
-def stages(config: Any, parts: Assembly, replay: Replay) -> Iterator[StageCost]:
+def stages(parts: Setup, replay: Replay) -> Iterator[StageCost]:
     """Every stage of a run, counted from its lowered programs."""
-    key = jax.random.key(0)
-    keep = lambda tree: tree
-    training, roll = config.training, config.rollout
     models = None
-    if training.real_fraction < 1.0:
-        states = {}
-        for name, model in parts.models.items():
-            state = states[name] = jax.eval_shape(model.init, key)
-            step = lambda s, r, f=model: f.step(s, key, r, keep, keep)
-            section, size = model.section, networks.count_parameters(state.params)
-            text = f"{name.replace('_', ' ')}, {size:,} parameters, {section.steps:,} steps of "
-            text += f"{section.batch_size}"
-            exchanged = round(size * _EXCHANGED.get(name, 1.0))
-            yield StageCost(text, section.steps, *_cost(step, state, replay), size, exchanged)
-        models = fused.Models(**{name: state.average for name, state in states.items()})
-    if parts.plan is not None:
-        yield _planning(config, parts, models, replay)
-        return
-    imagine = parts.imagine
-    if models is not None and imagine is not None:
-        starts = jnp.zeros(parts.num_windows, jnp.int32)
-        flops, operations = _cost(
-            lambda m, r: imagine(m, key, windows.gather_conditions(r, starts)),
-            models,
-            replay,
-        )
-        rounds = training.updates // roll.updates_per_round
-        rounds += roll.prefill_transitions // (roll.windows_per_round * config.horizon)
-        transitions = rounds * roll.windows_per_round * config.horizon
-        text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
-        # The cost of a scan is reported for one turn.
-        turns = config.horizon if config.method == "one_step" else roll.sampling_steps
-        yield StageCost(text, rounds, flops * turns, operations * turns, seeds=config.num_seeds)
-    agent = parts.agent
-    draw = {"num_batches": agent.batches_per_update, "batch_size": training.batch_size}
+    if METHODS.get(parts.config.method).trains_models(parts.config):
+        states = {
+            name: jax.eval_shape(model.init, jax.random.key(0))
+            for name, model in parts.method.models.items()
+        }
+        for name, model in parts.method.models.items():
+            yield _fitting(name, model, states[name], replay)
+        models = {name: state.average for name, state in states.items()}
+    if parts.planner is not None:
+        yield _planning(parts.config, parts.planner, models, replay)
+    elif parts.training is not None:
+        if parts.training.method is not None:
+            yield _generation(parts.config, parts.training.method, parts.training, models, replay)
+        yield _updates(parts.config, parts.training, replay)
 
-    def update(run, replay):
-        batches = fused.draw_batches(
-            key, run.buffer, replay, real_fraction=real_fraction(config), **draw
-        )
-        return agent.update(run.agent, batches, key)
 
-    cost = _cost(update, jax.eval_shape(parts.init_run, key), replay)
-    updates = f"{training.updates:,} updates of {training.batch_size}"
-    yield StageCost(
+def _fitting(name: str, model: Trainable, state: TrainState, replay: Replay) -> StageCost:
+    """The fit of a model."""
+    settings, size = model.settings, networks.count_parameters(state.params)
+
+    def step(state: TrainState, replay: Replay) -> tuple[TrainState, Metrics]:
+        return model.step(state, jax.random.key(0), replay, shard=keep, mean=keep)
+
+    text = (
+        f"{name.replace('_', ' ')}, {size:,} parameters, {settings.steps:,} steps of "
+        f"{settings.batch_size}"
+    )
+    exchanged = round(size * _EXCHANGED.get(name, 1.0))
+    return StageCost(text, settings.steps, *_cost(step, state, replay), size, exchanged)
+
+
+def _generation(
+    config: Config,
+    method: GeneratingMethod,
+    training: AgentTraining,
+    models: ModelParams | None,
+    replay: Replay,
+) -> StageCost:
+    """The generation of all rounds, the prefill's too."""
+    starts = jnp.zeros(training.windows_per_round, jnp.int32)
+
+    def generate(models: ModelParams, replay: Replay) -> Generated:
+        condition = replaying.gather_conditions(replay, starts)
+        return method.generate(models, jax.random.key(0), condition)
+
+    flops, operations = _cost(generate, models, replay)
+    rounds = config.training.updates // config.rollout.updates_per_round
+    rounds += setup.prefill_rounds(config)
+    transitions = rounds * config.rollout.windows_per_round * config.horizon
+    text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
+    # XLA reports the cost of a scan for one iteration.
+    flops, operations = flops * method.scan_length, operations * method.scan_length
+    return StageCost(text, rounds, flops, operations, seeds=config.num_seeds)
+
+
+def _updates(config: Config, training: AgentTraining, replay: Replay) -> StageCost:
+    """The updates of the agents."""
+
+    def update(run: AgentRun, replay: Replay) -> Any:
+        key = jax.random.key(0)
+        batches = training.draw_batches(key, run.buffer, replay)
+        return training.agent.update(run.agent, batches, key)
+
+    cost = _cost(update, jax.eval_shape(training.init, jax.random.key(0)), replay)
+    updates = f"{config.training.updates:,} updates of {config.training.batch_size}"
+    return StageCost(
         f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
-        training.updates // agent.batches_per_update,
+        config.training.updates // training.agent.batches_per_update,
         *cost,
         seeds=config.num_seeds,
         shared=False,
     )
 
 
-def _planning(config, parts, models, replay) -> StageCost:
+def _planning(
+    config: Config, method: PlanningMethod, models: ModelParams | None, replay: Replay
+) -> StageCost:
     """The final evaluation of a method that plans, of episodes as long as the data's."""
-    section, planner = config.evaluation, config.planner
-    episodes = section.final_episodes * config.num_seeds
+    episodes = config.evaluation.final_episodes * config.num_seeds
     observations = jnp.zeros((episodes, replay.state_size))
-    cost = _cost(lambda m, o: parts.plan(m, jax.random.key(0), o), models, observations)
+
+    def plan(models: ModelParams, observations: jax.Array) -> jax.Array:
+        return method.plan(models, jax.random.key(0), observations)
+
+    cost = _cost(plan, models, observations)
     steps = len(replay) // int(jnp.unique(replay.episode_end).size)
-    text = f"planning, {episodes} episodes of about {steps} steps, {planner.sampling_steps} each"
-    return StageCost(text, steps * planner.sampling_steps, *cost)
+    text = f"planning, {episodes} episodes of about {steps} steps, {method.scan_length} each"
+    return StageCost(text, steps * method.scan_length, *cost)
 
 
-def _cost(function, *arguments) -> tuple[float, int]:
+def _cost(function: Callable[[Any, Any], Any], *arguments: Any) -> tuple[float, int]:
     """FLOPs and number of operations of a function, from its lowered program."""
     shapes = jax.eval_shape(lambda *a: a, *arguments)
     lowered = jax.jit(function).lower(*shapes)

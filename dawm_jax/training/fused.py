@@ -1,230 +1,222 @@
 """The fused program: synthetic rollout and agent updates in one scan.
 
-A round generates windows from real starts with the frozen world model, completes their
-actions, writes the transitions into the ring buffer, and updates the agent on minibatches
-drawn from it. `lax.scan` runs many rounds a call; nothing in a round touches the host.
+A round generates windows from real starts with the frozen models, writes their rows into the
+ring buffer, and updates the agent on minibatches drawn from the buffer and the replay.
+`lax.scan` runs many rounds a call; no operation of a round involves the host.
 """
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from dawm_jax.agents import Agent
-from dawm_jax.data import windows
-from dawm_jax.data.windows import Replay
-from dawm_jax.methods import synthetic as rollout
-from dawm_jax.methods.synthetic import Buffer, Rows
-from dawm_jax.models.optim import Metrics, Params, scan_steps
-from dawm_jax.types import Condition
+from dawm_jax.agents.base import Agent
+from dawm_jax.data import replay as replaying
+from dawm_jax.data import ring_buffer
+from dawm_jax.data.replay import Replay
+from dawm_jax.data.ring_buffer import Buffer
+from dawm_jax.methods.base import Generated, GeneratingMethod
+from dawm_jax.models.base import ShardFn, keep
+from dawm_jax.models.optim import scan_steps
+from dawm_jax.types import Condition, Metrics, ModelParams, Rows
 
 
 @struct.dataclass
-class Run:
-    """One agent in training, with the synthetic data it learns from (None: real only)."""
+class AgentRun:
+    """One agent in training, with the synthetic rows it learns from (None: real rows only)."""
 
     agent: Any
-    buffer: Buffer | None
+    buffer: Buffer[Any] | None
 
 
 @struct.dataclass
-class Models:
-    """Parameters of the trained models; which ones there are depends on the method."""
+class Inputs:
+    """What stays the same while agents are trained.
 
-    world_model: Params
-    inverse_dynamics: Params = None
-    policy: Params = None
-
-
-# (models, key, condition [B]) -> transitions [B * H], valid [B * H]; or expansions [B], [B, H]
-ImagineFn = Callable[[Models, jax.Array, Condition], tuple[Rows, jax.Array]]
-
-
-def imagine_from_data(
-    key: jax.Array,
-    models: Models,
-    replay: Replay,
-    *,
-    imagine: ImagineFn,
-    num_windows: int,
-    shard: Callable[[Any], Any] = lambda tree: tree,
-) -> tuple[Rows, jax.Array]:
-    """Generates windows from training steps drawn uniformly with replacement.
-
-    Args:
-      key: random number generator state, the key is consumed.
-      models: the frozen models.
-      replay: the dataset whose steps the windows start from.
-      imagine: generates and completes windows.
-      num_windows: B.
-      shard: spreads a batch over devices.
-
-    Returns:
-      See `ImagineFn`.
-    """
-    key_starts, key_imagine = jax.random.split(key)
-    starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
-    return imagine(models, key_imagine, shard(windows.gather_conditions(replay, starts)))
-
-
-def imagine_round(
-    buffer: Buffer,
-    key: jax.Array,
-    models: Models,
-    replay: Replay,
-    *,
-    imagine: ImagineFn,
-    num_windows: int,
-    shard: Callable[[Any], Any] = lambda tree: tree,
-) -> tuple[Buffer, Metrics]:
-    """Generates one round's transitions from random training steps into the buffer.
-
-    Args:
-      buffer: the ring to write to.
-      key: random number generator state, the key is consumed.
-      models: the frozen models.
-      replay: the dataset whose steps the windows start from.
-      imagine: generates and completes windows.
-      num_windows: windows a round.
-      shard: spreads a batch over devices.
-
-    Returns:
-      The buffer, and metrics of what was generated.
-    """
-    transitions, valid = imagine_from_data(
-        key, models, replay, imagine=imagine, num_windows=num_windows, shard=shard
-    )
-    count = jnp.maximum(valid.sum(), 1)
-    mean = lambda x: jnp.where(valid, x, 0.0).sum() / count
-    metrics = {
-        "synthetic_reward": mean(transitions.reward),
-        "synthetic_termination_rate": mean(transitions.terminated),
-    }
-    return rollout.add(buffer, transitions, valid), metrics
-
-
-def draw_batches(
-    key: jax.Array,
-    buffer: Buffer | None,
-    replay: Replay,
-    *,
-    num_batches: int,
-    batch_size: int,
-    real_fraction: float,
-) -> Rows:
-    """Minibatches of real and synthetic rows, [num_batches, batch_size, ...].
-
-    The number of real rows is `real_fraction` of a batch, rounded; real rows come from
-    the whole dataset.
-    """
-    num_real = round(real_fraction * batch_size)
-    key_real, key_synthetic = jax.random.split(key)
-    parts: list[Rows] = []
-    if num_real:
-        rows = jax.random.randint(key_real, (num_batches, num_real), 0, len(replay))
-        parts.append(windows.gather_transitions(replay, rows))
-    if num_real < batch_size:
-        if buffer is None:
-            raise ValueError("synthetic rows need a buffer")
-        shape = (num_batches, batch_size - num_real)
-        parts.append(rollout.draw_rows(key_synthetic, buffer, shape))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
-
-
-def train_rounds(
-    run: Run,
-    key: jax.Array,
-    first_round: jax.Array,
-    models: Models | None,
-    replay: Replay,
-    *,
-    agent: Agent,
-    imagine: ImagineFn | None,
-    num_rounds: int,
-    updates_per_round: int,
-    num_windows: int,
-    batch_size: int,
-    real_fraction: float,
-    shard: Callable[[Any], Any] = lambda tree: tree,
-) -> tuple[Run, Metrics]:
-    """Runs consecutive rounds: imagine, then update, in one scan.
-
-    Args:
-      run: the agent and its buffer.
-      key: the run's key; round r draws from fold_in(key, r).
-      first_round: index of the first round.
-      models: the frozen models, None when training on real data only.
+    Attributes:
+      models: averaged parameters of the method's models; None on real data only.
       replay: the dataset.
-      agent: the algorithm.
-      imagine: generates and completes windows, None when training on real data only.
-      num_rounds: rounds of this call.
-      updates_per_round: gradient updates of the critics a round.
-      num_windows: windows generated a round.
-      batch_size: transitions of a minibatch.
-      real_fraction: share of real transitions in a minibatch.
-      shard: spreads a batch over devices.
-
-    Returns:
-      The run, and each metric's mean over the rounds.
     """
-    cycles = updates_per_round // agent.batches_per_update
 
-    def one_round(run, index):
-        key_imagine, key_update = jax.random.split(jax.random.fold_in(key, index))
-        buffer, metrics = run.buffer, {}
-        if imagine is not None:
-            buffer, metrics = imagine_round(
-                buffer,
-                key_imagine,
-                models,
-                replay,
-                imagine=imagine,
-                num_windows=num_windows,
-                shard=shard,
-            )
-
-        def cycle(state, cycle_index):
-            key_batch, key_agent = jax.random.split(jax.random.fold_in(key_update, cycle_index))
-            batches = draw_batches(
-                key_batch,
-                buffer,
-                replay,
-                num_batches=agent.batches_per_update,
-                batch_size=batch_size,
-                real_fraction=real_fraction,
-            )
-            return agent.update(state, batches, key_agent)
-
-        state, agent_metrics = scan_steps(cycle, run.agent, jnp.int32(0), cycles)
-        return Run(state, buffer), {**metrics, **agent_metrics}
-
-    return scan_steps(one_round, run, first_round, num_rounds)
+    models: ModelParams | None
+    replay: Replay
 
 
-def prefill(
-    buffer: Buffer,
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgentTraining:
+    """The fused program of one agent; all methods are pure.
+
+    Attributes:
+      agent: the algorithm.
+      method: generates the synthetic rows; None on real data only.
+      row: shapes of one such row, see `row_shapes`; None on real data only.
+      updates_per_round: gradient updates of the critics in a round.
+      windows_per_round: windows generated in a round.
+      batch_size: rows of a minibatch.
+      real_fraction: share of real rows in a minibatch, rounded to whole rows.
+      buffer_capacity: rows of the ring buffer.
+      next_action: whether real transitions carry the action of the next step.
+      shard: spreads generated windows over devices.
+    """
+
+    agent: Agent[Any]
+    method: GeneratingMethod | None
+    row: Rows | None
+    updates_per_round: int
+    windows_per_round: int
+    batch_size: int
+    real_fraction: float
+    buffer_capacity: int
+    next_action: bool = False
+    shard: ShardFn = keep
+
+    def init(self, key: jax.Array) -> AgentRun:
+        """A fresh agent with an empty buffer; `key` is consumed."""
+        return AgentRun(self.agent.init(key), self.init_buffer())
+
+    def init_buffer(self) -> Buffer[Any] | None:
+        """An empty buffer of what the method generates, or None on real data only."""
+        return None if self.row is None else ring_buffer.empty(self.buffer_capacity, self.row)
+
+    def step(
+        self,
+        run: AgentRun,
+        key: jax.Array,
+        first_update: jax.Array,
+        inputs: Inputs,
+        /,
+        *,
+        num_steps: int,
+    ) -> tuple[AgentRun, Metrics]:
+        """Consecutive rounds in one scan: generate, then update; a `loop.StepFn`.
+
+        Args:
+          run: the agent and its buffer.
+          key: of the run; round r draws from fold_in(key, r).
+          first_update: index of the first gradient update, a multiple of `updates_per_round`.
+          inputs: the models and the dataset.
+          num_steps: gradient updates, a multiple of `updates_per_round`.
+
+        Returns:
+          The run, and each metric's mean over the rounds.
+        """
+
+        def one_round(run: AgentRun, index: jax.Array) -> tuple[AgentRun, Metrics]:
+            return self.round(run, jax.random.fold_in(key, index), inputs)
+
+        first_round = first_update // self.updates_per_round
+        return scan_steps(one_round, run, first_round, num_steps // self.updates_per_round)
+
+    def round(self, run: AgentRun, key: jax.Array, inputs: Inputs) -> tuple[AgentRun, Metrics]:
+        """Generates the windows of one round and makes its updates; `key` is consumed."""
+        key_generate, key_update = jax.random.split(key)
+        buffer = run.buffer
+        generation_metrics: Metrics = {}
+        if buffer is not None:
+            buffer, generation_metrics = self.generate(buffer, key_generate, inputs)
+
+        def update(state: Any, index: jax.Array) -> tuple[Any, Metrics]:
+            key_batch, key_agent = jax.random.split(jax.random.fold_in(key_update, index))
+            batches = self.draw_batches(key_batch, buffer, inputs.replay)
+            return self.agent.update(state, batches, key_agent)
+
+        calls = self.updates_per_round // self.agent.batches_per_update
+        state, agent_metrics = scan_steps(update, run.agent, jnp.int32(0), calls)
+        return AgentRun(state, buffer), {**generation_metrics, **agent_metrics}
+
+    def generate(
+        self, buffer: Buffer[Any], key: jax.Array, inputs: Inputs
+    ) -> tuple[Buffer[Any], Metrics]:
+        """Writes the rows of one round into the buffer; `key` is consumed.
+
+        Returns:
+          The buffer, and the mean reward and the termination rate of the valid rows.
+        """
+        assert self.method is not None and inputs.models is not None
+        rows, valid = generate_from_replay(
+            self.method,
+            inputs.models,
+            key,
+            inputs.replay,
+            num_windows=self.windows_per_round,
+            shard=self.shard,
+        )
+        count = jnp.maximum(valid.sum(), 1)
+
+        def mean(values: jax.Array) -> jax.Array:
+            return jnp.where(valid, values, 0.0).sum() / count
+
+        metrics = {
+            "synthetic_reward": mean(rows.reward),
+            "synthetic_termination_rate": mean(rows.terminated),
+        }
+        return ring_buffer.add(buffer, rows, valid), metrics
+
+    def prefill(
+        self, buffer: Buffer[Any], key: jax.Array, inputs: Inputs, /, *, num_rounds: int
+    ) -> Buffer[Any]:
+        """The buffer after `num_rounds` rounds of generation without updates."""
+
+        def one_round(buffer: Buffer[Any], index: jax.Array) -> tuple[Buffer[Any], Metrics]:
+            return self.generate(buffer, jax.random.fold_in(key, index), inputs)
+
+        return scan_steps(one_round, buffer, jnp.int32(0), num_rounds)[0]
+
+    def draw_batches(self, key: jax.Array, buffer: Buffer[Any] | None, replay: Replay) -> Rows:
+        """The minibatches of one update, [batches_per_update, batch_size, ...].
+
+        Real rows come from the whole dataset, held-out episodes too.
+        """
+        num_batches = self.agent.batches_per_update
+        num_real = round(self.real_fraction * self.batch_size)
+        key_real, key_synthetic = jax.random.split(key)
+        parts: list[Rows] = []
+        if num_real:
+            rows = jax.random.randint(key_real, (num_batches, num_real), 0, len(replay))
+            parts.append(replaying.gather_transitions(replay, rows, next_action=self.next_action))
+        if num_real < self.batch_size:
+            if buffer is None:
+                raise ValueError("synthetic rows need a buffer: expected a method, got None")
+            shape = (num_batches, self.batch_size - num_real)
+            parts.append(ring_buffer.draw_rows(key_synthetic, buffer, shape))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+
+
+def generate_from_replay(
+    method: GeneratingMethod,
+    models: ModelParams,
     key: jax.Array,
-    models: Models,
     replay: Replay,
     *,
-    imagine: ImagineFn,
-    num_rounds: int,
     num_windows: int,
-    shard: Callable[[Any], Any] = lambda tree: tree,
-) -> Buffer:
-    """Fills the buffer before the first update, so that early minibatches are diverse."""
+    shard: ShardFn = keep,
+) -> Generated:
+    """Generates from training steps drawn uniformly with replacement.
 
-    def one_round(buffer, index):
-        return imagine_round(
-            buffer,
-            jax.random.fold_in(key, index),
-            models,
-            replay,
-            imagine=imagine,
-            num_windows=num_windows,
-            shard=shard,
-        )
+    Args:
+      method: what generates.
+      models: averaged parameters of its models.
+      key: random number generator state, the key is consumed.
+      replay: the dataset whose training steps the windows start from.
+      num_windows: B.
+      shard: spreads the starts over devices.
+    """
+    key_starts, key_generate = jax.random.split(key)
+    starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
+    condition = shard(replaying.gather_conditions(replay, starts))
+    return method.generate(models, key_generate, condition)
 
-    return scan_steps(one_round, buffer, jnp.int32(0), num_rounds)[0]
+
+def row_shapes(method: GeneratingMethod, *, state_size: int, action_size: int) -> Rows:
+    """Shapes of one row that the method generates, without a leading axis."""
+
+    def generate_one() -> Rows:
+        key = jax.random.key(0)
+        models = {name: model.init(key).average for name, model in method.models.items()}
+        condition = Condition(jnp.zeros((1, state_size)), jnp.zeros((1, action_size)), jnp.zeros(1))
+        return method.generate(models, key, condition).rows
+
+    rows = jax.eval_shape(generate_one)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)

@@ -1,4 +1,4 @@
-"""A finished run as plain functions, without the training program.
+"""A finished run as plain functions of NumPy arrays.
 
 import dawm_jax
 run = dawm_jax.load_run("runs/hopper")
@@ -7,229 +7,393 @@ action = run.policy(observation)
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
-from dawm_jax.data import windows
-from dawm_jax.methods.registry import Assembly, assemble, raw_action
-from dawm_jax.runtime import parallel
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
+from dawm_jax.data import normalizer as normalizing
+from dawm_jax.data.load import load_dataset
+from dawm_jax.data.replay import Replay
+from dawm_jax.methods.base import GeneratingMethod
+from dawm_jax.models.inverse_dynamics import ActionModel
+from dawm_jax.runtime import run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints
-from dawm_jax.training import fused
-from dawm_jax.types import Condition, Statistics, Transition, UserError
+from dawm_jax.training import fused, setup
+from dawm_jax.training.setup import Setup
+from dawm_jax.types import Condition, ModelParams, Normalizer, Transition, UserError
+
+# Windows that `LoadedRun.generate` generates at a time.
+_WINDOWS = 256
 
 
-@dataclasses.dataclass(frozen=True)
+class Generator(Protocol):
+    """A compiled generator of windows from random training steps."""
+
+    def __call__(self, key: jax.Array, /) -> tuple[Transition, jax.Array]:
+        """Transitions [B, H, ...] in raw units and valid [B, H]; `key` is consumed.
+
+        The call returns before the device is done.
+        """
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LoadedRun:
     """What a run learnt. All functions take and return raw environment units.
 
     Attributes:
-      config: of the run.
-      statistics: of its training data (normalisers and scales).
-      policies: parameters of all seeds' agents, leading axis seeds; None for a method that
-        plans, whose seeds are the keys of its plans.
-      models: parameters of the models that the method trains; None for a run on real data
-        only.
-      functions: the bound pure functions of the run, see `assembly.Assembly`.
+      config: the run's settings.
+      normalizer: of its training data.
+      policies: agents of all seeds, leading axis seeds; None for a method that plans, whose
+        seeds are the keys of its plans.
+      models: averaged parameters of the method's models; None for a run on real data only.
+      setup: what the run computed with.
     """
 
-    config: Any
-    statistics: Statistics
+    config: Config
+    normalizer: Normalizer
     policies: Any
-    models: fused.Models | None
-    functions: Assembly
+    models: ModelParams | None
+    setup: Setup
+
+    def __repr__(self) -> str:
+        config = self.config
+        return (
+            f"LoadedRun(environment={config.environment!r}, dataset={config.dataset!r}, "
+            f"method={config.method!r}, agent={config.agent!r}, num_seeds={config.num_seeds})"
+        )
+
+    # --- decisions ------------------------------------------------------------------------
 
     def policy(self, observation: np.ndarray, seed: int = 0) -> np.ndarray:
-        """The deterministic action of one seed's agent, [..., S] -> [..., A]."""
-        inputs = jnp.asarray(observation, jnp.float32)
-        if self.functions.plan is None:
-            agent = jax.tree.map(lambda leaf: leaf[seed], self.policies)
-            return np.asarray(self._act(agent, inputs))
-        batch = inputs.reshape(-1, inputs.shape[-1])
-        actions = np.asarray(self._plan(self.models, jax.random.key(seed), batch))
-        return actions.reshape(*inputs.shape[:-1], -1)
-
-    def inverse_dynamics(self, observation: np.ndarray, next_observation: np.ndarray):
-        """The action between two observations, [..., S], [..., S] -> [..., A]."""
-        states = (
-            windows.normalise_observation(self.statistics, jnp.asarray(x, jnp.float32))
-            for x in (observation, next_observation)
-        )
-        if self.functions.inverse_dynamics is None:
-            raise UserError(f"method {self.config.method} has no inverse dynamics model")
-        action = self._infer(self._need_models().inverse_dynamics, *states)
-        return np.asarray(windows.denormalise_action(self.statistics, action))
-
-    def imagine(
-        self, key: jax.Array, observation: np.ndarray, action: np.ndarray, return_to_go: np.ndarray
-    ) -> tuple[Transition, np.ndarray]:
-        """Synthetic transitions from given starts, as the agents were trained on.
+        """The deterministic action of one seed's agent, or the action of a plan.
 
         Args:
-          key: random number generator state, the key is consumed.
-          observation: [B, S].
-          action: [B, A], the first action.
-          return_to_go: [B] discounted return of the start; the run's target rule is applied.
+          observation: [..., S].
+          seed: 0 to num_seeds - 1; the key of the plan for a method that plans.
 
         Returns:
-          Transitions [B, H, ...] and valid [B, H]: steps after a termination are not.
-        """
-        starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
-        models = self._need_generator()
-        return jax.tree.map(np.asarray, self._imagine(models, key, *starts))
+          [..., A].
 
-    def generator(
-        self, replay: windows.Replay, num_windows: int
-    ) -> Callable[[jax.Array], tuple[Transition, jax.Array]]:
+        Raises:
+          UserError: an observation of another size, or a seed out of its range.
+        """
+        inputs = self._vectors(observation, "observation", self._state_size)
+        if not 0 <= seed < self.config.num_seeds:
+            raise UserError(
+                f"seed: expected one of this run's, 0 to {self.config.num_seeds - 1}, got {seed}"
+            )
+        if self.setup.planner is None:
+            return np.asarray(self._policy_of(seed)(inputs))
+        batch = inputs.reshape(-1, inputs.shape[-1])
+        actions = np.asarray(self._plan(self._need_models(), jax.random.key(seed), batch))
+        return actions.reshape(*inputs.shape[:-1], -1)
+
+    def inverse_dynamics(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
+        """The action between two observations, [..., S], [..., S] -> [..., A].
+
+        Raises:
+          UserError: sizes differ from the environment's, or the run has no such model.
+        """
+        states = [
+            normalizing.normalise_observation(self.normalizer, jnp.asarray(vectors))
+            for vectors in (
+                self._vectors(observation, "observation", self._state_size),
+                self._vectors(next_observation, "next_observation", self._state_size),
+            )
+        ]
+        infer, params = self._infer, self._need_models()["inverse_dynamics"]
+        return np.asarray(normalizing.denormalise_action(self.normalizer, infer(params, *states)))
+
+    # --- generation -----------------------------------------------------------------------
+
+    def generate(self, num_transitions: int, *, seed: int = 0) -> Transition:
+        """Synthetic transitions from random steps of the run's training data.
+
+        Args:
+          num_transitions: how many; all are valid steps.
+          seed: of the starts and the noise.
+
+        Returns:
+          Arrays [num_transitions, ...].
+
+        Raises:
+          UserError: the run generates no transitions, or its data is missing or has changed.
+        """
+        if num_transitions < 1:
+            raise UserError(f"num_transitions: expected at least 1, got {num_transitions}")
+        generator = self._generate
+        key, parts, count, index = jax.random.key(seed), [], 0, 0
+        while count < num_transitions:
+            windows, valid = jax.device_get(generator(jax.random.fold_in(key, index)))
+            parts.append(jax.tree.map(lambda leaf, valid=valid: leaf[valid], windows))
+            count, index = count + int(valid.sum()), index + 1
+        joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+        return jax.tree.map(lambda leaf: leaf[:num_transitions], joined)
+
+    def generate_from(
+        self,
+        observation: np.ndarray,
+        action: np.ndarray,
+        *,
+        return_to_go: np.ndarray | float | None = None,
+        seed: int = 0,
+    ) -> tuple[Transition, np.ndarray]:
+        """Synthetic windows from given starts, as the agents were trained on.
+
+        Args:
+          observation: [S] or [B, S].
+          action: [A] or [B, A], the first action.
+          return_to_go: [] or [B], discounted return of each start, to which the run's target
+            rule is applied; None takes the largest of the training data.
+          seed: of the noise.
+
+        Returns:
+          Transitions [H, ...] or [B, H, ...] and valid [H] or [B, H]: steps after a
+          termination are not.
+
+        Raises:
+          UserError: sizes that do not fit, or the run generates no transitions.
+        """
+        starts = self._vectors(observation, "observation", self._state_size)
+        actions = self._vectors(action, "action", self.normalizer.action_low.shape[0])
+        if starts.ndim > 2 or starts.shape[:-1] != actions.shape[:-1]:
+            raise UserError(
+                "observation and action: expected [S] and [A], or [B, S] and [B, A], got "
+                f"{list(starts.shape)} and {list(actions.shape)}"
+            )
+        if return_to_go is None:
+            return_to_go = float(self.normalizer.return_high * self.normalizer.return_scale)
+        batch = starts.reshape(-1, starts.shape[-1])
+        returns = np.asarray(return_to_go, np.float32)
+        if returns.shape not in ((), (len(batch),)):
+            raise UserError(
+                f"return_to_go: expected a number or [{len(batch)}], one for each start, got "
+                f"shape {list(returns.shape)}"
+            )
+        windows, valid = jax.device_get(
+            self._generate_from(
+                self._need_models(),
+                jax.random.key(seed),
+                batch,
+                actions.reshape(len(batch), -1),
+                np.broadcast_to(returns, (len(batch),)),
+            )
+        )
+        if starts.ndim == 1:
+            return jax.tree.map(lambda leaf: leaf[0], (windows, valid))
+        return windows, valid
+
+    def generator(self, replay: Replay, num_windows: int) -> Generator:
         """Compiles the generation of windows from random training steps.
 
         Args:
-          replay: the data of the run.
+          replay: the training data of the run, see `training_data`.
           num_windows: B.
 
-        Returns:
-          key -> transitions [B, H, ...] and valid [B, H] on the device, dispatched without
-          waiting; as `imagine` gives them from starts drawn as in training.
+        Raises:
+          UserError: the run generates no transitions.
         """
-        models = self._need_generator()
+        method, models = self._need_generator(), self._need_models()
 
-        def program(key, models, replay):
-            out, valid = fused.imagine_from_data(
-                key, models, replay, imagine=self.functions.imagine, num_windows=num_windows
+        def program(
+            key: jax.Array, models: ModelParams, replay: Replay
+        ) -> tuple[Transition, jax.Array]:
+            rows, valid = fused.generate_from_replay(
+                method, models, key, replay, num_windows=num_windows
             )
-            return windows.raw_windows(self.statistics, out, valid, num_windows=num_windows)
+            assert isinstance(rows, Transition)
+            return normalizing.raw_windows(self.normalizer, rows, valid, num_windows=num_windows)
 
         compiled = jax.jit(program).lower(jax.random.key(0), models, replay).compile()
         return lambda key: compiled(key, models, replay)
 
-    def with_rollout(self, **settings: Any) -> "LoadedRun":
+    def training_data(self) -> Replay:
+        """The run's training data on the device.
+
+        Raises:
+          UserError: the dataset is missing, or is not what the run was trained on.
+        """
+        replay, normalizer = setup.build_replay(self.config, load_dataset(self.config.dataset))
+        if not _same(normalizer, self.normalizer):
+            raise UserError(
+                f"dataset {self.config.dataset} is not what the run was trained on: its "
+                "statistics differ; restore it, or train a new run"
+            )
+        return replay
+
+    def with_rollout(self, **changes: Any) -> "LoadedRun":
         """The same run with other settings of `config.rollout`, such as guidance=2.0.
 
         Raises:
-          UserError: a value out of its range.
+          UserError: an unknown setting, or a value out of its range.
         """
-        config = ml_collections.ConfigDict(self.config.to_dict())
-        config.rollout.update(settings)
-        functions = assemble(config, self.statistics)
-        return dataclasses.replace(self, config=config, functions=functions)
+        dotted = {f"rollout.{name}": value for name, value in changes.items()}
+        config = schema.replace(self.config, dotted)
+        return dataclasses.replace(self, config=config, setup=setup.make(config, self.normalizer))
+
+    # --- compiled functions ---------------------------------------------------------------
+
+    @property
+    def _state_size(self) -> int:
+        return self.normalizer.observation_mean.shape[0]
 
     @functools.cached_property
-    def _act(self) -> Callable[..., jax.Array]:
-        return jax.jit(functools.partial(raw_action, self.functions.agent, self.statistics))
+    def _policies(self) -> dict[int, Callable[[np.ndarray], jax.Array]]:
+        return {}
+
+    def _policy_of(self, seed: int) -> Callable[[np.ndarray], jax.Array]:
+        if seed not in self._policies:
+            # The parameters are constants of the program: a call passes the observation alone.
+            agent = jax.tree.map(lambda leaf: leaf[seed], self.policies)
+            self._policies[seed] = jax.jit(functools.partial(self.setup.act, agent))
+        return self._policies[seed]
 
     @functools.cached_property
-    def _plan(self) -> Callable[..., jax.Array]:
-        assert self.functions.plan is not None
-        return jax.jit(self.functions.plan)
+    def _plan(self) -> Callable[[ModelParams, jax.Array, np.ndarray], jax.Array]:
+        assert self.setup.planner is not None
+        return jax.jit(self.setup.planner.plan)
 
     @functools.cached_property
     def _infer(self) -> Callable[..., jax.Array]:
-        assert self.functions.inverse_dynamics is not None
-        return jax.jit(self.functions.inverse_dynamics.infer)
+        model = self.setup.method.models.get("inverse_dynamics")
+        if not isinstance(model, ActionModel):
+            raise UserError(f"method {self.config.method} has no inverse dynamics model")
+        return jax.jit(model.infer)
 
     @functools.cached_property
-    def _imagine(self) -> Callable[..., tuple[Transition, jax.Array]]:
-        assert self.functions.imagine is not None
-        imagine = self.functions.imagine
+    def _generate(self) -> Generator:
+        return self.generator(self.training_data(), _WINDOWS)
 
-        def program(models, key, observation, action, return_to_go):
+    @functools.cached_property
+    def _generate_from(self) -> Callable[..., tuple[Transition, jax.Array]]:
+        method = self._need_generator()
+
+        def program(
+            models: ModelParams,
+            key: jax.Array,
+            observation: jax.Array,
+            action: jax.Array,
+            return_to_go: jax.Array,
+        ) -> tuple[Transition, jax.Array]:
             condition = Condition(
-                windows.normalise_observation(self.statistics, observation),
-                windows.normalise_action(self.statistics, action),
-                return_to_go / self.statistics.return_scale,
+                normalizing.normalise_observation(self.normalizer, observation),
+                normalizing.normalise_action(self.normalizer, action),
+                return_to_go / self.normalizer.return_scale,
             )
-            out, valid = imagine(models, key, condition)
-            return windows.raw_windows(self.statistics, out, valid, num_windows=len(observation))
+            rows, valid = method.generate(models, key, condition)
+            assert isinstance(rows, Transition)
+            return normalizing.raw_windows(
+                self.normalizer, rows, valid, num_windows=len(observation)
+            )
 
         return jax.jit(program)
 
-    def _need_generator(self) -> fused.Models:
-        if self.config.method in ("dwm", "decision_diffuser"):
-            raise UserError(f"method {self.config.method} generates no transitions")
-        return self._need_models()
+    # --- checks ---------------------------------------------------------------------------
 
-    def _need_models(self) -> fused.Models:
+    def _vectors(self, values: np.ndarray, name: str, size: int) -> np.ndarray:
+        array = np.asarray(values, np.float32)
+        if array.ndim < 1 or array.shape[-1] != size:
+            raise UserError(
+                f"{name}: expected an array [..., {size}], got shape {list(array.shape)}"
+            )
+        return array
+
+    def _need_generator(self) -> GeneratingMethod:
+        self._need_models()
+        method = self.setup.generator
+        row = None if self.setup.training is None else self.setup.training.row
+        if method is None or not isinstance(row, Transition):
+            raise UserError(f"method {self.config.method} generates no transitions")
+        return method
+
+    def _need_models(self) -> ModelParams:
         if self.models is None:
             raise UserError("this run was trained on real data only: it has no models")
         return self.models
 
 
+def _same(a: Normalizer, b: Normalizer) -> bool:
+    close = jax.tree.map(
+        lambda x, y: np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-4, atol=1e-6), a, b
+    )
+    return jax.tree.all(close)
+
+
+# --- loading ------------------------------------------------------------------------------
+
+
 def load_run(workdir: str | pathlib.Path) -> LoadedRun:
-    """Loads what a run saved last.
+    """Loads the newest checkpoints of a run.
 
     Args:
       workdir: the run's folder.
 
     Raises:
-      UserError: it is no run, or has no agent's checkpoint yet.
+      UserError: the folder is no run, a stage has no checkpoint, or a checkpoint was made by an
+        incompatible version.
     """
     workdir = pathlib.Path(workdir).expanduser()
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{workdir} is not a run: expected a config.json in it")
-    config = _read_config(path)
-    plans = config.method == "decision_diffuser"
-    blank = _blank_statistics(workdir, "world_model" if plans else "agent")
-    functions = assemble(config, blank)
+    config = schema.parse(schema.migrate(run_folder.read_config(workdir)))
+    # The checkpoints give the sizes, and the sizes give the structure of the checkpoints.
+    blank = _blank_normalizer(workdir)
+    parts = setup.make(config, blank)
     key = jax.random.key(0)
-    load = functools.partial(_load, workdir, statistics=blank)
-
-    saved, models, policies = {}, None, None
-    if config.training.real_fraction < 1.0:
-        saved = {name: load(name, model.init, key) for name, model in functions.models.items()}
-        models = fused.Models(**{name: s["state"].average for name, s in saved.items()})
-    if not plans:
+    models, policies = None, None
+    normalizer = blank
+    if parts.planner is not None or parts.generator is not None:
+        models = {}
+        for name, model in parts.method.models.items():
+            saved = _restore(workdir, name, jax.eval_shape(model.init, key), blank)
+            models[name], normalizer = saved["state"].average, saved["statistics"]
+    if parts.training is not None:
         keys = jax.random.split(key, config.num_seeds)
-        saved["agent"] = load("agent", jax.vmap(functions.init_run), keys)
-        policies = saved["agent"]["state"].agent
-    statistics = next(iter(saved.values()))["statistics"]
+        shapes = jax.eval_shape(jax.vmap(parts.training.init), keys)
+        saved = _restore(workdir, "agent", shapes, blank)
+        policies, normalizer = saved["state"].agent, saved["statistics"]
     return LoadedRun(
         config=config,
-        statistics=statistics,
+        normalizer=normalizer,
         policies=policies,
         models=models,
-        functions=assemble(config, statistics),
+        setup=setup.make(config, normalizer),
     )
 
 
-def _read_config(path: pathlib.Path) -> Any:
-    """A run's configuration; fields that are younger than the run say what it did."""
-    stored = json.loads(path.read_text())
-    stored = {"method": "dawm", "top_fraction": 1.0, **stored}
-    stored["rollout"] = {"real_actions_only": False, **stored["rollout"]}
-    return ml_collections.ConfigDict(stored)
-
-
-def _blank_statistics(workdir: pathlib.Path, stage: str) -> Statistics:
-    """Zeros of the shapes that the run's statistics have."""
-    checkpoints = _checkpoints(workdir, stage)
+def _blank_normalizer(workdir: pathlib.Path) -> Normalizer:
+    """Zeros of the shapes that the run's normaliser has in any of its checkpoints."""
+    folders = sorted((workdir / "checkpoints").glob("*/"))
+    if not folders:
+        raise UserError(f"{workdir} has no checkpoint yet: resume the run")
+    checkpoints = _open(workdir, folders[0].name)
     shapes = checkpoints.shapes()["statistics"]
     checkpoints.close()
-    if differing := set(shapes) ^ set(Statistics.__dataclass_fields__):
+    if differing := set(shapes) ^ {field.name for field in dataclasses.fields(Normalizer)}:
         raise UserError(
             f"{workdir} was made by another version of dawm_jax (its statistics differ in "
-            f"{', '.join(sorted(differing))}): load it with that version, or train it again"
+            f"{', '.join(sorted(differing))}): load it with that version, or train it anew"
         )
-    return Statistics(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
+    return Normalizer(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
 
 
-def _load(workdir: pathlib.Path, stage: str, init, key: jax.Array, *, statistics: Statistics):
-    """A stage's newest checkpoint; `init` and `statistics` give its structure."""
-    shapes = {"state": jax.eval_shape(init, key), "statistics": statistics}
-    checkpoints = _checkpoints(workdir, stage)
-    restored = checkpoints.restore(parallel.on_one_device(shapes))
+def _restore(
+    workdir: pathlib.Path, stage: str, state: Any, normalizer: Normalizer
+) -> dict[str, Any]:
+    """The newest checkpoint of a stage; `state` and `normalizer` give its structure."""
+    checkpoints = _open(workdir, stage)
+    shapes = sharding.on_one_device({"state": state, "statistics": normalizer})
+    restored = checkpoints.restore(shapes)
     checkpoints.close()
-    assert restored is not None  # `_checkpoints` found one
+    assert restored is not None  # `_open` found one
     return restored[0]
 
 
-def _checkpoints(workdir: pathlib.Path, stage: str) -> Checkpoints:
+def _open(workdir: pathlib.Path, stage: str) -> Checkpoints:
     folder = workdir / "checkpoints" / stage
     checkpoints = Checkpoints(folder) if folder.is_dir() else None
     if checkpoints is None or checkpoints.latest_step() is None:

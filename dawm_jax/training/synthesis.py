@@ -1,27 +1,24 @@
 """A finished run's models as a source of data: windows written as a Minari dataset."""
 
 import itertools
-import json
 import logging
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from dawm_jax.collect import tiers
-from dawm_jax.data import dataset as data
-from dawm_jax.data import minari_writer as export
+from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
 from dawm_jax.data.minari_writer import DatasetWriter
-from dawm_jax.data.windows import Replay
-from dawm_jax.methods import registry as assembly
-from dawm_jax.runtime import parallel
+from dawm_jax.methods.base import METHODS
+from dawm_jax.runtime import provenance, sharding
 from dawm_jax.runtime.metrics import Progress
-from dawm_jax.training import load_run as loading
-from dawm_jax.training import results
+from dawm_jax.training.load_run import Generator, load_run
 from dawm_jax.types import Transition, UserError
 
 _log = logging.getLogger(__name__)
@@ -38,7 +35,7 @@ def generate(
     seed: int = 0,
     batch: int = 1_024,
     overwrite: bool = False,
-    rollout: dict[str, Any] | None = None,
+    rollout: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `transitions` synthetic transitions of a run as a Minari dataset.
 
@@ -55,24 +52,24 @@ def generate(
       UserError: no finished run with models, its data is not there or has changed, the
         dataset cannot be written, or the models generate numbers that are not finite.
     """
-    learnt = loading.load_run(workdir).with_rollout(**(rollout or {}))
-    config = learnt.config
+    run = load_run(workdir).with_rollout(**(rollout or {}))
+    config = run.config
     if dataset_id == config.dataset or tiers.recipe_of(dataset_id):
         raise UserError(f"--dataset_id {dataset_id} names real data; choose another id")
-    provenance = _provenance(config, transitions=transitions, seed=seed, batch=batch)
-    with export.DatasetWriter(
+    origin = _origin(config, transitions=transitions, seed=seed, batch=batch)
+    with DatasetWriter(
         dataset_id,
         environment=config.environment,
-        metadata=_metadata(config, provenance),
+        metadata=_metadata(config, origin),
         overwrite=overwrite,
     ) as writer:
-        replay = _training_data(learnt)
+        replay = run.training_data()
         _log.info("compiling the generation of %s windows at a time", f"{batch:,}")
-        generator = learnt.generator(replay, batch)
+        generator = run.generator(replay, batch)
         generation, writing = _write_batches(
             generator, writer, transitions=transitions, key=jax.random.key(seed)
         )
-        provenance["transitions_per_second"] = {"generation": generation, "writing": writing}
+        origin["transitions_per_second"] = {"generation": generation, "writing": writing}
     _log.info(
         "%s: %s transitions in %s episodes; generation %s/s, writing %s/s",
         dataset_id,
@@ -80,37 +77,23 @@ def generate(
     )
 
 
-def _training_data(learnt: loading.LoadedRun) -> Replay:
-    """The run's data on the device, which must still be what its models were trained on."""
-    tiers.ensure(learnt.config.dataset)
-    dataset = data.load_dataset(learnt.config.dataset)
-    _log.info("%s", data.describe(dataset))
-    replay, statistics = assembly.build_replay(learnt.config, dataset)
-    same = lambda a, b: np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=1e-4, atol=1e-6)
-    if not jax.tree.all(jax.tree.map(same, statistics, learnt.statistics)):
-        raise UserError(
-            f"dataset {dataset.name} is not what the run was trained on: its statistics differ; "
-            "restore it, or train a new run"
-        )
-    return replay
-
-
 def _write_batches(
-    generator: Callable[[jax.Array], tuple[Transition, jax.Array]],
+    generator: Generator,
     writer: DatasetWriter,
     *,
     transitions: int,
     key: jax.Array,
 ) -> tuple[float, float]:
-    """Generates and writes until there are enough.
+    """Generates and writes until the dataset has `transitions` steps.
 
-    The device generates the next batch while this one is written.
+    The device generates the next batch while the host writes this one.
 
     Returns:
       Transitions a second of the generation and of the writing, each by itself.
     """
     progress = Progress("generate", transitions, "transitions")
-    # Later batches may have waited for the writing: the quickest, such as the first, did not.
+    # The time of a batch may include the writing of the one before; that of the quickest batch,
+    # such as the first, does not.
     seconds_each, writing_seconds = math.inf, 0.0
     dispatched = time.monotonic()
     pending = generator(jax.random.fold_in(key, 0))
@@ -147,39 +130,35 @@ def write_windows(
         steps = min(int(length), limit - writer.steps)
         if steps == 0:
             return
-        observation, action, reward, terminated, following = (
-            np.asarray(field[window, :steps]) for field in windows
-        )
-        terminations = terminated.astype(bool)
+        episode = jax.tree.map(lambda leaf, w=window, n=steps: np.asarray(leaf[w, :n]), windows)
+        terminations = episode.terminated.astype(bool)
         truncations = np.zeros_like(terminations)
         truncations[-1] = not terminations[-1]
-        observations = np.concatenate([observation, following[-1:]])
-        writer.add(observations, action, reward, terminations, truncations)
+        observations = np.concatenate([episode.observation, episode.next_observation[-1:]])
+        writer.add(observations, episode.action, episode.reward, terminations, truncations)
 
 
-def _provenance(config: Any, **settings: Any) -> dict[str, Any]:
-    """What made the data: everything that is needed to make it again."""
+def _origin(config: Config, **settings: int) -> dict[str, Any]:
+    """What made the data: all that is needed to make it with the same numbers."""
+    values = schema.to_dict(config)
     return {
         "trained_on": config.dataset,
-        "generation": {
-            **settings,
-            **{name: config.rollout[name] for name in ROLLOUT_FIELDS},
-        },
-        "config": json.loads(config.to_json()),
-        "commit": results.commit(),
-        "versions": results.versions(),
-        "device": parallel.describe_devices(),
+        "generation": {**settings, **{name: values["rollout"][name] for name in ROLLOUT_FIELDS}},
+        "config": values,
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "device": sharding.describe_devices(),
     }
 
 
-def _metadata(config: Any, provenance: dict[str, Any]) -> dict[str, Any]:
-    """In Minari's fields; `provenance` may be completed later."""
+def _metadata(config: Config, origin: dict[str, Any]) -> dict[str, Any]:
+    """In Minari's fields; `origin` may be completed later."""
     return {
         "author": ["dawm_jax"],
-        "algorithm_name": f"{config.method}, by dawm_jax",
+        "algorithm_name": f"{METHODS.get(config.method).label}, by dawm_jax",
         "description": (
             f"Synthetic: windows of up to {config.horizon} steps, each an episode, generated "
             f"from states of {config.dataset} by models trained on it"
         ),
-        "dawm_jax": provenance,
+        "dawm_jax": origin,
     }

@@ -6,8 +6,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from configs import common
-from dawm_jax import agents
+from dawm_jax.agents import bc
+from dawm_jax.agents.base import AgentTask
 from dawm_jax.types import Transition
 
 S, A, B, RATE = 3, 2, 8, 0.01
@@ -20,11 +20,15 @@ def float64():
 
 
 def make_agent():
-    config = common.get_config("smoke")
-    config.bc.update(hidden=(6, 5), learning_rate=RATE)
-    return agents.make(
-        "bc", config, state_size=S, action_size=A, total_updates=100, return_range=1.0
+    task = AgentTask(
+        state_size=S,
+        action_size=A,
+        discount=0.9,
+        total_updates=100,
+        return_range=1.0,
+        rows=Transition,
     )
+    return bc.make(bc.Settings(hidden=(6, 5), learning_rate=RATE), task)
 
 
 def make_state():

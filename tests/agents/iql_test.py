@@ -9,9 +9,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from configs import common
-from dawm_jax import agents
 from dawm_jax.agents import iql, td
+from dawm_jax.agents.base import AgentTask
 from dawm_jax.types import Transition
 
 S, A, B = 3, 2, 8
@@ -29,9 +28,7 @@ def float64():
 
 
 def make_agent(return_range=RETURN_RANGE):
-    config = common.get_config("smoke")
-    config.discount = DISCOUNT
-    config.iql.update(
+    settings = iql.Settings(
         hidden=(6, 5),
         learning_rate=RATE,
         tau=TAU,
@@ -39,14 +36,15 @@ def make_agent(return_range=RETURN_RANGE):
         beta=BETA,
         max_weight=MAX_WEIGHT,
     )
-    return agents.make(
-        "iql",
-        config,
+    task = AgentTask(
         state_size=S,
         action_size=A,
+        discount=DISCOUNT,
         total_updates=TOTAL,
         return_range=return_range,
+        rows=Transition,
     )
+    return iql.make(settings, task)
 
 
 def make_state(seed=1, count=COUNT):
@@ -68,7 +66,7 @@ def make_batch(seed=0):
     )
 
 
-NETWORKS = iql.make_networks((6, 5), A)
+AGENT = make_agent()
 
 
 # One compilation for all tests of a return range.
@@ -156,7 +154,7 @@ def expected_update(state, batch, *, reward_scale, count):
 def test_update_equals_numpy(return_range, reward_scale):
     """Every parameter, target, moment and metric; rewards scaled by 1000 / range."""
     state, batches = make_state(), make_batch()
-    batch = Transition(*(leaf[0] for leaf in batches))
+    batch = reference.batch_at(batches)
     state_after, metrics, advantage = expected_update(
         state, batch, reward_scale=reward_scale, count=COUNT
     )
@@ -167,24 +165,22 @@ def test_update_equals_numpy(return_range, reward_scale):
 
 
 def test_gradients_equal_finite_differences():
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batch()))
+    state, batch = make_state(), reference.batch_at(make_batch())
     rng = np.random.default_rng(2)
     q, advantage, target = rng.normal(size=(3, B))
     for actual, loss, params in (
         (
-            lambda p: iql.value_loss(p, q, batch, networks=NETWORKS, expectile=EXPECTILE)[0],
+            lambda p: AGENT.value_loss(p, q, batch)[0],
             lambda p: expected_value_loss(p, q, batch),
             state.value,
         ),
         (
-            lambda p: iql.actor_loss(
-                p, advantage, batch, networks=NETWORKS, beta=BETA, max_weight=MAX_WEIGHT
-            )[0],
+            lambda p: AGENT.actor_loss(p, advantage, batch)[0],
             lambda p: expected_actor_loss(p, advantage, batch),
             state.actor,
         ),
         (
-            lambda p: td.critic_loss(p, batch, target, networks=NETWORKS)[0],
+            lambda p: td.critic_loss(p, batch, target, networks=AGENT.networks)[0],
             lambda p: expected_critic_loss(p, batch, target),
             state.critics,
         ),
@@ -217,12 +213,8 @@ def test_expectile_loss_by_hand():
 
 def test_advantage_weight_is_capped():
     """Far above the cap the loss is the cap times plain cloning, overflow included."""
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batch()))
-    loss = reference.jit(
-        lambda advantage: iql.actor_loss(
-            state.actor, advantage, batch, networks=NETWORKS, beta=BETA, max_weight=MAX_WEIGHT
-        )[0]
-    )
+    state, batch = make_state(), reference.batch_at(make_batch())
+    loss = reference.jit(lambda advantage: AGENT.actor_loss(state.actor, advantage, batch)[0])
     cloning = loss(np.zeros(B))  # all weights are exp(0) = 1
     for large in (10.0, 1e4):  # exp(1.5e4) overflows float64
         np.testing.assert_allclose(loss(np.full(B, large)), MAX_WEIGHT * cloning, rtol=1e-12)

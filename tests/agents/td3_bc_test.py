@@ -9,10 +9,9 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from configs import common
-from dawm_jax import agents
-from dawm_jax.agents import td, td3_bc
-from dawm_jax.types import Transition, UserError
+from dawm_jax.agents import td, td3, td3_bc
+from dawm_jax.agents.base import AgentTask
+from dawm_jax.types import Transition
 
 S, A, B = 3, 2, 8
 DISCOUNT, TAU, ALPHA, RATE = 0.9, 0.1, 1.7, 0.01
@@ -29,9 +28,7 @@ def float64():
 
 
 def make_agent(delay=2):
-    config = common.get_config("smoke")
-    config.discount = DISCOUNT
-    config.td3_bc.update(
+    settings = td3_bc.Settings(
         hidden=(6, 5),
         learning_rate=RATE,
         tau=TAU,
@@ -40,9 +37,15 @@ def make_agent(delay=2):
         noise_clip=NOISE_CLIP,
         policy_delay=delay,
     )
-    return agents.make(
-        "td3_bc", config, state_size=S, action_size=A, total_updates=100, return_range=1.0
+    task = AgentTask(
+        state_size=S,
+        action_size=A,
+        discount=DISCOUNT,
+        total_updates=100,
+        return_range=1.0,
+        rows=Transition,
     )
+    return td3_bc.make(settings, task)
 
 
 def make_state(seed=0):
@@ -61,7 +64,7 @@ def make_batches(delay=2, seed=0):
     )
 
 
-NETWORKS = td3_bc.make_networks((6, 5), A)
+AGENT = make_agent()
 
 
 # One compilation for all tests of a delay.
@@ -73,9 +76,7 @@ def update_of(delay):
 # (actor, critics, batch) -> gradients of the policy's loss by both parameters.
 actor_gradients = reference.jit(
     jax.grad(
-        lambda actor, critics, batch: td3_bc.actor_loss(
-            actor, critics, batch, networks=NETWORKS, alpha=ALPHA
-        )[0],
+        lambda actor, critics, batch: AGENT.actor_loss(actor, critics, batch)[0],
         argnums=(0, 1),
     )
 )
@@ -115,7 +116,7 @@ def expected_actor_loss(actor, critics, batch, weight):
 def expected_update(state, batches, noise):
     critics, critic_opt = state.critics, state.critic_opt
     for index in range(len(noise)):
-        batch = Transition(*(leaf[index] for leaf in batches))
+        batch = reference.batch_at(batches, index)
         target = expected_target(state, batch, noise[index])
         critic_loss = lambda p, batch=batch, target=target: expected_critic_loss(p, batch, target)
         metrics = {
@@ -132,7 +133,7 @@ def expected_update(state, batches, noise):
     actor, actor_opt = reference.adam_step(
         reference.gradient(actor_loss, state.actor), state.actor, state.actor_opt, RATE
     )
-    state = td3_bc.State(
+    state = td3.State(
         actor=actor,
         critics=critics,
         target_actor=reference.polyak(actor, state.target_actor, TAU),
@@ -165,16 +166,16 @@ def test_update_equals_numpy(delay):
 
 
 def test_critic_gradient_equals_finite_differences():
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batches()))
+    state, batch = make_state(), reference.batch_at(make_batches())
     target = expected_target(state, batch, np.zeros((B, A)))
-    loss = lambda p: td.critic_loss(p, batch, target, networks=NETWORKS)[0]
+    loss = lambda p: td.critic_loss(p, batch, target, networks=AGENT.networks)[0]
     actual = reference.jit(jax.grad(loss))(state.critics)
     expected = reference.gradient(lambda p: expected_critic_loss(p, batch, target), state.critics)
     chex.assert_trees_all_close(actual, expected, **reference.TOLERANCE)
 
 
 def test_no_gradient_flows_through_lambda():
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batches()))
+    state, batch = make_state(), reference.batch_at(make_batches())
     actual = actor_gradients(state.actor, state.critics, batch)[0]
     weight = weight_of_value(state.actor, state.critics, batch)
     fixed = reference.gradient(
@@ -192,7 +193,7 @@ def test_no_gradient_flows_through_lambda():
 
 
 def test_actor_follows_the_first_critic_only():
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batches()))
+    state, batch = make_state(), reference.batch_at(make_batches())
     gradient = actor_gradients(state.actor, state.critics, batch)[1]
     for leaf in jax.tree.leaves(gradient):
         assert np.all(leaf[1] == 0)
@@ -201,7 +202,7 @@ def test_actor_follows_the_first_critic_only():
 
 def test_target_bootstraps_unless_terminated():
     """Whatever follows a termination is worth 0; a time-out has terminated = 0."""
-    state, batch = make_state(), Transition(*(leaf[0] for leaf in make_batches()))
+    state, batch = make_state(), reference.batch_at(make_batches())
     noise = np.zeros((B, A))
 
     @reference.jit
@@ -209,10 +210,7 @@ def test_target_bootstraps_unless_terminated():
         changed = batch._replace(
             terminated=jnp.full(B, terminated), next_observation=next_observation
         )
-        value = lambda observation: td3_bc.smoothed_value(
-            state.target_actor, state.target_critics, observation, noise, networks=NETWORKS
-        )
-        return td.one_step_target(changed, value, discount=DISCOUNT)
+        return AGENT.critic_target(state, changed, noise)
 
     np.testing.assert_array_equal(target(1.0, batch.next_observation), batch.reward)
     for next_observation in (batch.next_observation, batch.next_observation + 1.0):
@@ -249,8 +247,3 @@ def test_vmap_over_seeds_equals_separate_calls():
     separate = stack(*(update_of(1)(*each) for each in zip(states, batches, keys, strict=True)))
     # Both are float64 and differ by the order of sums alone.
     chex.assert_trees_all_close(together, separate, rtol=1e-10, atol=1e-12)
-
-
-def test_unknown_agent():
-    with pytest.raises(UserError, match="expected one of td3_bc, iql, bc, got 'sac'"):
-        agents.make("sac", None, state_size=1, action_size=1, total_updates=1, return_range=1.0)

@@ -7,9 +7,8 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from configs import common
-from dawm_jax import agents
 from dawm_jax.agents import iql, td, td3_bc
+from dawm_jax.agents.base import AGENTS, AgentTask
 from dawm_jax.types import Expansion, Transition
 
 S, A, B, H = 3, 2, 6, 4
@@ -100,19 +99,47 @@ def test_one_generated_step_is_the_one_step_target():
     )
 
 
-def make_agent(name):
-    config = common.get_config("smoke")
-    config.discount = DISCOUNT
-    config[name].update(hidden=(6, 5), learning_rate=0.01)
-    return agents.make(
-        name,
-        config,
+def make_task(rows):
+    return AgentTask(
         state_size=S,
         action_size=A,
+        discount=DISCOUNT,
         total_updates=100,
         return_range=1000.0 / SCALE,
-        expansions=True,
+        rows=rows,
     )
+
+
+def test_target_is_chosen_by_the_type_of_rows():
+    expansions = jax.tree.map(jnp.asarray, make_expansions())
+    transitions = Transition(
+        expansions.observation,
+        expansions.action,
+        expansions.reward[:, 0],
+        expansions.terminated[:, 0],
+        expansions.next_observation[:, 0],
+    )
+    bound = {"return_lambda": 0.3, "reward_scale": SCALE}
+    of_expansions = td.make_target(make_task(Expansion), **bound)
+    of_transitions = td.make_target(make_task(Transition), **bound)
+    np.testing.assert_array_equal(
+        of_expansions(expansions, state_value),
+        td.expansion_target(expansions, state_value, discount=DISCOUNT, **bound),
+    )
+    np.testing.assert_array_equal(
+        of_transitions(transitions, state_value),
+        td.one_step_target(transitions, state_value, discount=DISCOUNT, reward_scale=SCALE),
+    )
+    with pytest.raises(TypeError, match="expected Transition, got Expansion"):
+        of_transitions(expansions, state_value)
+    with pytest.raises(TypeError, match="expected Expansion, got Transition"):
+        of_expansions(transitions, state_value)
+
+
+def make_agent(name):
+    spec = AGENTS.get(name)
+    settings = spec.settings(hidden=(6, 5), learning_rate=0.01)
+    return spec.make(settings, make_task(Expansion))
 
 
 def update_of(name):
@@ -154,7 +181,7 @@ def test_iql_critics_follow_the_lambda_return():
 
 @pytest.mark.parametrize("module", [td3_bc, iql])
 def test_critic_gradient_equals_finite_differences(module):
-    networks = module.make_networks((4,), A)
+    networks = module.make(module.Settings(hidden=(4,)), make_task(Transition)).networks
     rng = np.random.default_rng(1)
     observation, action, target = rng.normal(size=(B, S)), rng.normal(size=(B, A)), np.ones(B)
     shapes = jax.eval_shape(networks.critics.init, jax.random.key(0), observation, action)

@@ -1,4 +1,4 @@
-"""What more chips bring: bytes counted in programs written by hand, and the model's arithmetic."""
+"""Several chips: bytes counted in programs written by hand, and the model's arithmetic."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dawm_jax.benchmark import scaling
-from dawm_jax.training import cost_model as estimate
+from dawm_jax.benchmark import jax_side, scaling
+from dawm_jax.config import schema
+from dawm_jax.training import cost_model, setup
 from dawm_jax.training.cost_model import StageCost
 
 _PROGRAM = """HloModule jit_f
@@ -79,8 +80,8 @@ def _stage(**changes):
 
 def test_a_batch_is_shared_and_its_gradients_exchanged():
     found = scaling.predict(_stage(), _MACHINE)
-    compute = 1e12 / 8 / (scaling._PEAK_SHARE * 1e12)
-    exchange = 2 * 7 * (4800 / 8 / 1e9 + scaling._HOP_SECONDS)
+    compute = 1e12 / 8 / (scaling.PEAK_SHARE * 1e12)
+    exchange = 2 * 7 * (4800 / 8 / 1e9 + scaling.HOP_SECONDS)
     assert found.seconds == pytest.approx(10 * (compute + exchange))
     assert found.communication == pytest.approx(exchange / (compute + exchange))
     assert found.collective_bytes == 4800 and found.busy_chips == 8
@@ -98,17 +99,17 @@ def test_a_batch_is_shared_and_its_gradients_exchanged():
 def test_seeds_come_first(seeds, shared, busy, share):
     found = scaling.predict(_stage(seeds=seeds, shared=shared, exchanged=0), _MACHINE)
     assert found.busy_chips == busy
-    assert found.seconds == pytest.approx(10 * share / scaling._PEAK_SHARE)
+    assert found.seconds == pytest.approx(10 * share / scaling.PEAK_SHARE)
     assert found.communication == 0 and found.collective_bytes == 0
 
 
 def test_small_steps_take_their_launches_however_many_chips():
     stage = _stage(flops=1.0, operations=1000, exchanged=0, parameters=0)
-    launches = scaling._FUSED_SHARE * 1000 * scaling._OPERATION_SECONDS
+    launches = scaling.FUSED_SHARE * 1000 * scaling.OPERATION_SECONDS
     assert scaling.predict(stage, _MACHINE).seconds == pytest.approx(10 * launches)
     stage = _stage(flops=1.0, operations=0, parameters=10**9)
     assert scaling.predict(stage, _MACHINE._replace(chips=1)).seconds == pytest.approx(
-        10 * scaling._PARAMETER_PASSES * 4e9 / 1e12
+        10 * scaling.PARAMETER_PASSES * 4e9 / 1e12
     )
 
 
@@ -117,35 +118,43 @@ def test_small_steps_take_their_launches_however_many_chips():
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _exchanged(found, model):
-    """All-reduced bytes of a model's step beside those of the cost model."""
-    counted = found[f"{model.replace('_', ' ')}, steps"]["bytes_per_step"]
+def _exchanged_per_parameter(variant):
+    """Values that the cost model lets devices exchange for each parameter, by model."""
+    problem = jax_side.load(schema.parse(schema.get_config(variant)))
+    parts = setup.make(problem.config, problem.normalizer)
+    costs = zip(parts.method.models, cost_model.stages(parts, problem.replay), strict=False)
+    return {name: cost.exchanged / cost.parameters for name, cost in costs}
+
+
+def _exchanged(found, model, per_parameter):
+    """All-reduced bytes of a model's step: counted, and predicted by the cost model."""
+    label = f"{model.replace('_', ' ')}, steps"
+    counted, parameters = found[label]["bytes_per_step"], found["parameters"][label]
     assert set(counted) == {"all-reduce"}
-    parameters = found["parameters"][f"{model.replace('_', ' ')}, steps"]
-    exchanged = round(parameters * estimate._EXCHANGED.get(model, 1.0))
-    return counted["all-reduce"], scaling.predict(
-        _stage(parameters=parameters, exchanged=exchanged), _MACHINE
-    ).collective_bytes
+    stage = _stage(parameters=parameters, exchanged=round(parameters * per_parameter))
+    return counted["all-reduce"], scaling.predict(stage, _MACHINE).collective_bytes
 
 
 def test_the_model_exchanges_what_was_counted():
     path = _ROOT / "results" / "scaling" / "quick" / "scaling.json"
+    per_parameter = _exchanged_per_parameter("quick")
     for devices, found in json.loads(path.read_text()).items():
         if devices == "1":
             continue
-        counted, predicted = _exchanged(found, "world_model")
+        counted, predicted = _exchanged(found, "world_model", per_parameter["world_model"])
         assert counted == pytest.approx(predicted, rel=0.01)
         # Beside the gradients only a few scalars: the loss, and sums of its mask.
-        counted, predicted = _exchanged(found, "inverse_dynamics")
+        share = per_parameter["inverse_dynamics"]
+        counted, predicted = _exchanged(found, "inverse_dynamics", share)
         assert predicted <= counted < predicted + 256
-        # Seeds of their own never talk.
+        # Each device has its own seeds, which exchange nothing.
         assert found["a seed a device, rounds"]["bytes_per_step"] == {}
 
 
 @pytest.mark.slow
 def test_the_counts_of_a_smaller_program():
     output = subprocess.check_output(
-        [sys.executable, "launch/scaling.py", "--here", "--variant=smoke", "--seconds=0"],
+        [sys.executable, "launch/scaling.py", "--here", "--variant=smoke"],
         cwd=_ROOT,
         env={
             **os.environ,
@@ -155,8 +164,8 @@ def test_the_counts_of_a_smaller_program():
         text=True,
     )
     found = json.loads(output.splitlines()[-1])
-    counted, predicted = _exchanged(found, "inverse_dynamics")
+    counted, predicted = _exchanged(found, "inverse_dynamics", 1.0)
     assert predicted <= counted < predicted + 256
     # At eight channels the banded matrices outweigh the rest.
-    assert _exchanged(found, "world_model")[0] > 4 * found["parameters"]["world model, steps"]
+    assert _exchanged(found, "world_model", 1.0)[0] > 4 * found["parameters"]["world model, steps"]
     assert found["a seed a device, rounds"]["bytes_per_step"] == {}

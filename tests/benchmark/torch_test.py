@@ -1,6 +1,7 @@
 """The PyTorch side against the JAX program: same parameters and draws, same results."""
 
 import copy
+import dataclasses
 import functools
 
 import jax
@@ -9,14 +10,14 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from configs import common
-from dawm_jax import agents
-from dawm_jax.data import windows
-from dawm_jax.methods import synthetic as rollout
-from dawm_jax.methods.registry import assemble
-from dawm_jax.models import networks, world_model
-from dawm_jax.training import fused
-from dawm_jax.types import Statistics, Transition, UserError
+from dawm_jax.config import schema
+from dawm_jax.data import replay as replaying
+from dawm_jax.data import ring_buffer
+from dawm_jax.methods import synthetic
+from dawm_jax.models import networks, optim, unet
+from dawm_jax.models.base import keep
+from dawm_jax.training import setup
+from dawm_jax.types import Normalizer, Transition, UserError
 
 torch = pytest.importorskip("torch", reason="the PyTorch side needs PyTorch")
 
@@ -34,6 +35,8 @@ COUNT = 7  # steps that the optimisers have behind them
 # Sums of float32 products in another order; values are of order 1.
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
 
+ROW = Transition(*(np.zeros(shape, np.float32) for shape in (S, A, (), (), S)))
+
 STOCK = torch_common.Tuning()
 TUNED = torch_common.Tuning(fused_optimizer=True)
 COMPILED = torch_common.Tuning(fused_optimizer=True, compiled=True)
@@ -41,22 +44,35 @@ EAGER = [pytest.param(STOCK, id="stock"), pytest.param(TUNED, id="tuned")]
 ALL = [*EAGER, pytest.param(COMPILED, id="compiled", marks=pytest.mark.slow)]
 
 
-def make_config(**rollout_settings):
-    config = common.get_config("smoke")
-    config.world_model.update(
-        diffusion_steps=100,
-        groups=4,
-        batch_size=BATCH,
-        steps=20,
-        warmup_steps=5,
-        learning_rate=0.01,
-        ema_decay=0.9,
+CONFIG = schema.replace(
+    schema.parse(schema.get_config("smoke")),
+    {
+        "world_model.diffusion_steps": 100,
+        "world_model.batch_size": BATCH,
+        "world_model.steps": 20,
+        "world_model.warmup_steps": 5,
+        "world_model.learning_rate": 0.01,
+        "world_model.ema_decay": 0.9,
+        "unet.groups": 4,
+        "inverse_dynamics.batch_size": BATCH,
+        "inverse_dynamics.learning_rate": 0.05,
+        "inverse_dynamics.ema_decay": 0.9,
+        "td3_bc.learning_rate": 0.05,
+        "td3_bc.tau": 0.1,
+        "iql.learning_rate": 0.05,
+        "iql.tau": 0.1,
+        "rollout.windows_per_round": WINDOWS,
+        "rollout.updates_per_round": 4,
+    },
+)
+SHORT = {"training.updates": 8, "world_model.steps": 3, "inverse_dynamics.steps": 3}
+
+
+def make_config(**changes):
+    """CONFIG with other settings; "__" stands for the dot of a section."""
+    return schema.replace(
+        CONFIG, {name.replace("__", "."): value for name, value in changes.items()}
     )
-    config.inverse_dynamics.update(batch_size=BATCH, learning_rate=0.05, ema_decay=0.9)
-    config.td3_bc.update(learning_rate=0.05, tau=0.1)
-    config.iql.update(learning_rate=0.05, tau=0.1)
-    config.rollout.update(windows_per_round=WINDOWS, updates_per_round=4, **rollout_settings)
-    return config
 
 
 def normal(seed, *shape):
@@ -75,7 +91,7 @@ def make_replay():
         terminated=last & (rows // EPISODE % 2 == 0),
         next_observation=normal(3, ROWS, S),
     )
-    return windows.Replay(
+    return replaying.Replay(
         transitions=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), transitions),
         episode_end=jnp.asarray(rows // EPISODE * EPISODE + EPISODE - 1, jnp.int32),
         return_to_go=jnp.asarray(normal(4, ROWS)),
@@ -84,7 +100,7 @@ def make_replay():
 
 
 @functools.cache
-def make_statistics():
+def make_normalizer():
     values = {
         "observation_mean": normal(5, S),
         "observation_std": np.exp(normal(6, S)),
@@ -101,32 +117,32 @@ def make_statistics():
         "action_low": -np.ones(A),
         "action_high": np.ones(A),
     }
-    return Statistics(**{name: jnp.asarray(v, jnp.float32) for name, v in values.items()})
+    return Normalizer(**{name: jnp.asarray(v, jnp.float32) for name, v in values.items()})
 
 
 @functools.cache
-def make_assembly(agent="td3_bc", **settings):
-    config = make_config(**settings)
-    config.agent = agent
-    return assemble(config, make_statistics())
+def make_setup(agent="td3_bc"):
+    return setup.make(make_config(agent=agent), make_normalizer())
 
 
 def make_run(config=None, *, agent="td3_bc", tuning=STOCK, **kwargs):
-    config = make_config() if config is None else config
+    config = CONFIG if config is None else config
     return torch_side.Run(
-        config, make_replay(), make_statistics(), agent=agent, tuning=tuning, **kwargs
+        config, make_replay(), make_normalizer(), agent=agent, tuning=tuning, **kwargs
     )
 
 
 def random_parameters(module, *inputs):
+    return random_like(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+
+
+def random_like(shapes):
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     return jax.tree.map(lambda leaf: (0.3 * rng.normal(size=leaf.shape)).astype("f"), shapes)
 
 
-def torch_tree(tree):
-    """A tuple of arrays as the same tuple of tensors."""
-    return type(tree)(*(torch_common.tensor(leaf, "cpu") for leaf in tree if leaf is not None))
+def tensors(transitions):
+    return torch_common.Transition.of(transitions, "cpu")
 
 
 def indices(array):
@@ -183,11 +199,10 @@ def assert_network(network, params, before=None):
 # --- networks -----------------------------------------------------------------------------
 
 
-def unets(dim, multipliers, groups, state_size, action_size):
-    settings = {"dim": dim, "multipliers": multipliers, "kernel_size": 5, "groups": groups}
-    ours = networks.TemporalUNet(**settings)
-    theirs = torch_networks.TemporalUNet(state_size, action_size, **settings)
-    return ours, theirs
+def unets(settings, state_size, action_size):
+    sizes = dataclasses.asdict(settings)
+    theirs = torch_networks.TemporalUNet(state_size, action_size, **sizes)
+    return unet.TemporalUNet(**sizes), theirs
 
 
 def unet_inputs(batch, length, channels, action_size):
@@ -202,8 +217,8 @@ def unet_inputs(batch, length, channels, action_size):
 
 @pytest.mark.parametrize("scale", ["", "quick"])
 def test_the_unets_have_as_many_parameters(scale):
-    section = common.get_config(scale).world_model
-    ours, theirs = unets(section.dim, tuple(section.multipliers), section.groups, 13, 3)
+    config = schema.parse(schema.get_config(scale))
+    ours, theirs = unets(config.section(unet.Settings), 13, 3)
     shapes = jax.eval_shape(ours.init, jax.random.key(0), *unet_inputs(1, 8, 13, 3))
     assert torch_networks.count_parameters(theirs) == networks.count_parameters(shapes)
 
@@ -212,7 +227,8 @@ def test_the_unets_have_as_many_parameters(scale):
     ("length", "multipliers"), [(8, (1,)), (8, (1, 2, 4)), (6, (1, 2, 4)), (32, (1, 2, 4))]
 )
 def test_the_unets_are_the_same_function(length, multipliers):
-    ours, theirs = unets(8, multipliers, 4, 5, A)
+    settings = unet.Settings(dim=8, multipliers=multipliers, kernel_size=5, groups=4)
+    ours, theirs = unets(settings, 5, A)
     inputs = unet_inputs(4, length, 5, A)
     params = random_parameters(ours, *inputs)
     torch_networks.copy_parameters(theirs, params)
@@ -278,7 +294,7 @@ def test_windows_are_the_same():
     """Also those that reach past an episode's end."""
     starts = np.array([0, 6, 9, 11, 12, 35, 47, 59])
     replay = make_replay()
-    expected = windows.gather_windows(replay, jnp.asarray(starts, jnp.int32), horizon=H)
+    expected = replaying.gather_windows(replay, jnp.asarray(starts, jnp.int32), horizon=H)
     actual = torch_common.Replay.of(replay, "cpu").gather_windows(indices(starts), horizon=H)
     assert 0 < float(expected.mask.mean()) < 1 and float(expected.terminated.sum()) > 0
     for name, value in actual._asdict().items():
@@ -293,7 +309,7 @@ def test_draws_of_steps_stay_in_their_part():
 
 def test_the_buffers_hold_the_same():
     """Three writes of 10 rows, some not valid, around a ring of 16."""
-    ours, theirs = rollout.empty_buffer(16, S, A), torch_side.Buffer(16, S, A, "cpu")
+    ours, theirs = ring_buffer.empty(16, ROW), torch_side.Buffer(16, S, A, "cpu")
     for seed in range(3):
         rows = Transition(
             normal(seed, 10, S),
@@ -303,14 +319,11 @@ def test_the_buffers_hold_the_same():
             normal(seed + 40, 10, S),
         )
         valid = np.random.default_rng(seed).random(10) < 0.8
-        ours = rollout.add(ours, rows, jnp.asarray(valid))
-        theirs.add(torch_tree(rows), torch.from_numpy(valid))
+        ours = ring_buffer.add(ours, rows, jnp.asarray(valid))
+        theirs.add(tensors(rows), torch.from_numpy(valid))
         assert int(theirs.written) == int(ours.written)
-        jax.tree.map(
-            lambda a, e: np.testing.assert_array_equal(a[:16].numpy(), e),
-            tuple(theirs.rows),
-            tuple(ours.transitions),
-        )
+        for name, value in theirs.rows._asdict().items():
+            np.testing.assert_array_equal(value[:16].numpy(), getattr(ours.rows, name))
     assert 16 < int(ours.written) < 30
 
 
@@ -331,45 +344,25 @@ def test_draws_of_a_buffer_are_uniform_over_what_it_holds():
 # --- the world model ----------------------------------------------------------------------
 
 
-def world_model_draws(key):
-    """The starts and draws of `models.make_world_model`'s step."""
+def world_model_draws(model, key):
+    """The starts and draws of `DiffusionWorldModel.step`."""
     key_starts, key_draws = jax.random.split(key)
     starts = jax.random.randint(key_starts, (BATCH,), 0, TRAIN_ROWS)
-    draws = world_model.draw(
-        key_draws,
-        batch_size=BATCH,
-        horizon=H,
-        channels=S + 1,
-        num_steps=100,
-        condition_dropout=0.25,
-    )
+    draws = model.draw(key_draws, BATCH)
     assert 0 < float(draws.conditioned.mean()) < 1
     return starts, draws
 
 
 @pytest.mark.parametrize("prediction", ["v", "epsilon", "x0"])
 def test_the_losses_and_gradients_of_the_world_models_are_the_same(prediction):
-    config = make_config()
-    config.world_model.update(prediction=prediction, multipliers=(1,))  # compiles quickly
-    section = config.world_model
-    modules = world_model.Networks(
-        networks.TemporalUNet(section.dim, tuple(section.multipliers), 5, section.groups),
-        networks.Mlp(tuple(section.termination_hidden), 1),
-    )
-    params = {
-        "denoiser": random_parameters(modules.denoiser, *unet_inputs(1, H + 1, S + 1, A)),
-        "termination": random_parameters(modules.termination, normal(0, 1, 2 * S)),
-    }
-    starts, draws = world_model_draws(jax.random.key(1))
-    window = windows.gather_windows(make_replay(), starts, horizon=H)
+    # One level compiles quickly.
+    config = make_config(world_model__prediction=prediction, unet__multipliers=(1,))
+    ours = setup.make(config, make_normalizer()).method.world_model
+    params = random_like(jax.eval_shape(ours.init, jax.random.key(0)).params)
+    starts, draws = world_model_draws(ours, jax.random.key(1))
+    window = replaying.gather_windows(make_replay(), starts, horizon=H)
     assert 0 < float((window.terminated * window.mask).sum()) < float(window.mask.sum()) < BATCH * H
-    bound = {
-        "modules": modules,
-        "alpha_bar": world_model.diffusion.cosine_schedule(100),
-        "prediction": prediction,
-        "statistics": make_statistics(),
-    }
-    loss = lambda params: world_model.loss(params, window, draws, **bound)[0]
+    loss = lambda params: ours.loss(params, window, draws)[0]
     expected, slope = reference.jit(jax.value_and_grad(loss))(params)
 
     model = make_run(config, params={"world_model": params}).world_model
@@ -391,27 +384,29 @@ def indices_or_floats(array):
     return indices(array) if array.dtype == jnp.int32 else torch_common.tensor(array, "cpu")
 
 
-IDENTITY = {"shard": lambda tree: tree, "mean": lambda tree: tree}
+def jax_step(model):
+    return reference.jit(
+        lambda state, key: model.step(state, key, make_replay(), shard=keep, mean=keep)
+    )
 
 
 @functools.cache
 def world_model_step():
-    """JAX's, compiled once."""
-    step = make_assembly().world_model.step
-    return reference.jit(lambda state, key: step(state, key, make_replay(), **IDENTITY))
+    """The step of the JAX side, compiled once."""
+    return jax_step(make_setup().method.world_model)
 
 
 @pytest.mark.parametrize("tuning", EAGER)
 def test_a_step_of_the_world_model_is_the_same(tuning):
     """Parameters after Adam under a cosine schedule, and their average; twice."""
-    functions = make_assembly().world_model
-    state = in_training(functions.init)
+    ours = make_setup().method.world_model
+    state = in_training(ours.init)
     model = make_run(tuning=tuning).world_model
     load(model.learner, model.network, state.params, state.opt_state, state.average)
     before = state
     for seed in range(2):
         key = jax.random.key(seed)
-        starts, draws = world_model_draws(key)
+        starts, draws = world_model_draws(ours, key)
         state, _ = world_model_step()(state, key)
         model.update(indices(starts), torch_models.Draws(*map(indices_or_floats, draws)))
         model.advance()
@@ -433,7 +428,7 @@ def test_draws_of_the_world_model_are_distributed_as_they_should():
 def test_learning_rates_are_the_same():
     """Warm-up, cosine, and past the end."""
     schedule = {"schedule": "cosine", "total_steps": 20, "warmup_steps": 5}
-    optimizer = agents.learner.adam(0.3, **schedule)
+    optimizer = optim.adam(0.3, **schedule)
     network = torch.nn.Linear(1, 1)
     learner = torch_common.Learner(network, 0.3, STOCK, **schedule)
     state = optimizer.init(jnp.zeros(()))
@@ -456,15 +451,21 @@ def test_learning_rates_are_the_same():
 )
 def test_generated_transitions_are_the_same(guidance, order, eta, rule):
     """Target return, DDIM with guidance, inverse dynamics, validity, and the buffer."""
-    settings = {"guidance": guidance, "eta": eta, "target_rule": rule, "temperature": 0.9}
-    config = make_config(sampling_steps=3, order=order, **settings)
-    config.world_model.multipliers = (1,)
-    assembly = assemble(config, make_statistics())
-    params = {name: in_training(model.init).average for name, model in assembly.models.items()}
+    config = make_config(
+        rollout__sampling_steps=3,
+        rollout__order=order,
+        rollout__guidance=guidance,
+        rollout__eta=eta,
+        rollout__target_rule=rule,
+        rollout__temperature=0.9,
+        unet__multipliers=(1,),
+    )
+    method = setup.make(config, make_normalizer()).method
+    params = {name: in_training(model.init).average for name, model in method.models.items()}
     starts = np.arange(0, TRAIN_ROWS, 6)
-    condition = windows.gather_conditions(make_replay(), starts)
+    condition = replaying.gather_conditions(make_replay(), starts)
     key = jax.random.key(3)
-    expected, valid = reference.jit(assembly.imagine)(fused.Models(**params), key, condition)
+    expected, valid = reference.jit(method.generate)(params, key, condition)
     assert 0 < float(valid.mean()) < 1  # some windows end early, by a termination
 
     run = make_run(config, params=params)
@@ -477,35 +478,33 @@ def test_generated_transitions_are_the_same(guidance, order, eta, rule):
     draw = lambda key: torch_common.tensor(jax.random.normal(key, shape), "cpu")
     noise = torch.stack([draw(jax.random.fold_in(key_steps, index)) for index in range(3)])
     run.generate(indices(starts), draw(key_initial), noise)
-    buffer = rollout.add(rollout.empty_buffer(512, S, A), expected, valid)
+    buffer = ring_buffer.add(ring_buffer.empty(512, ROW), expected, valid)
     assert int(run.buffer.written) == int(buffer.written)
     for name, value in run.buffer.rows._asdict().items():
         # The last steps divide by little noise, which makes more of rounding.
         np.testing.assert_allclose(
-            value[:512].numpy(), getattr(buffer.transitions, name), 1e-3, 2e-4, err_msg=name
+            value[:512].numpy(), getattr(buffer.rows, name), 1e-3, 2e-4, err_msg=name
         )
 
 
 def test_target_returns_are_the_same():
     returns = np.array([-2.0, -0.5, 0.0, 0.5, 0.95, 1.5], np.float32)
-    for rule in rollout.TARGET_RULES:
+    for rule in synthetic.TARGET_RULES:
         for factor in (0.8, 1.3):
-            expected = rollout.target_return(
-                jnp.asarray(returns), make_statistics(), rule=rule, factor=factor
-            )
-            model = make_run(make_config(target_rule=rule, target_factor=factor)).world_model
+            target = synthetic.TargetReturn(rule, factor, make_normalizer())
+            expected = target(jnp.asarray(returns))
+            config = make_config(rollout__target_rule=rule, rollout__target_factor=factor)
+            model = make_run(config).world_model
             actual = model.target_return(torch.from_numpy(returns))
             np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_bfloat16_computes_in_fewer_bits():
     """The parameters and what is generated stay float32."""
-    config = make_config()
     states = {}
     for dtype in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        config.world_model.dtype = dtype
-        run = make_run(config)
+        run = make_run(make_config(world_model__dtype=dtype))
         initial = torch.randn(WINDOWS, H + 1, S + 1)
         states[dtype] = run.sample(torch.arange(WINDOWS), initial).states
         assert states[dtype].dtype == next(run.world_model.network.parameters()).dtype
@@ -519,14 +518,12 @@ def test_bfloat16_computes_in_fewer_bits():
 
 @pytest.mark.parametrize("tuning", ALL)
 def test_a_step_of_the_inverse_dynamics_model_is_the_same(tuning):
-    functions = make_assembly().inverse_dynamics
-    state = in_training(functions.init)
+    ours = make_setup().method.inverse_dynamics
+    state = in_training(ours.init)
     model = make_run(tuning=tuning).inverse_dynamics
     load(model.learner, model.network, state.params, state.opt_state, state.average)
     key = jax.random.key(5)
-    expected, _ = reference.jit(
-        lambda state: functions.step(state, key, make_replay(), **IDENTITY)
-    )(state)
+    expected, _ = jax_step(ours)(state, key)
     model.update(indices(jax.random.randint(key, (BATCH,), 0, TRAIN_ROWS)))
     assert_network(model.network, expected.params, state.params)
     assert_network(model.learner.average, expected.average, state.average)
@@ -538,14 +535,14 @@ def test_a_step_of_the_inverse_dynamics_model_is_the_same(tuning):
 def make_batches(count):
     rows = np.random.default_rng(7).integers(0, ROWS, (count, BATCH))
     rows[:, 0] = EPISODE - 1  # a termination
-    batches = windows.gather_transitions(make_replay(), rows)
+    batches = replaying.gather_transitions(make_replay(), rows)
     assert 0 < float(batches.terminated[0].mean()) < 1
     return batches
 
 
 @pytest.mark.parametrize("tuning", ALL)
 def test_a_cycle_of_td3_bc_is_the_same(tuning):
-    agent = make_assembly("td3_bc").agent
+    agent = make_setup("td3_bc").agent
     state = in_training(agent.init)
     batches, key = make_batches(2), jax.random.key(6)
     expected, _ = reference.jit(agent.update)(state, batches, key)
@@ -556,14 +553,14 @@ def test_a_cycle_of_td3_bc_is_the_same(tuning):
     torch_networks.copy_parameters(theirs.target_actor, state.target_actor)
     torch_networks.copy_parameters(theirs.target_critics, state.target_critics)
     noise = jax.random.normal(key, batches.action.shape)
-    theirs.update(torch_tree(batches), torch_common.tensor(noise, "cpu"))
+    theirs.update(tensors(batches), torch_common.tensor(noise, "cpu"))
     for name in ("actor", "critics", "target_actor", "target_critics"):
         assert_network(getattr(theirs, name), getattr(expected, name), getattr(state, name))
 
 
 @pytest.mark.parametrize("tuning", ALL)
 def test_an_update_of_iql_is_the_same(tuning):
-    agent = make_assembly("iql").agent
+    agent = make_setup("iql").agent
     state = in_training(agent.init)
     batches = make_batches(1)
     expected, _ = reference.jit(agent.update)(state, batches, jax.random.key(0))
@@ -573,18 +570,18 @@ def test_an_update_of_iql_is_the_same(tuning):
     load(theirs.value_learner, theirs.value, state.value, state.value_opt)
     load(theirs.critic_learner, theirs.critics, state.critics, state.critic_opt)
     torch_networks.copy_parameters(theirs.target_critics, state.target_critics)
-    theirs.update(torch_tree(batches))
+    theirs.update(tensors(batches))
     for name in ("actor", "value", "critics", "target_critics"):
         assert_network(getattr(theirs, name), getattr(expected, name), getattr(state, name))
 
 
 def test_the_tuned_actor_follows_the_critics_without_gradients_of_them():
     """Both variants have the same gradient of the policy; only plain code computes more."""
-    batch = torch_common.Transition(*(leaf[0] for leaf in torch_tree(make_batches(1))))
+    batch = torch_common.Transition(*(leaf[0] for leaf in tensors(make_batches(1))))
     gradients = {}
     for tuning in (STOCK, TUNED):
         torch.manual_seed(0)
-        agent = torch_agents.Td3Bc(make_config(), S, A, tuning)
+        agent = torch_agents.Td3Bc(CONFIG, S, A, tuning)
         with torch.no_grad():
             for parameter in agent.critics.parameters():
                 parameter.mul_(2.0)  # the critics that are followed are those in training
@@ -627,9 +624,7 @@ def snapshot(run):
 @pytest.mark.parametrize("tuning", EAGER)
 @pytest.mark.parametrize("stage", torch_side.STAGES)
 def test_a_stage_moves_what_it_trains(stage, tuning):
-    config = make_config()
-    config.training.updates = 8
-    config.world_model.steps = config.inverse_dynamics.steps = 3
+    config = schema.replace(CONFIG, SHORT)
     agent = "iql" if stage == "iql" else "td3_bc"
     run = make_run(config, agent=agent, tuning=tuning)
     before = snapshot(run)
@@ -641,10 +636,8 @@ def test_a_stage_moves_what_it_trains(stage, tuning):
 
 
 def test_rounds_and_prefill_write_as_many_windows_as_configured():
-    config = make_config(prefill_transitions=3 * WINDOWS * H - 1)
-    config.training.updates = 8
-    config.world_model.steps = config.inverse_dynamics.steps = 1
-    run = make_run(config)
+    prefill = {"rollout.prefill_transitions": 3 * WINDOWS * H - 1}
+    run = make_run(schema.replace(CONFIG, {**SHORT, **prefill}))
     written = []
     run.generate = lambda: written.append(run.num_windows)
     torch_side.stage_of(run, "pipeline", 0)()
@@ -657,15 +650,13 @@ def test_rounds_and_prefill_write_as_many_windows_as_configured():
 @pytest.mark.parametrize("stage", torch_side.STAGES)
 def test_no_stage_reads_the_device(stage):
     """On PyTorch's meta device there are no values: whatever reads one raises."""
-    config = make_config()
-    config.training.updates = 8
-    config.world_model.steps = config.inverse_dynamics.steps = 2
-    config.agent = "iql" if stage == "fused" else "td3_bc"
+    agent = "iql" if stage == "fused" else "td3_bc"
+    config = schema.replace(CONFIG, {**SHORT, "agent": agent})
     torch_side.make(
         stage,
         config,
         make_replay(),
-        make_statistics(),
+        make_normalizer(),
         fused_optimizer=False,
         compiled=False,
         device="meta",
@@ -686,12 +677,9 @@ def test_given_parameters_start_networks_averages_and_targets():
 
 
 def make_stage(stage="td3_bc", units=2, **changes):
-    config = make_config()
-    for name, value in changes.items():
-        section, _, field = name.rpartition("__")
-        setattr(config[section] if section else config, field, value)
     flags = {"fused_optimizer": False, "compiled": False, "device": "cpu"}
-    return torch_side.make(stage, config, make_replay(), make_statistics(), units=units, **flags)
+    config = make_config(**changes)
+    return torch_side.make(stage, config, make_replay(), make_normalizer(), units=units, **flags)
 
 
 @pytest.mark.parametrize(
@@ -700,8 +688,10 @@ def make_stage(stage="td3_bc", units=2, **changes):
         ("expected one of denoiser_training", {"stage": "planning"}),
         ("multiple of 2 updates, got 3", {"units": 3}),
         ("multiple of 4 updates, got 6", {"stage": "fused", "units": 6}),
-        ("config.method", {"method": "dwm"}),
-        ("expected agent", {"stage": "fused", "agent": "bc"}),
+        ("config.method: expected dawm", {"method": "dwm"}),
+        ("config.agent: expected td3_bc or iql", {"stage": "fused", "agent": "bc"}),
+        ("denoiser: expected unet", {"world_model__denoiser": "transformer"}),
+        ("real_actions_only: expected False", {"rollout__real_actions_only": True}),
     ],
 )
 def test_what_cannot_be_timed_is_refused(message, arguments):

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from dawm_jax.collect import sac
-from dawm_jax.collect import train_sac as behaviour
-from dawm_jax.collect.train_sac import Policies
+from dawm_jax.collect.policies import Policies, save_policies
 
 
 def collect(*arguments, root):
-    """(exit code, what stood on standard error)."""
+    """(exit code, standard error, standard output)."""
     import os
 
     done = subprocess.run(
@@ -34,7 +33,7 @@ def _policies(tmp_path_factory):
     card = {"policies": {"medium": {"step": 400, "return_mean": 1.0}}}
     names = ("medium", "expert", "replay-0", "replay-1")
     path = tmp_path_factory.mktemp("policies") / "policies.npz"
-    behaviour.save_policies(Policies("Hopper-v5", dict.fromkeys(names, actor), card), path)
+    save_policies(Policies("Hopper-v5", dict.fromkeys(names, actor), card), path)
     return path
 
 

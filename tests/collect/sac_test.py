@@ -6,22 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
+import optax
 import pytest
 from scipy import integrate, stats
 
 from dawm_jax.collect import sac
-from dawm_jax.models import optim as learner
 from dawm_jax.types import Transition
 
 S, A, B = 3, 2, 8
 DISCOUNT, TAU = 0.9, 0.1
-ACTOR_RATE, CRITIC_RATE = 0.01, 0.02
+ACTOR_RATE, CRITIC_RATE, TEMPERATURE_RATE = 0.01, 0.02, 0.03
 COUNT = 7  # steps that the optimisers have behind them
 NETWORKS = sac.make_networks((6, 5), A)
-OPTIMIZERS = {
-    "actor_optimizer": learner.adam(ACTOR_RATE, schedule="constant", total_steps=100),
-    "critic_optimizer": learner.adam(CRITIC_RATE, schedule="constant", total_steps=100),
-}
+AGENT = sac.Sac(
+    networks=NETWORKS,
+    state_size=S,
+    action_size=A,
+    actor_optimizer=optax.adam(optax.constant_schedule(ACTOR_RATE)),
+    critic_optimizer=optax.adam(optax.constant_schedule(CRITIC_RATE)),
+    temperature_optimizer=optax.adam(optax.constant_schedule(TEMPERATURE_RATE)),
+    discount=DISCOUNT,
+    tau=TAU,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +38,8 @@ def float64():
 
 
 def make_state(seed=0):
-    init = functools.partial(sac.init, networks=NETWORKS, state_size=S, action_size=A, **OPTIMIZERS)
-    return reference.in_training(jax.eval_shape(init, jax.random.key(0)), count=COUNT, seed=seed)
+    shapes = jax.eval_shape(AGENT.init, jax.random.key(0))
+    return reference.in_training(shapes, count=COUNT, seed=seed)
 
 
 def make_batches(delay=2, seed=0):
@@ -50,8 +56,7 @@ def make_batches(delay=2, seed=0):
 @functools.cache
 def update():
     """Compiled once for all tests."""
-    settings = {"networks": NETWORKS, "discount": DISCOUNT, "tau": TAU}
-    return reference.jit(functools.partial(sac.update, **settings, **OPTIMIZERS))
+    return reference.jit(AGENT.update)
 
 
 # --- the paper's equations ----------------------------------------------------------------
@@ -115,12 +120,12 @@ def test_log_probabilities_do_not_overflow_far_out():
 
 def test_target_value_and_terminations():
     state, batches = make_state(), make_batches()
-    batch = Transition(*(leaf[0] for leaf in batches))
+    batch = jax.tree.map(lambda leaf: leaf[0], batches)
     noise = np.random.default_rng(1).normal(size=(B, A))
-    target = sac.td_target(state, batch, noise, networks=NETWORKS, discount=DISCOUNT)
+    target = AGENT.td_target(state, batch, noise)
     np.testing.assert_allclose(target, expected_target(state, batch, noise), **reference.TOLERANCE)
-    ended = batch.terminated == 1
-    np.testing.assert_array_equal(np.asarray(target)[ended], batch.reward[ended])
+    terminated = batch.terminated == 1
+    np.testing.assert_array_equal(np.asarray(target)[terminated], batch.reward[terminated])
 
 
 def test_one_update_equals_numpy():
@@ -131,7 +136,7 @@ def test_one_update_equals_numpy():
 
     expected = state
     for index in range(2):
-        batch = Transition(*(leaf[index] for leaf in batches))
+        batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
         target = expected_target(expected, batch, noise[index])
         slope = reference.gradient(
             lambda p, batch=batch, target=target: expected_critic_loss(p, batch, target),
@@ -155,7 +160,7 @@ def test_one_update_equals_numpy():
     # The loss log_temperature * (entropy - target entropy), target entropy -A, in its slope.
     entropy = -policy(expected.actor, batch.observation, noise[2])[1].mean()
     log_temperature, temperature_opt = reference.adam_step(
-        entropy + A, expected.log_temperature, expected.temperature_opt, CRITIC_RATE
+        entropy + A, expected.log_temperature, expected.temperature_opt, TEMPERATURE_RATE
     )
     expected = expected.replace(
         actor=actor,
@@ -176,7 +181,7 @@ def test_a_policy_that_is_too_sure_gets_a_higher_temperature():
     for actor, sign in ((narrow, 1), (state.actor, None)):
         fresh = state.replace(
             actor=actor,
-            temperature_opt=OPTIMIZERS["critic_optimizer"].init(state.log_temperature),
+            temperature_opt=AGENT.temperature_optimizer.init(state.log_temperature),
         )
         new, metrics = update()(fresh, batches, jax.random.key(0))
         moved = np.sign(float(new.log_temperature - state.log_temperature))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from dawm_jax.data import dataset as data
+from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_writer import DatasetWriter
 from dawm_jax.types import UserError
 
@@ -134,7 +134,7 @@ def test_keys_are_in_the_order_of_the_episodes(root, episodes):
 
 def test_this_program_reads_it(episodes):
     write(episodes)
-    dataset = data.load_dataset(ID, cache=False)
+    dataset = load_dataset(ID, cache=False)
     assert dataset.environment == "Hopper-v5"
     join = lambda pick: np.concatenate([pick(episode) for episode in episodes])
     for field, expected in (

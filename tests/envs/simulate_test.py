@@ -5,12 +5,21 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs import simulate
+from dawm_jax.envs.tasks import TASKS, find_task
 from dawm_jax.types import UserError
 
-TASKS = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5")
+ENVIRONMENTS = [task.environment for task in TASKS if task.batch_physics is not None]
 
 
-@pytest.mark.parametrize("environment", TASKS)
+def test_the_registered_tasks_have_the_batch_engine():
+    assert ENVIRONMENTS == ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"]
+    for environment in ENVIRONMENTS:
+        simulator = simulate.make_simulator(environment, 1)
+        assert isinstance(simulator, simulate._BatchSimulator)
+        simulator.close()
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_the_batch_engine_equals_gymnasium_bit_for_bit(environment):
     """Random subsets of copies, random actions, episodes that end and start again."""
     num, steps = 4, 240
@@ -57,7 +66,7 @@ def test_hopper_and_walker_end_where_gymnasium_says():
         for position, velocity in zip(qpos, qvel, strict=True):
             env.data.qpos[:], env.data.qvel[:] = position, velocity
             expected.append(bool(env.is_healthy))
-        got = simulate._TASKS[environment].healthy(qpos, qvel)
+        got = find_task(environment).batch_physics.healthy(qpos, qvel)
         np.testing.assert_array_equal(got, expected)
         assert 20 < got.sum() < 280
         env.close()
@@ -100,31 +109,28 @@ def test_other_environments_are_stepped_by_gymnasium(register):
 # --- one-step replay ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("environment", TASKS)
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
 def test_replay_repeats_what_the_simulator_did(environment):
     env = gym.make(environment)
     rng = np.random.default_rng(2)
-    before, actions, after, rewards, terminated = [], [], [], [], []
+    steps = []
     observation, _ = env.reset(seed=0)
     for _ in range(60):
         action = rng.uniform(-0.3, 0.3, env.action_space.shape)
-        before.append(observation)
-        observation, reward, ended, _, _ = env.step(action)
-        for column, value in zip(
-            (actions, after, rewards, terminated), (action, observation, reward, ended), strict=True
-        ):
-            column.append(value)
-        if ended:
-            observation, _ = env.reset(seed=1)
+        next_observation, reward, terminated, _, _ = env.step(action)
+        steps.append((observation, action, next_observation, reward, terminated))
+        observation = env.reset(seed=1)[0] if terminated else next_observation
     env.close()
-    before = np.array(before)
+    observations, actions, next_observations, rewards, terminations = (
+        np.array(column) for column in zip(*steps, strict=True)
+    )
     # Walker2d's and Hopper's observed velocities are clipped at 10: such a state is lost.
-    known = (np.abs(before) < 10.0).all(1) | (environment == "HalfCheetah-v5")
+    known = (np.abs(observations) < 10.0).all(1) | (environment == "HalfCheetah-v5")
     assert known.sum() >= 20
-    got = simulate.replay(environment, before[known], np.array(actions)[known])
-    np.testing.assert_allclose(got[0], np.array(after)[known], atol=1e-4)
-    np.testing.assert_allclose(got[1], np.array(rewards)[known], atol=1e-4)
-    np.testing.assert_array_equal(got[2], np.array(terminated)[known])
+    got = simulate.replay(environment, observations[known], actions[known])
+    np.testing.assert_allclose(got[0], next_observations[known], atol=1e-4)
+    np.testing.assert_allclose(got[1], rewards[known], atol=1e-4)
+    np.testing.assert_array_equal(got[2], terminations[known])
 
 
 def test_replay_with_other_margins_differs_for_hopper_in_contact():

@@ -1,22 +1,22 @@
-"""Synthetic transitions and their ring buffer against NumPy loops and Python lists."""
+"""Generated windows as rows, and the returns they aim at, against NumPy loops."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
 
-from dawm_jax.methods import synthetic as rollout
-from dawm_jax.models.world_model import Imagined
-from dawm_jax.types import Condition, Statistics, Transition, UserError
+from dawm_jax.methods import synthetic
+from dawm_jax.methods.base import Generated
+from dawm_jax.methods.synthetic import FirstSteps, TargetReturn
+from dawm_jax.types import Condition, GeneratedWindow, Normalizer, Transition, UserError
 
 # --- target returns -----------------------------------------------------------------------
 
 
-def statistics(low, high):
+def normalizer(low, high):
     """Only the range of returns matters here."""
-    fields = dict.fromkeys(Statistics.__dataclass_fields__)
-    return Statistics(
+    fields = dict.fromkeys(Normalizer.__dataclass_fields__)
+    return Normalizer(
         **{**fields, "return_low": jnp.float32(low), "return_high": jnp.float32(high)}
     )
 
@@ -26,9 +26,7 @@ def statistics(low, high):
 def test_amplified_equals_numpy(low, high, factor):
     """More is better also for negative returns, and never more than the data's best."""
     returns = np.linspace(low, high, 9, dtype=np.float32)
-    actual = rollout.target_return(
-        jnp.asarray(returns), statistics(low, high), rule="amplified", factor=factor
-    )
+    actual = TargetReturn("amplified", factor, normalizer(low, high))(jnp.asarray(returns))
     # Multiplying a negative return by the factor would ask for less.
     wanted = [r * factor if r > 0 else r * (2.0 - factor) for r in returns.astype(np.float64)]
     np.testing.assert_allclose(actual, np.minimum(wanted, high), rtol=1e-5, atol=1e-6)
@@ -39,9 +37,7 @@ def test_amplified_equals_numpy(low, high, factor):
 
 def test_amplified_keeps_a_held_out_return_above_the_best():
     """A start beyond the training data's best is not asked for less than it has."""
-    actual = rollout.target_return(
-        jnp.array([1.3]), statistics(0.0, 1.0), rule="amplified", factor=1.2
-    )
+    actual = TargetReturn("amplified", 1.2, normalizer(0.0, 1.0))(jnp.array([1.3]))
     np.testing.assert_allclose(actual, [1.3], rtol=1e-6)
 
 
@@ -49,15 +45,22 @@ def test_amplified_keeps_a_held_out_return_above_the_best():
 def test_max_fraction_equals_numpy(low, high):
     """0 is the data's worst, 1 its best, whatever the start."""
     for factor, expected in ((0.0, low), (1.0, high), (0.8, low + 0.8 * (high - low))):
-        actual = rollout.target_return(
-            jnp.array([-5.0, 0.0, 5.0]), statistics(low, high), rule="max_fraction", factor=factor
-        )
+        target = TargetReturn("max_fraction", factor, normalizer(low, high))
+        actual = target(jnp.array([-5.0, 0.0, 5.0]))
         np.testing.assert_allclose(actual, np.full(3, expected), rtol=1e-6)
 
 
 def test_unknown_rule():
     with pytest.raises(UserError, match="expected one of amplified, max_fraction, got 'best'"):
-        rollout.target_return(jnp.zeros(1), statistics(0, 1), rule="best", factor=1.0)
+        TargetReturn("best", 1.0, normalizer(0, 1))(jnp.zeros(1))
+
+
+def test_aiming_changes_the_return_alone():
+    condition = Condition(jnp.ones((2, 3)), jnp.ones((2, 1)), jnp.array([0.2, 0.4]))
+    aimed = TargetReturn("max_fraction", 0.5, normalizer(0.0, 1.0)).aim(condition)
+    np.testing.assert_array_equal(aimed.return_to_go, [0.5, 0.5])
+    np.testing.assert_array_equal(aimed.state, condition.state)
+    np.testing.assert_array_equal(aimed.action, condition.action)
 
 
 # --- a world with known dynamics ----------------------------------------------------------
@@ -83,7 +86,7 @@ def fake_sample(key, condition):
         rewards.append(state[:, 0] + step)
         terminated.append((state[:, 0] > TERMINAL).astype(jnp.float32))
     stack = lambda leaves: jnp.stack(leaves, axis=1)
-    return Imagined(stack(states), stack(rewards), stack(terminated))
+    return GeneratedWindow(stack(states), stack(rewards), stack(terminated))
 
 
 def infer(state, next_state):
@@ -96,9 +99,15 @@ ACTIONS = np.array([[0.5, -1.0], [1.0, 0.25], [-0.5, 0.5], [0.0, 1.0]], np.float
 CONDITION = Condition(jnp.asarray(STATES), jnp.asarray(ACTIONS), jnp.zeros(B))
 
 
-def test_rollout_equals_numpy_loop():
+def generate(infer=infer, **options):
+    """What DAWM makes of the fake world's windows."""
+    window = synthetic.complete(fake_sample(None, CONDITION), CONDITION.action, infer)
+    return synthetic.to_transitions(window, **options)
+
+
+def test_transitions_equal_numpy_loop():
     """Bit for bit: states, actions, rewards, terminations, and which steps exist."""
-    actual, valid = rollout.rollout(jax.random.key(0), CONDITION, sample=fake_sample, infer=infer)
+    actual, valid = generate()
     expected, exists = [], []
     for state, first_action in zip(STATES, ACTIONS, strict=True):
         alive = True
@@ -114,16 +123,14 @@ def test_rollout_equals_numpy_loop():
             state = next_state
     assert 0 < np.sum(~np.array(exists)) < B * H - B  # some windows end, in their middle
     np.testing.assert_array_equal(valid, exists)
-    for got, want in zip(
-        actual, Transition(*map(np.stack, zip(*expected, strict=True))), strict=True
-    ):
-        np.testing.assert_array_equal(got, want)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, stacked)
 
 
 def test_first_action_is_the_real_one():
     """Also when the inverse dynamics model would say something else."""
     wrong = lambda state, next_state: jnp.full_like(state, 9.0)
-    transitions, _ = rollout.complete(fake_sample(None, CONDITION), CONDITION.action, wrong)
+    transitions, _ = generate(infer=wrong)
     actions = np.array(transitions.action).reshape(B, H, S)
     np.testing.assert_array_equal(actions[:, 0], ACTIONS)
     assert np.all(actions[:, 1:] == 9.0)
@@ -131,76 +138,64 @@ def test_first_action_is_the_real_one():
 
 def test_each_step_until_the_first_termination_is_valid():
     terminated = jnp.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]], jnp.float32)
-    imagined = Imagined(jnp.zeros((5, 4, 1)), jnp.zeros((5, 3)), terminated)
-    valid = rollout.complete(imagined, jnp.zeros((5, 1)), infer)[1]
-    expected = [[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]]
-    assert valid.dtype == bool
-    np.testing.assert_array_equal(valid.reshape(5, 3), np.array(expected, bool))
-
-
-# --- the ring buffer ----------------------------------------------------------------------
-
-
-def numbered(numbers):
-    """Transitions that carry their number in every field."""
-    x = jnp.asarray(numbers, jnp.float32)
-    return Transition(
-        observation=jnp.stack([x, x + 0.25], 1),
-        action=-x[:, None],
-        reward=x,
-        terminated=x % 2,
-        next_observation=jnp.stack([x + 1, x + 2], 1),
+    window = GeneratedWindow(
+        jnp.zeros((5, 4, 1)), jnp.zeros((5, 3)), terminated, jnp.zeros((5, 3, 1))
     )
+    condition = Condition(jnp.zeros((5, 1)), jnp.zeros((5, 1)), jnp.zeros(5))
+    expected = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
+    for valid in (
+        synthetic.to_transitions(window).valid,
+        synthetic.to_expansions(window, condition).valid,
+    ):
+        assert valid.dtype == bool
+        np.testing.assert_array_equal(valid.reshape(5, 3), expected)
 
 
-def test_buffer_equals_python_list():
-    """Fills, wraps, overwrites the oldest, drops what is not valid."""
-    capacity, rows = 7, 5
-    rng = np.random.default_rng(0)
-    add = jax.jit(rollout.add)
-    buffer = rollout.empty_buffer(capacity, 2, 1)
-    kept, number = [], 0
-    for trial in range(12):
-        # All, none, and then any rows are valid.
-        valid = np.full(rows, trial == 0) if trial < 2 else rng.random(rows) < 0.6
-        numbers = np.arange(number, number + rows) + 1
-        number += rows
-        buffer = add(buffer, numbered(numbers), jnp.asarray(valid))
-        kept += list(numbers[valid])
-        assert int(buffer.written) == len(kept)
-        # Transition i of all ever added lies in slot i % capacity, until i + capacity.
-        slots = np.zeros(capacity, np.float32)
-        for index, each in enumerate(kept):
-            slots[index % capacity] = each
-        assert set(slots[slots > 0]) == set(kept[-capacity:])
-        expected = numbered(slots)
-        for got, want in zip(buffer.transitions, expected, strict=True):
-            np.testing.assert_array_equal(np.array(got)[slots > 0], np.array(want)[slots > 0])
-        np.testing.assert_array_equal(np.array(buffer.transitions.reward)[slots == 0], 0.0)
-    assert len(kept) > 3 * capacity
+def test_expansions_keep_the_real_start():
+    window = fake_sample(None, CONDITION)
+    expansions, _ = synthetic.to_expansions(window, CONDITION)
+    np.testing.assert_array_equal(expansions.observation, STATES)
+    np.testing.assert_array_equal(expansions.action, ACTIONS)
+    np.testing.assert_array_equal(expansions.reward, window.rewards)
+    np.testing.assert_array_equal(expansions.terminated, window.terminated)
+    np.testing.assert_array_equal(expansions.next_observation, window.states[:, 1:])
 
 
-def test_a_full_write_replaces_everything():
-    buffer = rollout.empty_buffer(4, 2, 1)
-    for first in (1, 11):
-        buffer = rollout.add(buffer, numbered(np.arange(first, first + 4)), jnp.ones(4, bool))
-    np.testing.assert_array_equal(buffer.transitions.reward, [11, 12, 13, 14])
+# --- next actions -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("written", [3, 8, 11])
-def test_draws_are_uniform_over_what_was_written(written):
-    """Every written row about equally often (chi-square), no other row ever; rows stay whole."""
-    capacity, draws = 8, 4000
-    buffer = rollout.empty_buffer(capacity, 2, 1)
-    for number in range(written):
-        buffer = rollout.add(buffer, numbered([number + 1]), jnp.ones(1, bool))
-    drawn = rollout.draw_rows(jax.random.key(1), buffer, (2, draws // 2))
-    assert drawn.observation.shape == (2, draws // 2, 2)
-    numbers = np.array(drawn.reward).ravel()
-    whole = numbered(numbers)
-    for got, want in zip(drawn, whole, strict=True):
-        np.testing.assert_array_equal(np.array(got).reshape(want.shape), want)
-    values, counts = np.unique(numbers, return_counts=True)
-    np.testing.assert_array_equal(values, np.arange(max(written - capacity, 0), written) + 1)
-    # The key is fixed; a wrong distribution has p far below this.
-    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+def test_the_next_action_is_that_of_the_following_step():
+    """The last step of a window has none: it repeats its own action and says so."""
+    rows = generate(next_action=True).rows
+    steps = lambda leaf: np.array(leaf).reshape(B, H, -1)
+    actions, following = steps(rows.action), steps(rows.next_action)
+    np.testing.assert_array_equal(following[:, :-1], actions[:, 1:])
+    np.testing.assert_array_equal(following[:, -1], actions[:, -1])
+    known = np.broadcast_to(np.arange(H) < H - 1, (B, H))
+    np.testing.assert_array_equal(steps(rows.next_action_known)[..., 0], known)
+    plain = generate().rows
+    assert plain.next_action is None and plain.next_action_known is None
+
+
+# --- first steps --------------------------------------------------------------------------
+
+
+class FakeMethod:
+    """Generates the fake world's transitions; has no models."""
+
+    models, scan_length = {}, 3
+
+    def generate(self, params, key, condition):
+        return generate()
+
+
+def test_first_steps_are_every_horizonth_row():
+    method = FirstSteps(FakeMethod(), H)
+    rows, valid = method.generate({}, jax.random.key(0), CONDITION)
+    whole = generate()
+    first = Generated(*jax.tree.map(lambda leaf: np.array(leaf)[::H], tuple(whole)))
+    jax.tree.map(np.testing.assert_array_equal, Generated(rows, valid), first)
+    np.testing.assert_array_equal(rows.observation, STATES)
+    np.testing.assert_array_equal(rows.action, ACTIONS)
+    assert valid.shape == (B,) and valid.all()
+    assert (method.models, method.scan_length) == ({}, 3)

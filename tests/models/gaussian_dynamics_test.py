@@ -1,5 +1,7 @@
 """The Gaussian one-step model: likelihood and rollout against NumPy."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,18 +10,20 @@ import numpy_reference as reference
 import pytest
 import scipy.stats
 
-from dawm_jax.models import gaussian_dynamics as dynamics
-from dawm_jax.models import networks
-from dawm_jax.types import Condition, Statistics, Transition
+from dawm_jax.data.replay import Replay
+from dawm_jax.models import gaussian_dynamics
+from dawm_jax.models.base import keep
+from dawm_jax.models.gaussian_dynamics import GaussianDynamics, Prediction
+from dawm_jax.types import Condition, Normalizer, Transition
 
 S, A, B, H = 2, 1, 5, 4
 REWARD_MEAN, REWARD_STD = 1.5, 2.0
-NETWORK = networks.Mlp((6, 5), dynamics.output_size(S))
+SETTINGS = gaussian_dynamics.Settings(hidden=(6, 5))
 
 
-def make_statistics(bound=100.0):
-    fields = dict.fromkeys(Statistics.__dataclass_fields__, jnp.ones(()))
-    return Statistics(
+def make_normalizer(bound=100.0):
+    fields = dict.fromkeys(Normalizer.__dataclass_fields__, jnp.ones(()))
+    return Normalizer(
         **fields
         | {
             "observation_mean": jnp.array([1.0, -2.0]),
@@ -35,7 +39,8 @@ def make_statistics(bound=100.0):
     )
 
 
-STATISTICS = make_statistics()
+NORMALIZER = make_normalizer()
+MODEL = gaussian_dynamics.make(SETTINGS, NORMALIZER)
 
 
 def make_batch():
@@ -76,9 +81,9 @@ def expected_loss(params, batch):
 def test_loss_and_gradient_equal_numpy():
     with jax.enable_x64(True):
         batch, rng = make_batch(), np.random.default_rng(1)
-        shapes = jax.eval_shape(NETWORK.init, jax.random.key(0), jnp.zeros((1, S + A)))
+        shapes = jax.eval_shape(MODEL.init, jax.random.key(0)).params
         params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
-        loss = lambda p: dynamics.loss(p, batch, network=NETWORK, statistics=STATISTICS)[0]
+        loss = lambda p: MODEL.loss(p, batch)[0]
         value, slope = reference.jit(jax.value_and_grad(loss))(params)
         np.testing.assert_allclose(value, expected_loss(params, batch), rtol=1e-6)
         expected = reference.gradient(lambda p: expected_loss(p, batch), params)
@@ -90,49 +95,51 @@ def fake_predict(state, action):
     change = jnp.concatenate([action, -action], axis=1) / 2
     reward = state.sum(1, keepdims=True)
     mean = jnp.concatenate([change, reward], axis=1)
-    return dynamics.Prediction(mean, jnp.full_like(mean, -jnp.inf), (state + change)[:, 0] - 1.0)
+    return Prediction(mean, jnp.full_like(mean, -jnp.inf), (state + change)[:, 0] - 1.0)
 
 
 def fake_act(state):
     return 0.25 - state[:, :1]
 
 
-def roll_out(predict=fake_predict, statistics=STATISTICS, key=0):
+@dataclasses.dataclass(frozen=True, eq=False)
+class FakeDynamics(GaussianDynamics):
+    """Predicts with its parameters, which are a function."""
+
+    def predict(self, params, state, action):
+        return params(state, action)
+
+
+def roll_out(predict=fake_predict, normalizer=NORMALIZER, key=0):
     rng = np.random.default_rng(2)
     condition = Condition(
         jnp.asarray(rng.normal(size=(B, S)), jnp.float32),
         jnp.asarray(rng.uniform(0.5, 1, (B, A)), jnp.float32),
         jnp.full(B, jnp.nan),
     )
-    imagined = dynamics.roll_out(
-        jax.random.key(key),
-        condition,
-        predict=predict,
-        act=fake_act,
-        statistics=statistics,
-        horizon=H,
-    )
-    return condition, imagined
+    model = FakeDynamics(SETTINGS, MODEL.network, normalizer)
+    generated = model.roll_out(predict, jax.random.key(key), condition, act=fake_act, horizon=H)
+    return condition, generated
 
 
 def test_roll_out_equals_numpy_loop():
     """The first action is the given one, the policy takes the rest; rewards in raw units."""
-    condition, imagined = roll_out()
-    chex.assert_shape(imagined.states, (B, H + 1, S))
+    condition, generated = roll_out()
+    chex.assert_shape(generated.states, (B, H + 1, S))
     for row in range(B):
         state = np.asarray(condition.state[row], np.float64)
         action = np.asarray(condition.action[row], np.float64)
-        np.testing.assert_array_equal(imagined.states[row, 0], condition.state[row])
-        np.testing.assert_array_equal(imagined.actions[row, 0], condition.action[row])
+        np.testing.assert_array_equal(generated.states[row, 0], condition.state[row])
+        np.testing.assert_array_equal(generated.actions[row, 0], condition.action[row])
         for step in range(H):
-            np.testing.assert_allclose(imagined.actions[row, step], action, atol=1e-5)
+            np.testing.assert_allclose(generated.actions[row, step], action, atol=1e-5)
             reward = state.sum() * REWARD_STD + REWARD_MEAN
-            np.testing.assert_allclose(imagined.rewards[row, step], reward, atol=1e-5)
+            np.testing.assert_allclose(generated.rewards[row, step], reward, atol=1e-5)
             state = state + np.array([action[0], -action[0]]) / 2
-            np.testing.assert_allclose(imagined.states[row, step + 1], state, atol=1e-5)
-            assert imagined.terminated[row, step] == (state[0] > 1.0)
+            np.testing.assert_allclose(generated.states[row, step + 1], state, atol=1e-5)
+            assert generated.terminated[row, step] == (state[0] > 1.0)
             action = 0.25 - state[:1]
-    assert 0 < np.asarray(imagined.terminated).sum() < B * H
+    assert 0 < np.asarray(generated.terminated).sum() < B * H
 
 
 def test_steps_are_drawn_from_the_predicted_gaussian():
@@ -141,43 +148,65 @@ def test_steps_are_drawn_from_the_predicted_gaussian():
 
     def noisy(state, action):
         mean = jnp.zeros((len(state), S + 1))
-        return dynamics.Prediction(mean, mean + 2 * jnp.log(deviation)[None], jnp.zeros(len(state)))
+        return Prediction(mean, mean + 2 * jnp.log(deviation)[None], jnp.zeros(len(state)))
 
     parts = [[] for _ in range(S + 1)]
     for key in range(40):
-        _, imagined = roll_out(noisy, key=key)
-        changes = np.diff(imagined.states, axis=1)
+        _, generated = roll_out(noisy, key=key)
+        changes = np.diff(generated.states, axis=1)
         parts[0].append(changes[..., 0] / 0.1)
         parts[1].append(changes[..., 1] / 2.0)
-        parts[2].append((np.asarray(imagined.rewards) - REWARD_MEAN) / REWARD_STD / 0.5)
+        parts[2].append((np.asarray(generated.rewards) - REWARD_MEAN) / REWARD_STD / 0.5)
     for part in parts:
         assert scipy.stats.kstest(np.ravel(part), "norm").pvalue > 1e-3
 
 
 def test_states_and_rewards_stay_within_the_data():
-    far = lambda state, action: dynamics.Prediction(
+    far = lambda state, action: Prediction(
         jnp.full((len(state), S + 1), 50.0), jnp.full((len(state), S + 1), -9.0), state[:, 0]
     )
-    _, imagined = roll_out(far, statistics=make_statistics(bound=3.0))
-    np.testing.assert_allclose(imagined.states[:, 1:], 3.0, rtol=1e-5)
-    np.testing.assert_allclose(imagined.rewards, REWARD_MEAN + 3.0 * REWARD_STD, rtol=1e-5)
+    _, generated = roll_out(far, normalizer=make_normalizer(bound=3.0))
+    np.testing.assert_allclose(generated.states[:, 1:], 3.0, rtol=1e-5)
+    np.testing.assert_allclose(generated.rewards, REWARD_MEAN + 3.0 * REWARD_STD, rtol=1e-5)
 
 
 @pytest.mark.parametrize("raw, expected", [(-1e3, -10.0), (1e3, 0.5)])
 def test_log_variances_are_bounded(raw, expected):
-    params = jax.tree.map(jnp.zeros_like, NETWORK.init(jax.random.key(0), jnp.zeros((1, S + A))))
+    params = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0)).params)
     params["params"]["Dense_2"]["bias"] += raw
-    predicted = dynamics.predict(params, jnp.zeros((1, S)), jnp.zeros((1, A)), network=NETWORK)
+    predicted = MODEL.predict(params, jnp.zeros((1, S)), jnp.zeros((1, A)))
     np.testing.assert_allclose(predicted.log_variance, expected, atol=1e-4)
 
 
 def test_errors_by_hand():
     batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), make_batch())
-    params = jax.tree.map(jnp.zeros_like, NETWORK.init(jax.random.key(0), jnp.zeros((1, S + A))))
-    found = dynamics.errors(params, batch, network=NETWORK, statistics=STATISTICS)
+    params = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0)).params)
+    replay = Replay(batch, jnp.arange(B), jnp.zeros(B), num_train=B)
+    found = MODEL.errors(params, replay, jnp.arange(B))
     reward = (batch.reward - REWARD_MEAN) / REWARD_STD
     change = batch.next_observation - batch.observation
     expected = [*(np.asarray(change) ** 2).mean(0), (np.asarray(reward) ** 2).mean()]
     # A network of zeros predicts no change and the mean reward.
     np.testing.assert_allclose(found["mse"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["baseline_mse"], expected, rtol=1e-5)
+
+
+def test_a_step_moves_along_the_gradient_of_drawn_training_rows():
+    """Held-out rows are not drawn; with one training row the minibatch is known."""
+    batch = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), make_batch())
+    replay = Replay(batch, jnp.arange(B), jnp.zeros(B), num_train=1)
+    state = MODEL.init(jax.random.key(0))
+    step = jax.jit(
+        lambda state: MODEL.step(state, jax.random.key(1), replay, shard=keep, mean=keep)
+    )
+    after, metrics = step(state)
+    row = jax.tree.map(lambda x: x[:1], batch)
+    (value, _), slope = jax.value_and_grad(MODEL.loss, has_aux=True)(state.params, row)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    # Adam's first step is the rate times the gradient's sign.
+    for before, moved, gradient in zip(
+        *map(jax.tree.leaves, (state.params, after.params, slope)), strict=True
+    ):
+        clear = np.abs(gradient) > 1e-4
+        change = np.asarray(moved - before)[clear] / SETTINGS.learning_rate
+        np.testing.assert_allclose(change, -np.sign(gradient)[clear], atol=1e-2)

@@ -1,4 +1,4 @@
-"""The learner's pieces against closed forms."""
+"""Optimisers, gradient steps, averages and scans against closed forms."""
 
 import chex
 import jax
@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from dawm_jax.models import optim as learner
+from dawm_jax.models import optim
 from dawm_jax.types import UserError
 
 # float32 rounds at 6e-8; a few dozen operations stay below this.
@@ -33,7 +33,7 @@ def rates(optimizer, steps):
 def test_schedules_equal_closed_form(schedule, warmup_steps):
     peak, total = 0.1, 25
     actual = rates(
-        learner.adam(peak, schedule=schedule, total_steps=total, warmup_steps=warmup_steps),
+        optim.adam(peak, schedule=schedule, total_steps=total, warmup_steps=warmup_steps),
         total + 3,
     )
     step = np.arange(total + 3)
@@ -48,13 +48,13 @@ def test_schedules_equal_closed_form(schedule, warmup_steps):
 
 def test_cosine_with_nothing_left_after_the_warmup():
     """A run no longer than its warm-up must not divide by 0."""
-    actual = rates(learner.adam(1.0, schedule="cosine", total_steps=4, warmup_steps=4), 4)
+    actual = rates(optim.adam(1.0, schedule="cosine", total_steps=4, warmup_steps=4), 4)
     np.testing.assert_allclose(actual, [0.0, 0.25, 0.5, 0.75], rtol=10 * RTOL)
 
 
 def test_unknown_schedule():
     with pytest.raises(UserError, match="expected 'constant' or 'cosine', got 'linear'"):
-        learner.adam(0.1, schedule="linear", total_steps=10)
+        optim.adam(0.1, schedule="linear", total_steps=10)
 
 
 CENTRE = jnp.array([1.0, -2.0])
@@ -69,7 +69,7 @@ def test_gradient_step_on_a_quadratic():
     """Gradient descent contracts by 1 - rate; the metrics are those before the step."""
     optimizer = optax.sgd(0.25)
     start = jnp.array([3.0, 2.0])
-    params, _, metrics = learner.gradient_step(quadratic, start, optimizer.init(start), optimizer)
+    params, _, metrics = optim.gradient_step(quadratic, start, optimizer.init(start), optimizer)
     np.testing.assert_allclose(params, [2.5, 1.0], rtol=RTOL)
     np.testing.assert_allclose(metrics["loss"], 10.0, rtol=RTOL)
 
@@ -79,7 +79,7 @@ def test_gradient_step_averages_gradients_and_metrics():
     optimizer = optax.sgd(0.25)
     start = jnp.array([3.0, 2.0])
     halve = lambda tree: jax.tree.map(lambda x: x / 2, tree)
-    params, _, metrics = learner.gradient_step(
+    params, _, metrics = optim.gradient_step(
         quadratic, start, optimizer.init(start), optimizer, mean=halve
     )
     np.testing.assert_allclose(params, [2.75, 1.5], rtol=RTOL)
@@ -91,9 +91,9 @@ def test_fit_step_average_equals_closed_form():
     decay, rate, steps = 0.8, 0.25, 6
     optimizer = optax.sgd(rate)
     start = jnp.array([3.0, 2.0])
-    state = learner.init_state(start, optimizer)
+    state = optim.init_state(start, optimizer)
     np.testing.assert_array_equal(state.average, start)
-    step = jax.jit(lambda s: learner.fit_step(s, quadratic, optimizer, ema_decay=decay)[0])
+    step = jax.jit(lambda s: optim.fit_step(s, quadratic, optimizer, ema_decay=decay)[0])
     for _ in range(steps):
         state = step(state)
     centre, first = np.array([1.0, -2.0]), np.array([3.0, 2.0])
@@ -115,7 +115,7 @@ def test_scan_steps_equals_python_loop():
         return state, {"draw": draw, "index": index.astype(jnp.float32)}
 
     start = {"x": jnp.float32(1.0)}
-    actual = jax.jit(lambda s, first: learner.scan_steps(step, s, first, 5))(start, jnp.int32(7))
+    actual = jax.jit(lambda s, first: optim.scan_steps(step, s, first, 5))(start, jnp.int32(7))
     state, draws = start, []
     for index in range(7, 12):
         state, metrics = step(state, jnp.int32(index))

@@ -1,23 +1,30 @@
 """The world model: tokens, the loss against NumPy, and a system small enough to learn."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_reference as reference
 import pytest
 
-from dawm_jax.models import diffusion, networks, world_model
-from dawm_jax.models import optim as learner
-from dawm_jax.types import Condition, Statistics, Window
+from dawm_jax.data.replay import Replay
+from dawm_jax.models import diffusion, networks, optim, unet, world_model
+from dawm_jax.models.base import keep
+from dawm_jax.models.diffusion import Process
+from dawm_jax.models.sampler import Sampler
+from dawm_jax.runtime import settings
+from dawm_jax.types import Condition, Normalizer, Transition, UserError, Window
 
 BATCH, HORIZON, STATES, ACTIONS, STEPS = 6, 3, 2, 2, 8
 CHANNELS = STATES + 1
-ALPHA_BAR = diffusion.cosine_schedule(STEPS)
+PROCESS = Process.cosine(STEPS, "v")
+ALPHA_BAR = PROCESS.alpha_bar
 
 
-def _statistics(reward_mean=1.5, reward_std=2.0, bound=3.0):
-    values = dict.fromkeys(Statistics.__dataclass_fields__, jnp.ones(()))
-    return Statistics(
+def _normalizer(reward_mean=1.5, reward_std=2.0, bound=3.0):
+    values = dict.fromkeys(Normalizer.__dataclass_fields__, jnp.ones(()))
+    return Normalizer(
         **values
         | {
             "observation_mean": jnp.array([1.0, -2.0]),
@@ -29,11 +36,13 @@ def _statistics(reward_mean=1.5, reward_std=2.0, bound=3.0):
             "reward_std": jnp.asarray(reward_std),
             "reward_low": jnp.asarray(reward_mean - bound * reward_std),
             "reward_high": jnp.asarray(reward_mean + bound * reward_std),
+            "action_low": -jnp.ones(ACTIONS),
+            "action_high": jnp.ones(ACTIONS),
         }
     )
 
 
-STATISTICS = _statistics()
+NORMALIZER = _normalizer()
 
 
 def _window(seed=0):
@@ -67,31 +76,35 @@ def _stub(np_, params, x, step, action, return_to_go, conditioned):
     return params * np_.sin(2.0 * x) + shift[:, None, None]
 
 
-class _StubNetwork:
-    apply = staticmethod(lambda *args: _stub(jnp, *args))
+class _StubDenoiser:
+    """A `Denoiser` of one parameter."""
+
+    def __call__(self, params, x, step, condition):
+        return _stub(jnp, params, x, step, *condition)
 
 
-MODULES = world_model.Networks(_StubNetwork, networks.Mlp((5, 4), 1))
+MODEL = world_model.DiffusionWorldModel(
+    settings=world_model.Settings(),
+    horizon=HORIZON,
+    layout=world_model.DAWM,
+    denoiser=_StubDenoiser(),
+    termination=networks.Mlp((5, 4), 1),
+    process=PROCESS,
+    normalizer=NORMALIZER,
+    sampler=Sampler(sampling_steps=4),
+)
+_with = dataclasses.replace
 
 
 def _params(denoiser=0.7):
     rng = np.random.default_rng(3)
-    shapes = jax.eval_shape(MODULES.termination.init, jax.random.key(0), jnp.zeros(2 * STATES))
+    shapes = jax.eval_shape(MODEL.termination.init, jax.random.key(0), jnp.zeros(2 * STATES))
     normal = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
     return {"denoiser": denoiser, "termination": jax.tree.map(normal, shapes)}
 
 
-def _loss(params, window, draws, modules=MODULES, prediction="v", layout=world_model.DAWM):
-    return world_model.loss(
-        params,
-        window,
-        draws,
-        modules=modules,
-        alpha_bar=ALPHA_BAR,
-        prediction=prediction,
-        statistics=STATISTICS,
-        layout=layout,
-    )
+def _predicting(prediction):
+    return _with(MODEL, process=Process(ALPHA_BAR, prediction))
 
 
 def _numpy_logits(params, states):
@@ -133,17 +146,17 @@ def _numpy_tokens(window):
 
 def test_tokens_have_the_documented_layout():
     window = _window()
-    tokens = world_model.to_tokens(window, STATISTICS)
+    tokens = world_model.to_tokens(window, NORMALIZER, world_model.DAWM)
     np.testing.assert_allclose(tokens, _numpy_tokens(window), atol=1e-6)  # float32 rounding
 
 
 def test_from_tokens_inverts_to_tokens():
     window = _window()
-    tokens = world_model.to_tokens(window, STATISTICS)
-    imagined = world_model.from_tokens(tokens, window.terminated, STATISTICS)
-    np.testing.assert_array_equal(imagined.states, window.states)
-    np.testing.assert_allclose(imagined.rewards, window.rewards, atol=1e-6)
-    np.testing.assert_array_equal(imagined.terminated, window.terminated)
+    tokens = world_model.to_tokens(window, NORMALIZER, world_model.DAWM)
+    generated = world_model.from_tokens(tokens, window.terminated, NORMALIZER, world_model.DAWM)
+    np.testing.assert_array_equal(generated.states, window.states)
+    np.testing.assert_allclose(generated.rewards, window.rewards, atol=1e-6)
+    np.testing.assert_array_equal(generated.terminated, window.terminated)
 
 
 # --- loss -----------------------------------------------------------------------------------
@@ -166,7 +179,7 @@ def test_loss_equals_the_ddpm_equation(prediction):
             if window.mask[row, k - 1]:
                 total += np.sum((output - target[prediction])[row, k] ** 2)
     expected = total / (BATCH * HORIZON * CHANNELS)
-    value, metrics = _loss(params, window, draws, prediction=prediction)
+    value, metrics = _predicting(prediction).loss(params, window, draws)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     # What is minimised, but not reported as "loss", holds the terminations' too.
     expected += _numpy_termination_loss(params, window)
@@ -176,16 +189,15 @@ def test_loss_equals_the_ddpm_equation(prediction):
 def test_termination_logits_and_loss_equal_numpy():
     """A ReLU network of both states of a step, and its cross-entropy over real steps."""
     window, params = _window(), _params()
-    logits = world_model.termination_logits(params, window.states, modules=MODULES)
+    logits = MODEL.termination_logits(params, window.states)
     expected = _numpy_logits(params, window.states)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)  # float32 rounding
     # Both classes, right and wrong.
     ended, real = np.asarray(window.terminated) > 0, np.asarray(window.mask) > 0
     assert len({*zip(ended[real], (expected > 0)[real], strict=True)}) == 4
-    loss = lambda params: world_model.termination_loss(params, window, modules=MODULES)
     expected = _numpy_termination_loss(params, window)
-    np.testing.assert_allclose(loss(params), expected, rtol=1e-5)
-    found = _loss(params, window, _draws())[1]["termination_loss"]
+    np.testing.assert_allclose(MODEL.termination_loss(params, window), expected, rtol=1e-5)
+    found = MODEL.loss(params, window, _draws())[1]["termination_loss"]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -208,32 +220,25 @@ def test_padded_steps_and_the_known_token_do_not_count():
 
 
 def _loss_of_free_outputs(free, window, draws):
-    class Network:
-        apply = staticmethod(lambda params, x, *_: params + 0.1 * x)
-
-    return _loss(_params(free), window, draws, MODULES._replace(denoiser=Network))[0]
+    model = _with(MODEL, denoiser=lambda params, x, *_: params + 0.1 * x)
+    return model.loss(_params(free), window, draws)[0]
 
 
 def test_loss_is_the_mean_of_its_parts():
     """Also where the parts have different numbers of real steps (6 and 8 here)."""
     window, draws = _window(), _draws()
     part = lambda rows: jax.tree.map(lambda leaf: leaf[rows], (window, draws))
-    parts = [_loss(_params(), *part(rows))[0] for rows in (slice(0, 3), slice(3, 6))]
-    np.testing.assert_allclose(_loss(_params(), window, draws)[0], np.mean(parts), rtol=1e-6)
+    parts = [MODEL.loss(_params(), *part(rows))[0] for rows in (slice(0, 3), slice(3, 6))]
+    np.testing.assert_allclose(MODEL.loss(_params(), window, draws)[0], np.mean(parts), rtol=1e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("dropout", [0.0, 0.25, 0.9])
 def test_draws_have_the_documented_distribution(dropout):
-    draws = world_model.draw(
-        jax.random.key(0),
-        batch_size=2000,
-        horizon=HORIZON,
-        channels=CHANNELS,
-        num_steps=STEPS,
-        condition_dropout=dropout,
-    )
+    model = _with(MODEL, settings=world_model.Settings(condition_dropout=dropout))
+    draws = model.draw(jax.random.key(0), 2000)
     # Within 4 standard errors of the binomial, normal and uniform distributions.
-    assert abs(draws.conditioned.mean() - (1 - dropout)) <= 4 * np.sqrt(0.25 * dropout / 2000)
+    allowed = 4 * np.sqrt(dropout * (1 - dropout) / 2000)
+    assert abs(draws.conditioned.mean() - (1 - dropout)) <= allowed
     assert set(np.unique(draws.conditioned)) <= {0.0, 1.0}
     assert draws.noise.shape == (2000, HORIZON + 1, CHANNELS)
     assert abs(draws.noise.mean()) < 4 / np.sqrt(draws.noise.size)
@@ -256,23 +261,16 @@ def test_denoising_errors_equal_numpy():
         predicted = (x - np.sqrt(1 - a) * output) / np.sqrt(a)
         real = np.asarray(window.mask) > 0
         expected.append(np.mean((predicted - x0)[:, 1:][real] ** 2))
-    actual = world_model.denoising_errors(
-        _params(),
-        window,
-        noise,
-        levels=levels,
-        modules=MODULES,
-        alpha_bar=jnp.asarray(alpha_bar, jnp.float32),
-        prediction="epsilon",
-        statistics=STATISTICS,
-    )
+    process = Process(jnp.asarray(alpha_bar, jnp.float32), "epsilon")
+    model = _with(MODEL, process=process)
+    actual = model.denoising_errors(_params(), window, noise, levels=levels)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 # --- sampling -------------------------------------------------------------------------------
 
 
-class _DirectNetwork:
+class _DirectDenoiser:
     """Predicts an x_0 that depends on the conditions and the token's place only."""
 
     @staticmethod
@@ -280,10 +278,9 @@ class _DirectNetwork:
         level = action[:, :1] + (return_to_go * conditioned)[:, None] + place[None]
         return level[..., None] * np.array([1.0, -1.0, 0.5])[None, None]
 
-    @classmethod
-    def apply(cls, params, x, step, action, return_to_go, conditioned):
+    def __call__(self, params, x, step, condition):
         del params, step
-        return cls.values(action, return_to_go, conditioned, jnp.arange(x.shape[1])) + 0.0 * x
+        return self.values(*condition, jnp.arange(x.shape[1])) + 0.0 * x
 
 
 class _StubClassifier:
@@ -301,38 +298,31 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
     """An x_0 that ignores x is what DDIM returns, whatever the noise."""
     window = _window()
     condition = Condition(window.states[:, 0], window.action, window.return_to_go)
-    imagined = world_model.sample(
-        {"denoiser": None, "termination": jnp.float32(0.4)},
-        jax.random.key(0),
-        condition,
-        modules=world_model.Networks(_DirectNetwork, _StubClassifier),
-        alpha_bar=ALPHA_BAR,
-        prediction="x0",
-        statistics=STATISTICS,
-        horizon=HORIZON,
-        num_steps=4,
-        guidance=guidance,
-        order=order,
-        eta=eta,
-        temperature=0.5,
+    model = _with(
+        _predicting("x0"),
+        denoiser=_DirectDenoiser(),
+        termination=_StubClassifier,
+        sampler=Sampler(4, order, eta, guidance, temperature=0.5),
     )
-    np.testing.assert_array_equal(imagined.states[:, 0], condition.state)
+    params = {"denoiser": None, "termination": jnp.float32(0.4)}
+    generated = model.sample(params, jax.random.key(0), condition)
+    np.testing.assert_array_equal(generated.states[:, 0], condition.state)
     action, returns = np.asarray(condition.action), np.asarray(condition.return_to_go)
     given, null = (
-        _DirectNetwork.values(action, returns, np.full(BATCH, c), np.arange(HORIZON + 1))
+        _DirectDenoiser.values(action, returns, np.full(BATCH, c), np.arange(HORIZON + 1))
         for c in (1.0, 0.0)
     )
     # The bounds of the data are ±3, standardised.
     x0 = np.clip(null + guidance * (given - null), -3.0, 3.0)[:, 1:]
     assert np.any(np.abs(x0[..., :2]) == 3.0)
-    np.testing.assert_allclose(imagined.states[:, 1:], x0[..., :2], atol=1e-5)
-    np.testing.assert_allclose(imagined.rewards, 1.5 + 2.0 * x0[..., 2], atol=1e-5)
+    np.testing.assert_allclose(generated.states[:, 1:], x0[..., :2], atol=1e-5)
+    np.testing.assert_allclose(generated.rewards, 1.5 + 2.0 * x0[..., 2], atol=1e-5)
     after = x0[..., :2]
     before = np.concatenate([np.asarray(condition.state)[:, None], after[:, :-1]], axis=1)
     logits = 0.4 + 0.5 * before[..., 0] + 0.3 * before[..., 1] - after[..., 0] - 0.2 * after[..., 1]
     assert np.abs(logits).min() > 1e-3  # no sign by rounding
     assert 0 < (logits > 0).sum() < logits.size
-    np.testing.assert_array_equal(imagined.terminated, logits > 0)
+    np.testing.assert_array_equal(generated.terminated, logits > 0)
 
 
 # --- learning -------------------------------------------------------------------------------
@@ -358,85 +348,61 @@ def _linear_system(seed, size):
     return jax.tree.map(jnp.asarray, window)
 
 
+def _replay_of(window):
+    """One-step windows as a dataset of one-step episodes."""
+    size = len(window.action)
+    transitions = Transition(
+        observation=window.states[:, 0],
+        action=window.action,
+        reward=window.rewards[:, 0],
+        terminated=window.terminated[:, 0],
+        next_observation=window.states[:, 1],
+    )
+    return Replay(transitions, jnp.arange(size), window.return_to_go, num_train=size)
+
+
 def test_learns_a_linear_system():
-    modules = world_model.Networks(
-        networks.TemporalUNet(dim=16, multipliers=(1,), kernel_size=3, groups=4),
-        networks.Mlp((16,), 1),
+    steps = 600
+    values = settings.defaults(world_model.Settings) | {
+        "steps": steps,
+        "batch_size": 128,
+        "learning_rate": 4e-3,
+        "warmup_steps": 20,
+        "ema_decay": 0.99,
+        "termination_hidden": (16,),
+    }
+    model = world_model.make(
+        settings.build(world_model.Settings, values, name="config.world_model"),
+        denoiser_settings=unet.Settings(dim=16, multipliers=(1,), kernel_size=3, groups=4),
+        process=Process.cosine(50, "v"),
+        sampler=Sampler(sampling_steps=5, guidance=1.0),
+        horizon=1,
+        layout=world_model.DAWM,
+        normalizer=_normalizer(reward_mean=0.0, reward_std=1.0),
     )
-    statistics = _statistics(reward_mean=0.0, reward_std=1.0)
-    alpha_bar = diffusion.cosine_schedule(50)
-    shapes = jax.eval_shape(
-        lambda key: world_model.init(
-            key, modules=modules, horizon=1, state_size=2, action_size=ACTIONS
-        ),
-        jax.random.key(0),
-    )
-    # Initialised by NumPy, uniform in ±1 / sqrt(fan_in): flax's initialisers compile long.
-    rng = np.random.default_rng(0)
-
-    def fresh(path, leaf):
-        if "scale" in jax.tree_util.keystr(path):
-            return jnp.ones(leaf.shape)
-        bound = 1.0 / np.sqrt(max(np.prod(leaf.shape[:-1]), 1)) if leaf.ndim > 1 else 0.0
-        return jnp.asarray(bound * rng.uniform(-1.0, 1.0, leaf.shape), jnp.float32)
-
-    params = jax.tree_util.tree_map_with_path(fresh, shapes)
-    data, size, steps = _linear_system(0, 4096), 128, 600
-    optimizer = learner.adam(4e-3, schedule="cosine", total_steps=steps, warmup_steps=20)
+    replay = _replay_of(_linear_system(0, 4096))
 
     def step(state, index):
-        key_rows, key_draws = jax.random.split(jax.random.fold_in(jax.random.key(1), index))
-        rows = jax.random.randint(key_rows, (size,), 0, 4096)
-        draws = world_model.draw(
-            key_draws,
-            batch_size=size,
-            horizon=1,
-            channels=CHANNELS,
-            num_steps=50,
-            condition_dropout=0.25,
-        )
-        loss = lambda params: world_model.loss(
-            params,
-            jax.tree.map(lambda leaf: leaf[rows], data),
-            draws,
-            modules=modules,
-            alpha_bar=alpha_bar,
-            prediction="v",
-            statistics=statistics,
-        )
-        return learner.fit_step(state, loss, optimizer, ema_decay=0.99)
+        key = jax.random.fold_in(jax.random.key(1), index)
+        return model.step(state, key, replay, shard=keep, mean=keep)
 
     @jax.jit
     def run(state, condition):
-        state, _ = learner.scan_steps(step, state, 0, steps)
-        return world_model.sample(
-            state.average,
-            jax.random.key(2),
-            condition,
-            modules=modules,
-            alpha_bar=alpha_bar,
-            prediction="v",
-            statistics=statistics,
-            horizon=1,
-            num_steps=5,
-            guidance=1.0,
-            order=2,
-            eta=0.0,
-            temperature=1.0,
-        )
+        state, _ = optim.scan_steps(step, state, 0, steps)
+        return model.sample(state.average, jax.random.key(2), condition)
 
     held_out = _linear_system(1, 256)
     condition = Condition(held_out.states[:, 0], held_out.action, held_out.return_to_go)
-    imagined = run(learner.init_state(params, optimizer), condition)
+    generated = run(jax.jit(model.init)(jax.random.key(0)), condition)
     expected = np.asarray(held_out.states[:, 1])
     # The mean answer leaves the whole variance unexplained, an answer without the action a
     # fifth to a quarter of it. A tenth needs both the state and the action.
-    error = np.square(np.asarray(imagined.states[:, 1]) - expected).mean(0)
+    error = np.square(np.asarray(generated.states[:, 1]) - expected).mean(0)
     assert np.all(error < 0.1 * expected.var(0))
-    reward_error = np.square(np.asarray(imagined.rewards[:, 0]) - expected[:, 0]).mean()
+    reward_error = np.square(np.asarray(generated.rewards[:, 0]) - expected[:, 0]).mean()
     assert reward_error < 0.1 * expected[:, 0].var()
     # Answering "never" is wrong wherever an episode ended: twice as often as is allowed.
-    wrong = np.mean(imagined.terminated != held_out.terminated)
+    wrong = np.mean(generated.terminated != held_out.terminated)
     assert wrong < 0.5 * np.mean(held_out.terminated)
 
 
@@ -450,41 +416,96 @@ def _window_with_actions():
 
 def test_joint_tokens_hold_the_action_that_is_taken_next():
     window = _window_with_actions()
-    tokens = np.asarray(world_model.to_tokens(window, STATISTICS, world_model.JOINT))
+    tokens = np.asarray(world_model.to_tokens(window, NORMALIZER, world_model.JOINT))
     action = tokens[..., STATES : STATES + ACTIONS]
     np.testing.assert_array_equal(action[:, :HORIZON], window.actions)
     np.testing.assert_array_equal(action[:, HORIZON], 0.0)
     rest = np.delete(tokens, np.arange(STATES, STATES + ACTIONS), axis=-1)
-    np.testing.assert_array_equal(rest, world_model.to_tokens(window, STATISTICS))
-    imagined = world_model.from_tokens(
-        jnp.asarray(tokens), window.terminated, STATISTICS, world_model.JOINT
+    np.testing.assert_array_equal(rest, world_model.to_tokens(window, NORMALIZER, world_model.DAWM))
+    generated = world_model.from_tokens(
+        jnp.asarray(tokens), window.terminated, NORMALIZER, world_model.JOINT
     )
-    np.testing.assert_array_equal(imagined.actions, window.actions)
-    np.testing.assert_array_equal(imagined.states, window.states)
-    np.testing.assert_array_equal(imagined.terminated, window.terminated)
+    np.testing.assert_array_equal(generated.actions, window.actions)
+    np.testing.assert_array_equal(generated.states, window.states)
+    np.testing.assert_array_equal(generated.terminated, window.terminated)
 
 
 def test_tokens_of_states_alone():
     window = _window()
-    tokens = world_model.to_tokens(window, STATISTICS, world_model.STATES)
+    tokens = world_model.to_tokens(window, NORMALIZER, world_model.STATES)
     np.testing.assert_array_equal(tokens, window.states)
+
+
+def _make(layout, **changes):
+    values = settings.defaults(world_model.Settings, "smoke") | {"termination_hidden": (5, 4)}
+    section = settings.build(world_model.Settings, values | changes, name="config.world_model")
+    return world_model.make(
+        section,
+        denoiser_settings=unet.Settings(8, (1,), 3, 4),
+        process=PROCESS,
+        sampler=Sampler(sampling_steps=4),
+        horizon=HORIZON,
+        layout=layout,
+        normalizer=NORMALIZER,
+    )
 
 
 @pytest.mark.parametrize("layout", [world_model.DAWM, world_model.JOINT, world_model.STATES])
 def test_rewards_come_with_a_classifier_of_both_states(layout):
-    modules = MODULES._replace(denoiser=networks.TemporalUNet(8, (1,), 3, 4))
-    shapes = jax.eval_shape(
-        lambda key: world_model.init(
-            key, modules=modules, horizon=1, state_size=5, action_size=ACTIONS, layout=layout
-        ),
-        jax.random.key(0),
-    )
+    params = jax.eval_shape(_make(layout).init, jax.random.key(0)).params
     if layout is world_model.STATES:
-        assert list(shapes) == ["denoiser"]
+        assert list(params) == ["denoiser"]
     else:
-        assert set(shapes) == {"denoiser", "termination"}
-        kernels = [layer["kernel"].shape for layer in shapes["termination"]["params"].values()]
-        assert kernels == [(2 * 5, 5), (5, 4), (4, 1)]
+        assert set(params) == {"denoiser", "termination"}
+        kernels = [layer["kernel"].shape for layer in params["termination"]["params"].values()]
+        assert kernels == [(2 * STATES, 5), (5, 4), (4, 1)]
+    out = params["denoiser"]["params"]["Dense_0"]["kernel"]
+    assert out.shape == (8, layout.channels(STATES, ACTIONS))
+
+
+def test_a_plan_is_made_before_the_action_is_known():
+    assert _make(world_model.DAWM).denoiser.shape.on_action
+    assert not _make(world_model.STATES).denoiser.shape.on_action
+
+
+def test_errors_name_five_noise_levels():
+    model = dataclasses.replace(_make(world_model.DAWM), horizon=1)
+    params = model.init(jax.random.key(0)).params
+    replay = _replay_of(_linear_system(0, 16))
+    found = reference.jit(model.errors)(params, replay, jnp.arange(4, 12))
+    levels = [0, 2, 4, 5, 7]  # 0, 1.75, 3.5, 5.25 and 7, rounded
+    assert set(found) == {f"error_at_{level}" for level in levels} | {"termination_loss"}
+    assert all(np.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dtype": "float16"}, "dtype: expected one of float32, bfloat16, got 'float16'"),
+        ({"prediction": "eps"}, "prediction: expected one of epsilon, x0, v, got 'eps'"),
+        ({"condition_dropout": 1.0}, "condition_dropout: expected a number at least 0 and below"),
+        ({"diffusion_steps": 0}, "diffusion_steps: expected a whole number at least 1"),
+        ({"warmup_steps": -1}, "warmup_steps: expected a whole number at least 0"),
+        ({"termination_hidden": (8, 0)}, "termination_hidden: expected"),
+        ({"denoiser": "cnn"}, "denoiser: expected one of .*got 'cnn'"),
+    ],
+)
+def test_settings_that_are_refused(changes, message):
+    with pytest.raises(UserError, match=f"config.world_model.{message}"):
+        _make(world_model.DAWM, **changes)
+
+
+def test_more_sampling_steps_than_diffusion_steps_are_refused():
+    with pytest.raises(UserError, match="sampling steps: expected 1 to 8"):
+        world_model.make(
+            world_model.Settings(),
+            denoiser_settings=unet.Settings(),
+            process=PROCESS,
+            sampler=Sampler(sampling_steps=9),
+            horizon=HORIZON,
+            layout=world_model.DAWM,
+            normalizer=NORMALIZER,
+        )
 
 
 def test_an_action_counts_where_its_step_exists():
@@ -502,7 +523,7 @@ def test_an_action_counts_where_its_step_exists():
 @pytest.mark.parametrize("layout", [world_model.JOINT, world_model.STATES])
 def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
     window, rng = _window_with_actions(), np.random.default_rng(8)
-    x0 = np.asarray(world_model.to_tokens(window, STATISTICS, layout), float)
+    x0 = np.asarray(world_model.to_tokens(window, NORMALIZER, layout), float)
     draws = _draws()._replace(noise=jnp.asarray(rng.normal(size=x0.shape), jnp.float32))
     a = np.asarray(ALPHA_BAR, float)[np.asarray(draws.step)][:, None, None]
     x = np.sqrt(a) * x0 + np.sqrt(1 - a) * np.asarray(draws.noise, float)
@@ -514,7 +535,8 @@ def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
     output = _stub(np, params["denoiser"], x, *(np.asarray(i, float) for i in inputs))
     mask = np.broadcast_to(world_model.token_mask(window, layout), x0[:, 1:].shape)
     expected = (((output - np.asarray(draws.noise))[:, 1:] ** 2) * mask).mean()
-    value, metrics = _loss(params, window, draws, prediction="epsilon", layout=layout)
+    model = _with(_predicting("epsilon"), layout=layout)
+    value, metrics = model.loss(params, window, draws)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     if layout.rewards:
         expected += _numpy_termination_loss(params, window)

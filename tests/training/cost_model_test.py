@@ -1,57 +1,64 @@
 """The estimate before a run: right in its FLOPs, silent about what will not run."""
 
-import jax.numpy as jnp
+import types
+
 import numpy as np
 import pytest
+from small_run import small_config
 
-from configs import common
-from dawm_jax.data import dataset as data
-from dawm_jax.data import windows
-from dawm_jax.methods.registry import assemble
-from dawm_jax.training import cost_model as estimate
+from dawm_jax.data.load import load_dataset
+from dawm_jax.runtime.metrics import format_seconds
+from dawm_jax.training import cost_model, setup
 
 
-def test_cost_counts_the_flops_of_a_matrix_product():
-    flops, operations = estimate._cost(lambda a, b: a @ b, jnp.ones((8, 16)), jnp.ones((16, 4)))
-    assert flops == 2 * 8 * 16 * 4
-    assert operations >= 1
+@pytest.fixture(scope="module")
+def data():
+    return setup.build_replay(small_config(), load_dataset("bundled/hopper/medium-v0"))
 
 
 def test_matmul_rate_is_a_rate():
-    assert np.isfinite(estimate.matmul_rate(size=64, seconds=0.01))
-    assert estimate.matmul_rate(size=64, seconds=0.01) > 0
+    rate = cost_model.matmul_rate(size=64, seconds=0.01)
+    assert np.isfinite(rate) and rate > 0
 
 
 @pytest.mark.parametrize(
     "real_fraction, method", [(0.0, "dawm"), (1.0, "dawm"), (0.0, "decision_diffuser")]
 )
-def test_plan_names_the_stages_that_will_run(real_fraction, method):
-    config = common.get_config("smoke")
-    config.training.real_fraction, config.method = real_fraction, method
+def test_plan_names_the_stages_that_will_run(data, real_fraction, method):
+    replay, normalizer = data
+    config = small_config(training__real_fraction=real_fraction, method=method, num_seeds=2)
     plans = method == "decision_diffuser"
-    dataset = data.load_dataset("bundled/hopper/medium-v0")
-    replay, statistics = windows.build(
-        dataset,
-        action_low=-np.ones(3, np.float32),
-        action_high=np.ones(3, np.float32),
-        discount=0.99,
-        return_scale=0.0,
-        timeout_value="zero",
-        held_out_fraction=0.05,
-    )
-    text = "\n".join(estimate.plan(config, assemble(config, statistics), replay))
+    text = "\n".join(cost_model.plan(setup.make(config, normalizer), replay))
     assert ("td3_bc, 2 seed(s) x 40 updates of 16" in text) == (not plans)
     assert ("20 steps of 16" in text) == (real_fraction < 1)
     assert ("generation" in text) == (real_fraction < 1 and not plans)
     assert ("planning, 4 episodes" in text) == plans
 
 
+def test_the_flops_of_a_regression_are_counted(data):
+    """Three matrix products of each layer for a training step, two of the first layer's."""
+    replay, normalizer = data
+    config = small_config(inverse_dynamics__hidden=(512, 512), inverse_dynamics__batch_size=64)
+    stages = cost_model.stages(setup.make(config, normalizer), replay)
+    (stage,) = (stage for stage in stages if stage.text.startswith("inverse dynamics"))
+    layers = [(22, 512), (512, 512), (512, 3)]
+    assert stage.parameters == sum(rows * columns + columns for rows, columns in layers)
+    assert stage.steps == config.inverse_dynamics.steps
+    products = [2 * 64 * rows * columns for rows, columns in layers]
+    expected = 3 * sum(products) - products[0]  # no gradient of the inputs
+    # The rest is element-wise: activations, Adam, the average.
+    assert expected < stage.flops < expected + 100 * stage.parameters
+
+
 def test_a_long_run_names_the_shorter_variant(monkeypatch):
-    monkeypatch.setattr(estimate, "matmul_rate", lambda: 1e9)
-    stage = estimate.StageCost("everything", 1_000_000, 1e9, 1)
-    monkeypatch.setattr(estimate, "stages", lambda *args: [stage])
-    config = common.get_config("")
-    seconds = 1_000_000 * 1e9 / (estimate._EFFICIENCY * 1e9)
-    lines = estimate.plan(config, None, None)
+    """An hour of float32 products and more, at a rate far below any device's."""
+    monkeypatch.setattr(cost_model, "matmul_rate", lambda: 1e9)
+    stage = cost_model.StageCost("everything", 1_000_000, 1e9, 1)
+    monkeypatch.setattr(cost_model, "stages", lambda *args: [stage])
+    parts = types.SimpleNamespace(config=small_config(variant=""))
+    lines = cost_model.plan(parts, None)
     assert ":quick" in lines[-1]
-    assert f"{int(seconds / 3600)} h" in lines[-2]
+    # Programs reach 40 % of the rate.
+    assert format_seconds(1_000_000 / 0.4) in lines[-2]
+    parts.config = small_config(variant="quick")
+    assert ":quick" not in cost_model.plan(parts, None)[-1]

@@ -1,5 +1,6 @@
 """The fused program against the same pieces called one after another."""
 
+import dataclasses
 import functools
 
 import chex
@@ -9,10 +10,10 @@ import numpy as np
 import numpy_reference as reference
 import pytest
 
-from dawm_jax import agents
-from dawm_jax.data import windows
-from dawm_jax.methods import synthetic as rollout
+from dawm_jax.data.replay import Replay
+from dawm_jax.methods.base import Generated
 from dawm_jax.training import fused
+from dawm_jax.training.fused import AgentRun, AgentTraining, Inputs
 from dawm_jax.types import Transition
 
 S, A, H = 2, 1, 3
@@ -34,7 +35,7 @@ def make_replay():
         terminated=jnp.asarray(np.arange(ROWS) % 8 == 7, jnp.float32),
         next_observation=normal(ROWS, S),
     )
-    return windows.Replay(
+    return Replay(
         transitions=transitions,
         episode_end=jnp.asarray(np.arange(ROWS) // 8 * 8 + 7, jnp.int32),
         return_to_go=normal(ROWS),
@@ -42,83 +43,93 @@ def make_replay():
     )
 
 
-def fake_imagine(models, key, condition):
+class FakeMethod:
     """Random walks from the condition; every second window ends after its first step."""
-    count = condition.state.shape[0]
-    steps = models.world_model * jax.random.normal(key, (count, H, S))
-    states = condition.state[:, None] + jnp.cumsum(steps, axis=1)
-    states = jnp.concatenate([condition.state[:, None], states], axis=1)
-    ends = jnp.broadcast_to(jnp.arange(count)[:, None] % 2 == 1, (count, H))
-    transitions = Transition(
-        observation=states[:, :-1].reshape(-1, S),
-        action=jnp.repeat(condition.action, H, axis=0),
-        reward=SYNTHETIC + jnp.tile(jnp.arange(H, dtype=jnp.float32), count),
-        terminated=(ends & (jnp.arange(H) == 0)[None]).astype(jnp.float32).reshape(-1),
-        next_observation=states[:, 1:].reshape(-1, S),
-    )
-    return transitions, (~ends | (jnp.arange(H) == 0)[None]).reshape(-1)
+
+    models, scan_length = {}, 1
+
+    def __init__(self, seen=None):
+        self.seen = [] if seen is None else seen
+
+    def generate(self, params, key, condition):
+        self.seen.append(condition)
+        count = condition.state.shape[0]
+        steps = params["world_model"] * jax.random.normal(key, (count, H, S))
+        states = condition.state[:, None] + jnp.cumsum(steps, axis=1)
+        states = jnp.concatenate([condition.state[:, None], states], axis=1)
+        ends = jnp.broadcast_to(jnp.arange(count)[:, None] % 2 == 1, (count, H))
+        transitions = Transition(
+            observation=states[:, :-1].reshape(-1, S),
+            action=jnp.repeat(condition.action, H, axis=0),
+            reward=SYNTHETIC + jnp.tile(jnp.arange(H, dtype=jnp.float32), count),
+            terminated=(ends & (jnp.arange(H) == 0)[None]).astype(jnp.float32).reshape(-1),
+            next_observation=states[:, 1:].reshape(-1, S),
+        )
+        return Generated(transitions, (~ends | (jnp.arange(H) == 0)[None]).reshape(-1))
 
 
 VALID = WINDOWS // 2 * H + WINDOWS // 2  # transitions of a round that exist
 
 
-def stub_update(state, batches, key):
+class StubAgent:
     """Cheap to compile, and sensitive to every field, to the order of rows, and to the key."""
-    chex.assert_shape(batches.observation, (DELAY, BATCH, S))
-    fields = jnp.concatenate(
-        [
-            batches.observation,
-            batches.action,
-            batches.reward[..., None] - SYNTHETIC * (batches.reward >= SYNTHETIC)[..., None],
-            batches.terminated[..., None],
-            batches.next_observation,
-        ],
-        axis=-1,
-    )
-    weights = jnp.linspace(0.1, 1.0, DELAY * BATCH).reshape(DELAY, BATCH, 1)
-    moved = jnp.tanh(state["x"] + (weights * fields).mean((0, 1)))
-    state = {"x": moved + 0.1 * jax.random.normal(key, moved.shape), "count": state["count"] + 1}
-    return state, {"moved": moved.mean()}
+
+    batches_per_update, reward_scale = DELAY, 1.0
+
+    def init(self, key):
+        return {"x": jax.random.normal(key, (2 * S + A + 2,)), "count": jnp.int32(0)}
+
+    def update(self, state, batches, key):
+        chex.assert_shape(batches.observation, (DELAY, BATCH, S))
+        fields = jnp.concatenate(
+            [
+                batches.observation,
+                batches.action,
+                batches.reward[..., None] - SYNTHETIC * (batches.reward >= SYNTHETIC)[..., None],
+                batches.terminated[..., None],
+                batches.next_observation,
+            ],
+            axis=-1,
+        )
+        weights = jnp.linspace(0.1, 1.0, DELAY * BATCH).reshape(DELAY, BATCH, 1)
+        moved = jnp.tanh(state["x"] + (weights * fields).mean((0, 1)))
+        moved = moved + 0.1 * jax.random.normal(key, moved.shape)
+        return {"x": moved, "count": state["count"] + 1}, {"moved": moved.mean()}
 
 
-AGENT = agents.Agent(
-    init=lambda key: {"x": jax.random.normal(key, (2 * S + A + 2,)), "count": jnp.int32(0)},
-    update=stub_update,
-    act=None,
-    batches_per_update=DELAY,
+def row():
+    """The shapes of one transition."""
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    return Transition(shape(S), shape(A), shape(), shape(), shape(S))
+
+
+TRAINING = AgentTraining(
+    agent=StubAgent(),
+    method=FakeMethod(),
+    row=row(),
+    updates_per_round=UPDATES,
+    windows_per_round=WINDOWS,
+    batch_size=BATCH,
+    real_fraction=0.25,
+    buffer_capacity=CAPACITY,
 )
-MODELS = fused.Models(world_model=jnp.float32(0.1), inverse_dynamics=None)
-REPLAY = make_replay()
+INPUTS = Inputs(models={"world_model": jnp.float32(0.1)}, replay=make_replay())
+REPLAY = INPUTS.replay
 KEY = jax.random.key(11)
-IMAGINE = {"imagine": fake_imagine, "num_windows": WINDOWS}
-
-
-def train(run, key, first_round, *, num_rounds):
-    return fused.train_rounds(
-        run,
-        key,
-        first_round,
-        MODELS,
-        REPLAY,
-        agent=AGENT,
-        num_rounds=num_rounds,
-        updates_per_round=UPDATES,
-        batch_size=BATCH,
-        real_fraction=0.25,
-        **IMAGINE,
-    )
 
 
 @functools.cache
-def train_jit(num_rounds):
-    """Compiled once for all tests."""
-    return jax.jit(functools.partial(train, num_rounds=num_rounds))
+def step(num_rounds):
+    """The fused program (run, key, first round), compiled once for all tests."""
+    program = jax.jit(functools.partial(TRAINING.step, num_steps=num_rounds * UPDATES))
+    return lambda run, key, first_round: program(
+        run, key, jnp.int32(first_round * UPDATES), INPUTS
+    )
 
 
 @functools.cache
 def make_run(seed):
-    agent = AGENT.init(jax.random.key(seed))
-    return fused.Run(agent, rollout.empty_buffer(CAPACITY, S, A))
+    return TRAINING.init(jax.random.key(seed))
 
 
 # --- grouping of rounds -------------------------------------------------------------------
@@ -126,10 +137,10 @@ def make_run(seed):
 
 def test_rounds_in_one_call_equal_single_calls():
     """Bit for bit, so that how often the host looks changes nothing."""
-    together, metrics = train_jit(3)(make_run(0), KEY, jnp.int32(5))
+    together, metrics = step(3)(make_run(0), KEY, 5)
     run, each = make_run(0), []
     for index in range(3):
-        run, of_round = train_jit(1)(run, KEY, jnp.int32(5 + index))
+        run, of_round = step(1)(run, KEY, 5 + index)
         each.append(of_round)
     chex.assert_trees_all_equal(together, run)
     mean = jax.tree.map(lambda *values: np.mean(values), *each)
@@ -137,42 +148,42 @@ def test_rounds_in_one_call_equal_single_calls():
 
 
 def test_rounds_draw_different_numbers():
-    first, second = (train_jit(1)(make_run(0), KEY, jnp.int32(index))[0] for index in (0, 1))
+    first, second = (step(1)(make_run(0), KEY, index)[0] for index in (0, 1))
     with pytest.raises(AssertionError):
         chex.assert_trees_all_close(first, second)
 
 
 def test_jit_equals_no_jit():
-    compiled = train_jit(1)(make_run(0), KEY, jnp.int32(2))
+    compiled = step(1)(make_run(0), KEY, 2)
     with jax.disable_jit():
-        plain = train(make_run(0), KEY, jnp.int32(2), num_rounds=1)
+        plain = TRAINING.step(make_run(0), KEY, jnp.int32(2 * UPDATES), INPUTS, num_steps=UPDATES)
     chex.assert_trees_all_close(compiled, plain, **TOLERANCE)
 
 
 def test_round_equals_its_pieces_by_hand():
-    """Imagine, then per cycle: draw minibatches from the buffer just written, update."""
+    """Generate, then per cycle: draw minibatches from the buffer just written, update."""
     run = make_run(0)
-    key_imagine, key_update = jax.random.split(jax.random.fold_in(KEY, 2))
-    buffer, metrics = fused.imagine_round(run.buffer, key_imagine, MODELS, REPLAY, **IMAGINE)
+    key_generate, key_update = jax.random.split(jax.random.fold_in(KEY, 2))
+    buffer, metrics = TRAINING.generate(run.buffer, key_generate, INPUTS)
     state, each = run.agent, []
     for cycle in range(UPDATES // DELAY):
         key_batch, key_agent = jax.random.split(jax.random.fold_in(key_update, cycle))
-        batches = fused.draw_batches(
-            key_batch, buffer, REPLAY, num_batches=DELAY, batch_size=BATCH, real_fraction=0.25
-        )
-        state, of_cycle = AGENT.update(state, batches, key_agent)
+        batches = TRAINING.draw_batches(key_batch, buffer, REPLAY)
+        state, of_cycle = TRAINING.agent.update(state, batches, key_agent)
         each.append(of_cycle)
     metrics |= jax.tree.map(lambda *values: np.mean(values), *each)
-    actual = train_jit(1)(run, KEY, jnp.int32(2))
-    chex.assert_trees_all_close(actual, (fused.Run(state, buffer), metrics), **TOLERANCE)
+    actual = step(1)(run, KEY, 2)
+    chex.assert_trees_all_close(actual, (AgentRun(state, buffer), metrics), **TOLERANCE)
 
 
 def test_vmap_over_seeds_equals_separate_seeds():
     keys = jax.random.split(KEY, 2)
     stack = lambda *trees: jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    program = reference.jit(jax.vmap(functools.partial(train, num_rounds=1), in_axes=(0, 0, None)))
-    together = program(stack(make_run(0), make_run(1)), keys, jnp.int32(2))
-    separate = [train_jit(1)(make_run(seed), keys[seed], jnp.int32(2)) for seed in range(2)]
+    one_round = functools.partial(TRAINING.step, num_steps=UPDATES)
+    program = reference.jit(jax.vmap(one_round, in_axes=(0, 0, None, None)))
+    runs = stack(make_run(0), make_run(1))
+    together = program(runs, keys, jnp.int32(2 * UPDATES), INPUTS)
+    separate = [step(1)(make_run(seed), keys[seed], 2) for seed in range(2)]
     chex.assert_trees_all_close(together, stack(*separate), **TOLERANCE)
 
 
@@ -181,35 +192,36 @@ def test_one_compilation_for_many_calls():
 
     @reference.jit
     @chex.assert_max_traces(n=1)
-    def program(run, key, first_round):
-        return train(run, key, first_round, num_rounds=1)
+    def program(run, key, first_update):
+        return TRAINING.step(run, key, first_update, INPUTS, num_steps=UPDATES)
 
     run = make_run(0)
     for index in range(4):
-        run, _ = program(run, jax.random.fold_in(KEY, index), jnp.int32(index))
+        run, _ = program(run, jax.random.fold_in(KEY, index), jnp.int32(index * UPDATES))
     assert int(run.buffer.written) == 4 * VALID
 
 
-# --- imagination --------------------------------------------------------------------------
+# --- generation ---------------------------------------------------------------------------
 
 
-def test_imagine_round_starts_at_training_steps():
+def test_a_row_has_the_shapes_that_the_method_generates():
+    """Nothing is computed for it; the models give the parameters' structure."""
+
+    class Model:
+        def init(self, key):
+            return dataclasses.make_dataclass("State", ["average"])(jnp.float32(0.1))
+
+    method = FakeMethod()
+    method.models = {"world_model": Model()}
+    assert fused.row_shapes(method, state_size=S, action_size=A) == row()
+
+
+def test_generation_starts_at_training_steps():
     """Windows condition on steps of the training episodes, never on held-out ones."""
     seen = []
-
-    def recording(models, key, condition):
-        seen.append(condition)
-        return fake_imagine(models, key, condition)
-
+    training = dataclasses.replace(TRAINING, method=FakeMethod(seen))
     for index in range(8):
-        fused.imagine_round(
-            rollout.empty_buffer(CAPACITY, S, A),
-            jax.random.fold_in(KEY, index),
-            MODELS,
-            REPLAY,
-            imagine=recording,
-            num_windows=WINDOWS,
-        )
+        training.generate(training.init_buffer(), jax.random.fold_in(KEY, index), INPUTS)
     rows = []
     for condition in seen:
         for state, action, rtg in zip(*map(np.array, condition), strict=True):
@@ -221,10 +233,8 @@ def test_imagine_round_starts_at_training_steps():
     assert len(set(rows)) > TRAIN_ROWS // 2  # 32 uniform draws of 16 rows reach 14 on average
 
 
-def test_imagine_round_metrics_ignore_invalid_steps():
-    buffer, metrics = fused.imagine_round(
-        rollout.empty_buffer(CAPACITY, S, A), KEY, MODELS, REPLAY, **IMAGINE
-    )
+def test_generation_metrics_ignore_invalid_steps():
+    buffer, metrics = TRAINING.generate(TRAINING.init_buffer(), KEY, INPUTS)
     assert int(buffer.written) == VALID
     # Half of the windows have rewards 0, 1, 2 above the marker, the others only the first.
     np.testing.assert_allclose(
@@ -238,16 +248,13 @@ def test_imagine_round_metrics_ignore_invalid_steps():
 def test_prefill_equals_rounds_by_hand():
     """Nothing but valid synthetic transitions, round r from fold_in(key, r)."""
     rounds = 3
-    actual = reference.jit(
-        lambda buffer, key: fused.prefill(buffer, key, MODELS, REPLAY, num_rounds=rounds, **IMAGINE)
-    )(rollout.empty_buffer(CAPACITY, S, A), KEY)
-    buffer = rollout.empty_buffer(CAPACITY, S, A)
+    program = reference.jit(functools.partial(TRAINING.prefill, num_rounds=rounds))
+    actual = program(TRAINING.init_buffer(), KEY, INPUTS)
+    buffer = TRAINING.init_buffer()
     for index in range(rounds):
-        buffer, _ = fused.imagine_round(
-            buffer, jax.random.fold_in(KEY, index), MODELS, REPLAY, **IMAGINE
-        )
+        buffer, _ = TRAINING.generate(buffer, jax.random.fold_in(KEY, index), INPUTS)
     assert int(actual.written) == rounds * VALID
-    rewards = np.array(actual.transitions.reward)
+    rewards = np.array(actual.rows.reward)
     assert np.all(rewards[: rounds * VALID] >= SYNTHETIC)
     assert np.all(rewards[rounds * VALID :] == 0)
     chex.assert_trees_all_close(actual, buffer, rtol=1e-6, atol=1e-6)
@@ -259,41 +266,47 @@ def test_prefill_equals_rounds_by_hand():
 @pytest.mark.parametrize("real_fraction, num_real", [(0.0, 0), (0.25, 2), (0.3, 2), (1.0, BATCH)])
 def test_number_of_real_rows(real_fraction, num_real):
     """Exactly that many in every minibatch, the rest synthetic and written."""
-    buffer, _ = fused.imagine_round(
-        rollout.empty_buffer(CAPACITY, S, A), KEY, MODELS, REPLAY, **IMAGINE
-    )
-    batches = fused.draw_batches(
-        KEY, buffer, REPLAY, num_batches=40, batch_size=BATCH, real_fraction=real_fraction
-    )
+    buffer, _ = TRAINING.generate(TRAINING.init_buffer(), KEY, INPUTS)
+    agent = StubAgent()
+    agent.batches_per_update = 40
+    training = dataclasses.replace(TRAINING, agent=agent, real_fraction=real_fraction)
+    batches = training.draw_batches(KEY, buffer, REPLAY)
     chex.assert_shape(batches.observation, (40, BATCH, S))
     real = np.array(batches.reward) < 1.0
     np.testing.assert_array_equal(real.sum(1), np.full(40, num_real))
     assert np.all(np.array(batches.reward)[~real] >= SYNTHETIC)
     rows = np.rint(np.array(batches.reward)[real] * ROWS).astype(int)
-    for name in Transition._fields:  # whole rows of the dataset, fields not mixed up
-        np.testing.assert_array_equal(
-            np.array(getattr(batches, name))[real],
-            np.array(getattr(REPLAY.transitions, name))[rows],
-        )
+    # Whole rows of the dataset, fields not mixed up.
+    drawn = jax.tree.map(lambda leaf: np.array(leaf)[real], batches)
+    expected = jax.tree.map(lambda leaf: np.array(leaf)[rows], REPLAY.transitions)
+    jax.tree.map(np.testing.assert_array_equal, drawn, expected)
     if num_real:  # held-out episodes too: only the models must not see them
         assert rows.max() >= TRAIN_ROWS
 
 
-def test_real_data_only_needs_no_models():
-    run = fused.Run(make_run(0).agent, None)
-    program = reference.jit(
-        functools.partial(
-            fused.train_rounds,
-            agent=AGENT,
-            imagine=None,
-            num_rounds=2,
-            updates_per_round=UPDATES,
-            num_windows=0,
-            batch_size=BATCH,
-            real_fraction=1.0,
-        )
+def test_real_rows_carry_the_next_action_for_an_agent_that_needs_it():
+    training = dataclasses.replace(
+        TRAINING, method=None, row=None, real_fraction=1.0, next_action=True
     )
-    after, metrics = program(run, KEY, jnp.int32(0), None, REPLAY)
+    batches = training.draw_batches(KEY, None, REPLAY)
+    chex.assert_shape(batches.next_action, (DELAY, BATCH, A))
+    rows = np.rint(np.array(batches.reward) * ROWS).astype(int)
+    known = rows % 8 != 7  # not at an episode's last step
+    np.testing.assert_array_equal(batches.next_action_known, known)
+    following = np.array(REPLAY.transitions.action)[np.where(known, rows + 1, rows)]
+    np.testing.assert_array_equal(batches.next_action, following)
+
+
+def test_synthetic_rows_need_a_method():
+    with pytest.raises(ValueError, match="synthetic rows need a buffer"):
+        TRAINING.draw_batches(KEY, None, REPLAY)
+
+
+def test_real_data_only_needs_no_models():
+    training = dataclasses.replace(TRAINING, method=None, row=None, real_fraction=1.0)
+    run = training.init(jax.random.key(0))
+    program = reference.jit(functools.partial(training.step, num_steps=2 * UPDATES))
+    after, metrics = program(run, KEY, jnp.int32(0), Inputs(None, REPLAY))
     assert after.buffer is None
     assert int(after.agent["count"]) == 2 * UPDATES // DELAY
     assert set(metrics) == {"moved"}

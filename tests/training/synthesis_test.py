@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from small_run import small_config, write_run
 
-from dawm_jax.data import dataset as data
 from dawm_jax.data import minari_writer as export
-from dawm_jax.data import windows as windows_module
+from dawm_jax.data import normalizer as normalizing
+from dawm_jax.data import replay as replaying
+from dawm_jax.data.load import load_dataset
 from dawm_jax.methods import registry as assembly
 from dawm_jax.training import load_run as loading
 from dawm_jax.training import synthesis
-from dawm_jax.types import Transition, UserError
+from dawm_jax.types import Condition, Transition, UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 ID = "local/hopper/synthetic-v0"
@@ -52,35 +53,42 @@ def assert_same(episodes, others):
     jax.tree.map(np.testing.assert_array_equal, arrays(episodes), arrays(others))
 
 
-def imagined(workdir, key):
-    """One batch by `LoadedRun.imagine`, from starts looked up in the raw dataset."""
-    run = loading.load_run(workdir)
-    dataset = data.load_dataset(run.config.dataset)
-    order, num_train = windows_module.split_episodes(
-        dataset.episode_ends, run.config.held_out_fraction
-    )
-    key_starts, key_imagine = jax.random.split(key)
+def generated(workdir, key):
+    """One batch by the run's method, from starts looked up in the raw dataset."""
+    run = load_run(workdir)
+    dataset = load_dataset(run.config.dataset)
+    order, num_train = replaying.split_episodes(dataset.episode_ends, run.config.held_out_fraction)
+    key_starts, key_generate = jax.random.split(key)
     rows = order[np.asarray(jax.random.randint(key_starts, (BATCH,), 0, num_train))]
-    return_to_go = windows_module.returns_to_go(
+    return_to_go = replaying.returns_to_go(
         dataset.rewards,
         dataset.terminations,
         dataset.truncations,
         discount=run.config.discount,
         timeout_value=run.config.timeout_value,
     )
-    starts = dataset.observations[rows], dataset.actions[rows], return_to_go[rows]
-    return starts, run.imagine(key_imagine, *starts)
+    starts = dataset.observations[rows], dataset.actions[rows]
+    condition = Condition(
+        normalizing.normalise_observation(run.normalizer, starts[0]),
+        normalizing.normalise_action(run.normalizer, starts[1]),
+        return_to_go[rows].astype(np.float32) / run.normalizer.return_scale,
+    )
+    made = jax.jit(run.setup.generator.generate)(run.models, key_generate, condition)
+    windows = normalizing.raw_windows(run.normalizer, *made, num_windows=BATCH)
+    return starts, windows
 
 
 # --- what is written ----------------------------------------------------------------------
 
 
-def test_windows_are_those_that_the_run_imagines(workdir):
+def test_windows_are_those_that_the_run_generates(workdir):
     """Of two batches, each with its own key."""
     episodes = iter(make(workdir, BATCH * H + 1, seed=3))
+    key = jax.random.key(3)
+    keys = [jax.random.fold_in(key, index) for index in range(2)]
     written, lengths = 0, []
-    for index in range(2):
-        starts, (windows, valid) = imagined(workdir, jax.random.fold_in(jax.random.key(3), index))
+    for key in keys:
+        starts, (windows, valid) = generated(workdir, key)
         for i, (length, episode) in enumerate(zip(valid.sum(1), episodes, strict=False)):
             steps = len(episode.rewards)
             assert steps == min(length, BATCH * H + 1 - written)
@@ -111,10 +119,10 @@ def test_the_number_of_transitions_is_exact_and_the_seed_decides(workdir):
 
 def test_a_run_can_be_trained_on_it(workdir):
     make(workdir, 70)
-    dataset = data.load_dataset(ID, cache=False)
+    dataset = load_dataset(ID, cache=False)
     assert (len(dataset), dataset.environment) == (70, "Hopper-v5")
-    config = loading.load_run(workdir).config
-    replay, _ = assembly.build_replay(config, dataset)
+    config = load_run(workdir).config
+    replay, _ = setup.build_replay(config, dataset)
     assert len(replay) == 70
 
 
@@ -160,7 +168,7 @@ def test_generated_terminations_end_episodes(workdir):
         next_observation=states[:, 1:],
     )
     valid = np.arange(4) < length[:, None]
-    with export.DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
+    with DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
         synthesis.write_windows(writer, windows, valid, limit=100)
     episodes = list(minari.load_dataset(ID).iterate_episodes())
     expected = [
@@ -184,7 +192,7 @@ def test_a_window_cut_before_its_termination_is_truncated():
         terminated=np.array([[0.0, 1.0]]),
         next_observation=np.zeros((1, 2, 11)),
     )
-    with export.DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
+    with DatasetWriter(ID, environment="Hopper-v5", metadata={}) as writer:
         synthesis.write_windows(writer, windows, np.ones((1, 2), bool), limit=1)
     episode = minari.load_dataset(ID)[0]
     assert episode.truncations.tolist() == [True] and episode.terminations.tolist() == [False]
@@ -212,7 +220,9 @@ def nothing_in(root):
         ("bundled/hopper/medium-v0", {}, "names real data"),
         ("dawm/hopper/medium-v1", {}, "names real data"),
         (ID, {"rollout": {"target_rule": "best"}}, "target_rule: expected one of amplified"),
-        (ID, {"rollout": {"sampling_steps": 0}}, "sampling steps: expected 1 to 1000"),
+        (ID, {"rollout": {"sampling_steps": 1001}}, "expected 1 to 1000"),
+        (ID, {"rollout": {"guidence": 1.0}}, "rollout.guidence: unknown setting; expected .*guidance"),
+        (ID, {"rollout": {"sampling_steps": 0}}, "sampling_steps: expected a whole number at least 1"),
     ],
 )
 def test_refused_requests(workdir, root, dataset_id, options, message):
@@ -237,19 +247,18 @@ def test_data_that_is_not_what_the_run_was_trained_on(workdir, tmp_path, root):
 
 
 def test_a_run_without_models(workdir):
-    run = dataclasses.replace(loading.load_run(workdir), models=None)
+    run = dataclasses.replace(load_run(workdir), models=None)
     with pytest.raises(UserError, match="real data only"):
         run.generator(None, BATCH)
 
 
 def test_models_that_generate_nonsense(workdir, root, monkeypatch):
-    original = loading.load_run
 
     def spoilt(path):
-        run = original(path)
+        run = load_run(path)
         return dataclasses.replace(run, models=jax.tree.map(lambda x: x * np.nan, run.models))
 
-    monkeypatch.setattr(loading, "load_run", spoilt)
+    monkeypatch.setattr(synthesis, "load_run", spoilt)
     with pytest.raises(UserError, match="not finite"):
         make(workdir, 10)
     assert nothing_in(root)
@@ -285,12 +294,12 @@ def test_the_command(workdir, root):
 
 
 def test_a_run_of_another_version_is_refused(workdir, monkeypatch):
-    shapes = loading.Checkpoints.shapes
+    shapes = Checkpoints.shapes
 
     def older(self):
         found = shapes(self)
         return {**found, "statistics": {**found["statistics"], "termination_rate": ()}}
 
-    monkeypatch.setattr(loading.Checkpoints, "shapes", older)
+    monkeypatch.setattr(Checkpoints, "shapes", older)
     with pytest.raises(UserError, match=r"another version of dawm_jax .*in termination_rate"):
-        loading.load_run(workdir)
+        load_run(workdir)

@@ -1,1 +1,0 @@
-"""Configurations; see common.py."""

@@ -1,0 +1,83 @@
+"""One dataset as one .npz file of flat arrays."""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.runtime import provenance
+
+
+def write(dataset: OfflineDataset, path: pathlib.Path, *, compress: bool) -> None:
+    """Writes `dataset` to `path`, whole or not at all; makes the folder if it is absent.
+
+    Next observations are stored only where they are not the next row's observation.
+
+    Args:
+      dataset: a valid dataset.
+      path: of the file.
+      compress: makes the file smaller and slower to read.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    ends = dataset.episode_ends
+    arrays = {
+        "observations": dataset.observations,
+        "actions": dataset.actions,
+        "rewards": dataset.rewards,
+        "terminations": np.packbits(dataset.terminations),
+        "episode_ends": ends.astype(np.int64),
+        "final_observations": dataset.next_observations[ends],
+        "meta": np.array(json.dumps({"environment": dataset.environment})),
+    }
+    successors = _successors(dataset.observations, ends, arrays["final_observations"])
+    if not np.array_equal(successors, dataset.next_observations):
+        arrays["next_observations"] = dataset.next_observations
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with provenance.whole_file(path) as part, part.open("wb") as file:
+        if compress:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        else:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read(path: pathlib.Path, name: str) -> OfflineDataset:
+    """Reads what `write` wrote.
+
+    Args:
+      path: of the file.
+      name: of the dataset.
+
+    Raises:
+      Exception: a damaged archive raises errors of many kinds (zipfile, zlib, EOF, JSON).
+    """
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    observations, ends = arrays["observations"], arrays["episode_ends"]
+    next_observations = arrays.get("next_observations")
+    if next_observations is None:
+        next_observations = _successors(observations, ends, arrays["final_observations"])
+    terminations = np.unpackbits(arrays["terminations"], count=len(observations)).astype(bool)
+    truncations = np.zeros_like(terminations)
+    truncations[ends] = ~terminations[ends]
+    return OfflineDataset(
+        name=name,
+        observations=observations,
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
+        next_observations=next_observations,
+        terminations=terminations,
+        truncations=truncations,
+        environment=json.loads(str(arrays["meta"]))["environment"],
+    )
+
+
+def _successors(
+    observations: np.ndarray, ends: np.ndarray, final_observations: np.ndarray
+) -> np.ndarray:
+    """The next row within an episode, the episode's final observation at its end, [N, S]."""
+    successors = np.concatenate([observations[1:], observations[-1:]])
+    successors[ends] = final_observations
+    return successors

@@ -1,0 +1,115 @@
+"""Fits a `Normalizer` on the training data, and converts to and from its units.
+
+Works on the host and inside jit; nothing relies on rank promotion.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dawm_jax.data.dataset import OfflineDataset, to_unit_range
+from dawm_jax.types import Normalizer, Transition
+
+# The constant of TD3+BC (2106.06860); it also keeps constant dimensions finite.
+_STD_FLOOR = 1e-3
+# The range that a dataset of equal returns gets. IQL multiplies rewards by 1000 / range, so that
+# this value leaves the rewards as they are.
+_NO_RETURN_RANGE = 1000.0
+
+
+def fit(
+    dataset: OfflineDataset,
+    train: np.ndarray,
+    return_to_go: np.ndarray,
+    *,
+    return_scale: float,
+    action_low: np.ndarray,
+    action_high: np.ndarray,
+) -> Normalizer:
+    """The constants of the training rows.
+
+    Args:
+      dataset: whole episodes in raw units. `return_range` is of all episodes, everything else of
+        the training rows.
+      train: [rows] indices of the training rows.
+      return_to_go: [rows] of the training rows, divided by `return_scale`.
+      return_scale: see `Normalizer`.
+      action_low: [A] bounds of the environment's actions.
+      action_high: [A].
+    """
+    observations = dataset.observations[train].astype(np.float64)
+    rewards = dataset.rewards[train].astype(np.float64)
+    next_observations = dataset.next_observations[train]
+    returns = dataset.episode_returns
+    constants = {
+        "observation_mean": observations.mean(0),
+        "observation_std": observations.std(0) + _STD_FLOOR,
+        "observation_low": np.minimum(observations.min(0), next_observations.min(0)),
+        "observation_high": np.maximum(observations.max(0), next_observations.max(0)),
+        "reward_mean": rewards.mean(),
+        "reward_std": rewards.std() + _STD_FLOOR,
+        "reward_low": rewards.min(),
+        "reward_high": rewards.max(),
+        "return_scale": return_scale,
+        "return_low": return_to_go.min(),
+        "return_high": return_to_go.max(),
+        "return_range": np.ptp(returns) if np.ptp(returns) > 0 else _NO_RETURN_RANGE,
+        "action_low": action_low,
+        "action_high": action_high,
+    }
+    return Normalizer(**{key: jnp.asarray(x, jnp.float32) for key, x in constants.items()})
+
+
+def normalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:
+    """Raw observations [..., S] in standardised units."""
+    mean = _along_last(normalizer.observation_mean, observation)
+    return (observation - mean) / _along_last(normalizer.observation_std, observation)
+
+
+def denormalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:
+    """Standardised observations [..., S] in raw units."""
+    std = _along_last(normalizer.observation_std, observation)
+    return observation * std + _along_last(normalizer.observation_mean, observation)
+
+
+def normalise_action(normalizer: Normalizer, action: jax.Array) -> jax.Array:
+    """Actions [..., A] from the environment's units to [-1, 1]."""
+    low, high = (
+        _along_last(bound, action) for bound in (normalizer.action_low, normalizer.action_high)
+    )
+    return to_unit_range(action, low, high)
+
+
+def denormalise_action(normalizer: Normalizer, action: jax.Array) -> jax.Array:
+    """Actions [..., A] from [-1, 1] to the environment's units."""
+    half_range = _along_last((normalizer.action_high - normalizer.action_low) / 2, action)
+    return _along_last(normalizer.action_low, action) + (action + 1.0) * half_range
+
+
+def raw_windows(
+    normalizer: Normalizer, transitions: Transition, valid: jax.Array, *, num_windows: int
+) -> tuple[Transition, jax.Array]:
+    """Generated transitions as windows in the environment's units, without next actions.
+
+    Args:
+      normalizer: of the training data.
+      transitions: [B * H, ...], the H steps of a window one after the other.
+      valid: [B * H] bool.
+      num_windows: B.
+
+    Returns:
+      Transitions [B, H, ...] and valid [B, H].
+    """
+    raw = transitions._replace(
+        observation=denormalise_observation(normalizer, transitions.observation),
+        action=denormalise_action(normalizer, transitions.action),
+        next_observation=denormalise_observation(normalizer, transitions.next_observation),
+        next_action=None,
+        next_action_known=None,
+    )
+    return jax.tree.map(lambda x: x.reshape(num_windows, -1, *x.shape[1:]), (raw, valid))
+
+
+def _along_last(vector: jax.Array, like: jax.Array) -> jax.Array:
+    """`vector` with leading axes of size 1, so that it has the rank of `like`."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,))

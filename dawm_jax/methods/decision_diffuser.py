@@ -1,0 +1,137 @@
+"""Decision Diffuser (2211.15657): plans states towards a return, acts by inverse dynamics.
+
+The denoiser is this package's; docs/deviations.md lists how it differs from the authors' code.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from dawm_jax.config.schema import SECTIONS, Config, SectionSpec
+from dawm_jax.data import normalizer as normalizing
+from dawm_jax.methods.base import METHODS, MethodSpec
+from dawm_jax.methods.synthetic import TargetReturn
+from dawm_jax.models import inverse_dynamics, world_model
+from dawm_jax.models.base import Trainable
+from dawm_jax.models.diffusion import PREDICTIONS, Process
+from dawm_jax.models.inverse_dynamics import ActionModel
+from dawm_jax.models.sampler import Sampler, SamplerSettings
+from dawm_jax.models.world_model import DiffusionWorldModel
+from dawm_jax.runtime.settings import redefault, setting
+from dawm_jax.types import Condition, ModelParams, Normalizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(SamplerSettings):
+    """Section `planner`: overrides the settings of the same name in `rollout`, `world_model`.
+
+    The full protocol has the authors' values; the quick one plans with the world model's
+    sampler. Of 5 diffusion steps (DWM's comparison) the least noise is larger than a step of
+    the environment, and the next state of a plan misses the data's by three times that step.
+    """
+
+    horizon: int = setting(
+        99,
+        "generated steps of a plan",
+        quick=31,
+        smoke=5,
+        at_least=1,
+        source="DD: plans of 100 states",
+    )
+    diffusion_steps: int = setting(200, "diffusion steps K", quick=1_000, at_least=1, source="DD")
+    prediction: str = setting(
+        "epsilon", "what the denoiser predicts", quick="v", choices=PREDICTIONS, source="DD"
+    )
+    target_fraction: float = setting(
+        0.9,
+        "of the range of the data's returns-to-go that plans aim at",
+        source="DD: 0.9 of its scale",
+    )
+    sampling_steps: int = redefault(
+        SamplerSettings, "sampling_steps", 200, quick=8, smoke=2, source="DD"
+    )
+    order: int = redefault(SamplerSettings, "order", 1, quick=2)
+    eta: float = redefault(SamplerSettings, "eta", 1.0, quick=0.0, source="DD: ancestral")
+    guidance: float = redefault(SamplerSettings, "guidance", 1.2, source="DD")
+    temperature: float = redefault(SamplerSettings, "temperature", 0.5, source="DD")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DecisionDiffuser:
+    """A `PlanningMethod` (algorithm 1).
+
+    Attributes:
+      world_model: p(s_{t+1}, ..., s_{t+H} | s_t, return-to-go).
+      inverse_dynamics: f(s_t, s_{t+1}) -> a_t.
+      target: the return-to-go that plans aim at.
+      normalizer: of the training data.
+    """
+
+    world_model: DiffusionWorldModel
+    inverse_dynamics: ActionModel
+    target: TargetReturn
+    normalizer: Normalizer
+
+    @property
+    def models(self) -> Mapping[str, Trainable]:
+        """World model and inverse dynamics model."""
+        return {"world_model": self.world_model, "inverse_dynamics": self.inverse_dynamics}
+
+    @property
+    def scan_length(self) -> int:
+        """Sampling steps of the world model."""
+        return self.world_model.sampler.sampling_steps
+
+    @property
+    def horizon(self) -> int:
+        """Steps of a plan."""
+        return self.world_model.horizon
+
+    @property
+    def target_fraction(self) -> float:
+        """Share of the data's range of returns that plans aim at."""
+        return self.target.factor
+
+    def plan(self, params: ModelParams, key: jax.Array, observation: jax.Array) -> jax.Array:
+        """The action from the first two states of a plan; see `PlanningMethod`."""
+        state = normalizing.normalise_observation(self.normalizer, observation)
+        batch = len(state)
+        condition = Condition(state, jnp.zeros((batch, 0)), self.target(jnp.zeros(batch)))
+        states = self.world_model.sample_tokens(params["world_model"], key, condition)
+        action = self.inverse_dynamics.infer(params["inverse_dynamics"], states[:, 0], states[:, 1])
+        return normalizing.denormalise_action(self.normalizer, action)
+
+
+def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
+    """Decision Diffuser with the run's settings."""
+    planner, section = config.section(Settings), config.world_model
+    return DecisionDiffuser(
+        world_model=world_model.make(
+            section,
+            denoiser_settings=config.sections[section.denoiser],
+            process=Process.cosine(planner.diffusion_steps, planner.prediction),
+            sampler=Sampler.of(planner),
+            horizon=planner.horizon,
+            layout=world_model.STATES,
+            normalizer=normalizer,
+        ),
+        inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),
+        target=TargetReturn("max_fraction", planner.target_fraction, normalizer),
+        normalizer=normalizer,
+    )
+
+
+SECTIONS.register(SectionSpec("planner", Settings))
+METHODS.register(
+    MethodSpec(
+        name="decision_diffuser",
+        label="Decision Diffuser",
+        rows=None,
+        sections={"world_model": "world_model", "inverse_dynamics": "inverse_dynamics"},
+        make=make,
+        mixes_real=False,
+        seed_is="the noise of the plans; models are shared",
+    )
+)

@@ -1,0 +1,179 @@
+"""A finished run as the typed functions and values that an evaluation uses.
+
+This module alone reads a `LoadedRun`.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dawm_jax.data import normalizer as normalizing
+from dawm_jax.methods.synthetic import TargetReturn
+from dawm_jax.quality.windows import Steps, Windows
+from dawm_jax.training import load_run
+from dawm_jax.training.load_run import LoadedRun
+from dawm_jax.types import Condition, ModelParams, Transition, UserError
+
+
+class GenerateFn(Protocol):
+    """Generates a window from each start; all arrays have raw units."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        observation: np.ndarray,
+        action: np.ndarray,
+        return_to_go: np.ndarray,
+    ) -> Windows:
+        """Generates windows.
+
+        Args:
+          key: random number generator state, the key is consumed.
+          observation: [B, S].
+          action: [B, A], the first action.
+          return_to_go: [B] discounted return of the start, before the run's target rule.
+        """
+
+
+class InverseDynamicsFn(Protocol):
+    """Infers the action between two observations; all arrays have raw units."""
+
+    def __call__(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
+        """[N, S], [N, S] -> [N, A]."""
+
+
+class TargetReturnFn(Protocol):
+    """Applies the run's target rule."""
+
+    def __call__(self, return_to_go: np.ndarray) -> np.ndarray:
+        """[B] returns-to-go of starts -> [B] returns-to-go that windows aim at, raw units."""
+
+
+class WithSettingFn(Protocol):
+    """Replaces a setting of `config.rollout`."""
+
+    def __call__(self, name: str, value: float | int) -> "GeneratingRun":
+        """The same run with another value of the setting `name`.
+
+        Raises:
+          UserError: the value is out of its range.
+        """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GeneratingRun:
+    """A finished run.
+
+    Attributes:
+      dataset: name of its data.
+      environment: Gymnasium id.
+      held_out_fraction: share of the episodes that its models were not trained on.
+      has_models: False for a run on real data only; its functions raise UserError.
+      horizon: H.
+      discount: gamma of the returns-to-go.
+      timeout_value: see `returns_to_go` of the replay data.
+      diffusion_steps: K, the largest number of sampling steps.
+      settings: `config.rollout`.
+      generate: generates windows.
+      target_return: the return-to-go that windows aim at.
+      inverse_dynamics: infers actions.
+      with_setting: the run with another setting.
+    """
+
+    dataset: str
+    environment: str
+    held_out_fraction: float
+    has_models: bool
+    horizon: int
+    discount: float
+    timeout_value: str
+    diffusion_steps: int
+    settings: Mapping[str, object]
+    generate: GenerateFn
+    target_return: TargetReturnFn
+    inverse_dynamics: InverseDynamicsFn
+    with_setting: WithSettingFn
+
+
+def load(workdir: str | pathlib.Path) -> GeneratingRun:
+    """Loads a finished run.
+
+    Raises:
+      UserError: the folder is no finished run.
+    """
+    return from_run(load_run.load_run(workdir))
+
+
+def from_run(run: LoadedRun) -> GeneratingRun:
+    """What an evaluation uses of a loaded run."""
+    config = run.config
+    target = TargetReturn(config.rollout.target_rule, config.rollout.target_factor, run.normalizer)
+
+    def target_return(return_to_go: np.ndarray) -> np.ndarray:
+        scale = float(run.normalizer.return_scale)
+        return np.asarray(target(jnp.asarray(return_to_go / scale, jnp.float32))) * scale
+
+    return GeneratingRun(
+        dataset=config.dataset,
+        environment=config.environment,
+        held_out_fraction=config.held_out_fraction,
+        has_models=run.models is not None,
+        horizon=config.horizon,
+        discount=config.discount,
+        timeout_value=config.timeout_value,
+        diffusion_steps=config.world_model.diffusion_steps,
+        settings=dataclasses.asdict(config.rollout),
+        generate=_generate_fn(run),
+        target_return=target_return,
+        inverse_dynamics=run.inverse_dynamics,
+        with_setting=lambda name, value: from_run(run.with_rollout(**{name: value})),
+    )
+
+
+def _generate_fn(run: LoadedRun) -> GenerateFn:
+    """The generation of windows from given starts. It is compiled once per number of starts."""
+    method, models, normalizer = run.setup.generator, run.models, run.normalizer
+    refusal = f"this run of method {run.config.method} generates no transitions"
+
+    @jax.jit
+    def program(
+        models: ModelParams,
+        key: jax.Array,
+        observation: jax.Array,
+        action: jax.Array,
+        return_to_go: jax.Array,
+    ) -> tuple[Transition, jax.Array]:
+        if method is None:
+            raise UserError(refusal)
+        condition = Condition(
+            normalizing.normalise_observation(normalizer, observation),
+            normalizing.normalise_action(normalizer, action),
+            return_to_go / normalizer.return_scale,
+        )
+        rows, valid = method.generate(models, key, condition)
+        if not isinstance(rows, Transition):
+            raise UserError(refusal)
+        return normalizing.raw_windows(normalizer, rows, valid, num_windows=len(observation))
+
+    def generate(
+        key: jax.Array, observation: np.ndarray, action: np.ndarray, return_to_go: np.ndarray
+    ) -> Windows:
+        if models is None:
+            raise UserError(refusal)
+        starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
+        windows, valid = jax.device_get(program(models, key, *starts))
+        steps = Steps(
+            observation=windows.observation,
+            action=windows.action,
+            reward=windows.reward,
+            terminated=windows.terminated > 0,
+            next_observation=windows.next_observation,
+        )
+        return Windows(steps, valid)
+
+    return generate

@@ -1,0 +1,288 @@
+"""The stages of a run: each model, then the agents, or the evaluation of plans."""
+
+import functools
+import itertools
+import logging
+import time
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dawm_jax.config.schema import Config
+from dawm_jax.data.replay import Replay
+from dawm_jax.envs import rollouts
+from dawm_jax.methods.base import MethodSpec, PlanningMethod
+from dawm_jax.models.base import Trainable
+from dawm_jax.models.optim import TrainState, scan_steps
+from dawm_jax.runtime import distributed, loop, sharding
+from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.sharding import Placement
+from dawm_jax.training import artifacts, setup
+from dawm_jax.training.fused import AgentRun, AgentTraining, Inputs
+from dawm_jax.training.setup import Setup
+from dawm_jax.types import Metrics, ModelParams, Params
+
+_log = logging.getLogger(__name__)
+
+# Largest number of rows that the held-out diagnostics of a model use.
+_MAX_HELD_OUT = 2_048
+# A stage folds its own number into the run's key; each consumer of a stage folds its steps.
+_STREAMS = {"world_model": 0, "inverse_dynamics": 1, "agent": 2, "policy": 3, "planner": 4}
+
+
+def stream_key(key: jax.Array, stage: str) -> jax.Array:
+    """The key of a stage, derived from the run's key and the stage's name."""
+    # A checksum gives every other name a number of its own, beyond the numbers above.
+    number = _STREAMS.get(stage, zlib.crc32(stage.encode()) | 1 << 31)
+    return jax.random.fold_in(key, number)
+
+
+def shared_batch_sizes(config: Config, method: MethodSpec) -> dict[str, int]:
+    """Setting -> size of every batch that the devices of a run share."""
+    if not method.trains_models(config):
+        return {}
+    sections: Mapping[str, Any] = {**vars(config), **config.sections}
+    sizes = {
+        f"config.{name}.batch_size": sections[name].batch_size
+        for name in dict.fromkeys(method.sections.values())
+    }
+    if not method.plans:
+        sizes["config.rollout.windows_per_round"] = config.rollout.windows_per_round
+    return sizes
+
+
+# --- models -------------------------------------------------------------------------------
+
+
+def model_steps(model: Trainable, placement: Placement) -> loop.StepFn[TrainState]:
+    """Consecutive updates of a model in one scan; the constants are the replay."""
+
+    def steps(
+        state: TrainState,
+        key: jax.Array,
+        first_step: jax.Array,
+        replay: Replay,
+        /,
+        *,
+        num_steps: int,
+    ) -> tuple[TrainState, Metrics]:
+        def one_step(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+            key_step = jax.random.fold_in(key, index)
+            return model.step(state, key_step, replay, shard=placement.shard, mean=placement.mean)
+
+        return scan_steps(one_step, state, first_step, num_steps)
+
+    return steps
+
+
+def train_model(
+    name: str,
+    model: Trainable,
+    replay: Replay,
+    placement: Placement,
+    key: jax.Array,
+    session: loop.Session,
+) -> Params:
+    """Fits one model.
+
+    Args:
+      name: of the model and its stage.
+      model: what to fit.
+      replay: the dataset, on every device.
+      placement: how the batch is spread.
+      key: of the run.
+      session: of the run.
+
+    Returns:
+      The model's averaged parameters.
+    """
+    settings = model.settings
+    held_out, errors = held_out_rows(replay), jax.jit(model.errors)
+
+    def assess(state: TrainState, step: int, /) -> dict[str, Any]:
+        values = jax.device_get(errors(state.average, replay, held_out))
+        found = {metric: np.asarray(value).tolist() for metric, value in values.items()}
+        _log.info("%s, held out: %s", name.replace("_", " "), _short(found))
+        return found
+
+    key_init, key_steps = jax.random.split(stream_key(key, name))
+    stage = loop.Stage(
+        name=name,
+        unit="step",
+        steps=loop.JittedSteps(
+            model_steps(model, placement),
+            key=placement.replicate(key_steps),
+            constants=replay,
+            placement=placement,
+            over_seeds=False,
+        ),
+        total_steps=settings.steps,
+        chunk_steps=settings.log_steps,
+        checkpoint_steps=settings.checkpoint_steps,
+        assess=assess,
+        assess_steps=settings.checkpoint_steps,
+    )
+    return session.run(stage, placement.replicate(jax.jit(model.init)(key_init))).average
+
+
+def held_out_rows(replay: Replay) -> jax.Array:
+    """Evenly spread steps of the held-out episodes, or of all if none are held out."""
+    first = replay.num_train if replay.num_train < len(replay) else 0
+    count = min(_MAX_HELD_OUT, len(replay) - first)
+    return jnp.asarray(np.linspace(first, len(replay) - 1, count).astype(np.int32))
+
+
+def _short(values: Any) -> str:
+    if isinstance(values, dict):
+        return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    if isinstance(values, list):
+        return "[" + ", ".join(map(_short, values)) + "]"
+    return f"{values:.2g}"
+
+
+# --- agents -------------------------------------------------------------------------------
+
+
+def init_agents(training: AgentTraining, keys: jax.Array, placement: Placement) -> AgentRun:
+    """Fresh agents of all seeds with empty buffers, keys [seeds], placed.
+
+    The seeds are initialised one after the other: on a CPU, the batched QR factorisations of
+    orthogonal kernels that run at the same time can wait for each other's threads for ever.
+    """
+    agents = jax.jit(functools.partial(jax.lax.map, training.agent.init))(keys)
+    buffers = jax.vmap(lambda _: training.init_buffer(), axis_size=len(keys))
+    return AgentRun(placement.place_seeds(agents), placement.make_seeds(lambda: buffers(None)))
+
+
+def train_agents(
+    parts: Setup,
+    models: ModelParams | None,
+    replay: Replay,
+    placement: Placement,
+    key: jax.Array,
+    session: loop.Session,
+) -> AgentRun:
+    """Trains all seeds' agents in the fused program and evaluates them on the way.
+
+    Args:
+      parts: what the run computes with.
+      models: averaged parameters of the method's models; None on real data only.
+      replay: the dataset, on every device.
+      placement: how seeds and windows are spread.
+      key: of the run.
+      session: of the run.
+
+    Returns:
+      Agents and buffers of all seeds, leading axis seeds.
+    """
+    config, training = parts.config, parts.training
+    assert training is not None
+    inputs = Inputs(models, replay)
+    # Three streams of each seed: its initial parameters, its prefill and its rounds.
+    key_init, *keys = seed_keys(stream_key(key, "agent"), config.num_seeds)
+    key_prefill, key_train = placement.place_seeds(keys)
+
+    def prefill(run: AgentRun, /) -> AgentRun:
+        num_rounds = setup.prefill_rounds(config)
+        if models is None or not num_rounds:
+            return run
+        _log.info("agent: generating the first %s rounds", f"{num_rounds:,}")
+        fill = placement.jit_seeds(functools.partial(training.prefill, num_rounds=num_rounds))
+        return AgentRun(run.agent, fill(run.buffer, key_prefill, inputs))
+
+    stage = loop.Stage(
+        name="agent",
+        unit="update",
+        steps=loop.JittedSteps(
+            training.step,
+            key=key_train,
+            constants=inputs,
+            placement=placement,
+            over_seeds=True,
+        ),
+        total_steps=config.training.updates,
+        chunk_steps=config.training.log_updates,
+        checkpoint_steps=config.training.checkpoint_updates,
+        assess=_evaluator(parts, placement),
+        assess_steps=config.evaluation.interval,
+        prepare=prefill,
+    )
+    return session.run(stage, init_agents(training, key_init, placement))
+
+
+def seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
+    """Keys [num_seeds] of each of a seed's three streams."""
+    seeds = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_seeds))
+    return [jax.vmap(jax.random.fold_in, (0, None))(seeds, stream) for stream in range(3)]
+
+
+def _evaluator(parts: Setup, placement: Placement) -> loop.Assess[AgentRun]:
+    """What evaluates all seeds' agents.
+
+    Process 0 plays all episodes on all cores of its host while the other processes wait. This
+    takes a small share of a run, and the returns do not depend on the number of processes.
+    """
+    config = parts.config
+    act = jax.jit(jax.vmap(parts.act))
+
+    def evaluate(run: AgentRun, update: int, /) -> dict[str, Any]:
+        agents = sharding.local_copy(placement.replicate(run.agent))
+        if not distributed.is_first():
+            return {}
+        section = config.evaluation
+        last = update == config.training.updates
+        returns = rollouts.run_episodes(
+            functools.partial(act, agents),
+            config.environment,
+            num_policies=config.num_seeds,
+            num_episodes=section.final_episodes if last else section.episodes,
+            seed=section.seed,
+        )
+        return artifacts.evaluation_entry(config.environment, returns, f"update {update}")
+
+    return evaluate
+
+
+# --- plans --------------------------------------------------------------------------------
+
+
+def evaluate_plans(
+    config: Config,
+    method: PlanningMethod,
+    models: ModelParams | None,
+    key: jax.Array,
+    log: MetricsFile,
+) -> None:
+    """Evaluates a method that plans; a seed is the noise of its plans, models are shared.
+
+    Args:
+      config: of the run.
+      method: what plans.
+      models: averaged parameters of the method's models.
+      key: of the run.
+      log: metrics.jsonl, which gets one entry.
+    """
+    if not distributed.is_first() or any(log.lines("planner", "assess")):
+        return
+    models = sharding.local_copy(models)
+    keys = seed_keys(stream_key(key, "planner"), config.num_seeds)[0]
+    plan_of_seeds = jax.jit(
+        lambda models, keys, index, observations: jax.vmap(method.plan, (None, 0, 0))(
+            models, jax.vmap(jax.random.fold_in, (0, None))(keys, index), observations
+        )
+    )
+    steps = itertools.count()
+    start = time.monotonic()
+    returns = rollouts.run_episodes(
+        lambda observations: plan_of_seeds(models, keys, next(steps), observations),
+        config.environment,
+        num_policies=config.num_seeds,
+        num_episodes=config.evaluation.final_episodes,
+        seed=config.evaluation.seed,
+    )
+    entry = artifacts.evaluation_entry(config.environment, returns, "planner")
+    log.append("planner", "assess", 0, {**entry, "seconds": time.monotonic() - start})

@@ -1,0 +1,400 @@
+"""Writes the generated tables of README.md and docs/ from the files under results/.
+
+python launch/tables.py            rewrites the tables
+python launch/tables.py --check    changes nothing; exit code 1 if a table is out of date or missing
+
+A table stands between the lines `<!-- begin NAME -->` and `<!-- end NAME -->` of its file. The rest
+of the file is left alone.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from _command import ROOT, Parser
+
+# This folder leaves the import path: its modules have names of installed packages.
+sys.path[0] = str(ROOT)
+
+from dawm_jax.config import help  # noqa: E402
+from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
+from dawm_jax.report import runs  # noqa: E402
+from dawm_jax.report import tables as report_tables  # noqa: E402
+from dawm_jax.report.runs import MethodResult  # noqa: E402
+from dawm_jax.runtime.markdown import number, shorten_path, table  # noqa: E402
+from dawm_jax.runtime.metrics import format_seconds  # noqa: E402
+from dawm_jax.types import UserError  # noqa: E402
+
+_RESULTS = ROOT / "results"
+_COMPARISON = _RESULTS / "comparison"
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One generated table.
+
+    Attributes:
+      file: that holds it, relative to the repository.
+      name: of its markers.
+      make: the table's text.
+    """
+
+    file: str
+    name: str
+    make: Callable[[], str]
+
+    def replaced(self, text: str) -> str:
+        """The file's text with the new table.
+
+        Raises:
+          UserError: the text does not hold the markers once each, in their order.
+        """
+        begin, end = f"<!-- begin {self.name} -->", f"<!-- end {self.name} -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed or begin in after:
+            raise UserError(f"{self.file}: expected the lines {begin} and {end} once each")
+        return f"{before}{begin}\n\n{self.make()}\n\n{end}{after}"
+
+
+# --- scores -------------------------------------------------------------------------------
+
+# Agents of the short table of README.md, by the fields of their results: what they learnt from,
+# the agent, and the share of the episodes. Where runs have several shares of real data, the
+# largest share below 1 is shown.
+_HEADLINE = (
+    ("dawm", "td3_bc", 1.0),
+    ("dwm", "td3_bc", 1.0),
+    ("real", "td3_bc", 1.0),
+    ("dawm", "iql", 1.0),
+    ("dwm", "iql", 1.0),
+    ("real", "iql", 1.0),
+)
+# What was tried for TD3+BC, and the folders of the runs; TASK stands for the name of a task.
+_TRIED = (
+    ("generated transitions alone", "comparison/TASK-dawm-generated-td3_bc"),
+    ("inferred actions drawn, not means", "earlier/drawn-actions/TASK-dawm-td3_bc"),
+    ("first transitions of windows alone", "studies/actions/TASK-first-steps-td3_bc"),
+    ("half of every minibatch real (default)", "comparison/TASK-dawm-td3_bc"),
+    ("real transitions alone", "comparison/TASK-real-td3_bc"),
+)
+
+
+def headline() -> str:
+    """Last scores of the methods of `_HEADLINE`, one column per task."""
+    results = runs.group(runs.load([_COMPARISON]))
+    tasks = list(dict.fromkeys(result.task for result in results))
+    rows = []
+    for source, agent, share in _HEADLINE:
+        own = [
+            result
+            for result in results
+            if (result.source, result.agent, result.top_fraction) == (source, agent, share)
+        ]
+        best = {task: _most_real(result for result in own if result.task == task) for task in tasks}
+        labels = dict.fromkeys(result.method for result in best.values() if result)
+        rows.append([" / ".join(labels), *(_last_score(best[task]) for task in tasks)])
+    return table(["", *map(shorten_path, tasks)], rows)
+
+
+def _most_real(results: Iterable[MethodResult]) -> MethodResult | None:
+    return max(results, key=lambda result: result.real_fraction, default=None)
+
+
+def _last_score(result: MethodResult | None) -> str:
+    if result is None or result.last is None:
+        return ""
+    return report_tables.mean_with_interval(result.last)
+
+
+def comparison() -> str:
+    """The three tables of the comparison of all methods."""
+    results = runs.group(runs.load([_COMPARISON]))
+    return report_tables.summary(results, reference="dawm", heading="###")
+
+
+def tried() -> str:
+    """Score of TD3+BC and mean value after the last update, for each row of `_TRIED`."""
+    tasks = ("hopper", "walker2d")
+    header = ["", *(f"{task}: {what}" for task in tasks for what in ("score", "mean Q"))]
+    rows = []
+    for label, folder in _TRIED:
+        cells = [f"{label} (`{folder}`)"]
+        for task in tasks:
+            path = _RESULTS / folder.replace("TASK", task)
+            (result,) = runs.group(runs.load([path]))
+            q_mean = _read(path / "results.json")["value_check"]["q_mean"]
+            cells += [_last_score(result), f"{q_mean:.0f}"]
+        rows.append(cells)
+    return table(header, rows)
+
+
+# --- data ---------------------------------------------------------------------------------
+
+
+def datasets() -> str:
+    """The collected datasets, each with its counterpart of D4RL."""
+    header = ("dataset", "steps", "episodes", "return", "score", "D4RL: steps", "D4RL: return")
+    return table(header, map(_dataset_row, _read(_RESULTS / "datasets.json")))
+
+
+def _dataset_row(entry: Mapping[str, Any]) -> list[str]:
+    theirs = entry["d4rl"]
+    published = theirs["return_mean"] is not None
+    return [
+        entry["dataset"],
+        f"{entry['steps']:,}",
+        f"{entry['episodes']:,}",
+        f"{entry['return_mean']:.0f} ± {entry['return_std']:.0f}",
+        number(entry["score_mean"], ".1f"),
+        f"{theirs['steps']:,}",
+        f"{theirs['return_mean']:.0f} ± {theirs['return_std']:.0f}"
+        if published
+        else "medium and expert, half each",
+    ]
+
+
+def quality() -> str:
+    """Measures of the quality reports, each run beside the data's own numbers."""
+    paths = sorted((_RESULTS / "quality").glob("*/quality.json"))
+    reports = {path.parent.name: QualityReport.from_json(_read(path)) for path in paths}
+    header = ["", *(cell for name in reports for cell in (name, "data"))]
+    rows = [
+        [label, *(cell for report in reports.values() for cell in cells(report))]
+        for label, cells in _QUALITY_ROWS
+    ]
+    return table(header, rows)
+
+
+Cells = Callable[[QualityReport], Sequence[str]]
+
+
+def _dynamics(report: QualityReport) -> Sequence[str]:
+    synthetic, real = report.synthetic.simulator, report.real.simulator
+    return [
+        _mean_and_median(synthetic and synthetic.dynamics.all_steps),
+        _mean_and_median(real and real.dynamics),
+    ]
+
+
+def _rewards(report: QualityReport) -> Sequence[str]:
+    synthetic, real = report.synthetic.simulator, report.real.simulator
+    return [
+        _mean_and_median(synthetic and synthetic.reward.all_steps),
+        _mean_and_median(real and real.reward),
+    ]
+
+
+def _inferred_actions(report: QualityReport) -> Sequence[str]:
+    errors, real = report.synthetic.inverse_dynamics, report.real.simulator
+    simulated = errors and errors.simulator
+    return [
+        number(simulated.real_pairs.mean if simulated else None),
+        number(real.dynamics.mean if real else None),
+    ]
+
+
+def _ks(report: QualityReport) -> Sequence[str]:
+    return [number(part.distribution.ks.mean) for part in (report.synthetic, report.real)]
+
+
+def _auc(report: QualityReport) -> Sequence[str]:
+    found = [part.distribution.discriminator_auc for part in (report.synthetic, report.real)]
+    return [
+        number(auc and auc.mean) + (f" ± {auc.std:.2g}" if auc and auc.std is not None else "")
+        for auc in found
+    ]
+
+
+def _step_size(report: QualityReport) -> Sequence[str]:
+    return [number(part.step_size) for part in (report.synthetic, report.real)]
+
+
+def _termination_rate(report: QualityReport) -> Sequence[str]:
+    return [number(part.termination_rate) for part in (report.synthetic, report.real)]
+
+
+def _timing(report: QualityReport) -> Sequence[str]:
+    timing = report.synthetic.simulator and report.synthetic.simulator.timing
+    if not timing:
+        return ["-", ""]
+    counts = (timing.on_time, timing.late, timing.early, timing.missed, timing.false)
+    return [f"{' / '.join(map(str, counts))} of {timing.windows:,}", ""]
+
+
+def _mean_and_median(summary: Summary | None) -> str:
+    return f"{number(summary.mean)} ({number(summary.median)})" if summary else "-"
+
+
+_QUALITY_ROWS: tuple[tuple[str, Cells], ...] = (
+    ("dynamics error of one step: mean (median)", _dynamics),
+    ("reward error of one step: mean (median)", _rewards),
+    ("dynamics error of real pairs with inferred actions: mean", _inferred_actions),
+    ("Kolmogorov-Smirnov statistic: mean over (s, a, r)", _ks),
+    ("AUC of a classifier of (s, a, r, s' - s); .5: generated and real look alike", _auc),
+    ("squared change of the state in one step", _step_size),
+    ("termination rate", _termination_rate),
+    ("windows near an end: on time / late / early / missed / false", _timing),
+)
+
+
+# --- speed --------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """Rates of this package, and their ratios to PyTorch's."""
+    return "\n\n".join(
+        _benchmark(_read(path))
+        for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))
+    )
+
+
+def _benchmark(numbers: Mapping[str, Any]) -> str:
+    versions = numbers["versions"]
+    caption = (
+        f"`{numbers['variant'] or 'full'}` sizes, {numbers['dtype']}, {numbers['device']}, "
+        f"jax {versions['jax']}, torch {versions.get('torch', '-')}, commit {numbers['commit']}:"
+    )
+    header = ("stage", "this package, per second", "x stock PyTorch", "x best PyTorch")
+    return f"{caption}\n\n{table(header, itertools.starmap(_stage_row, numbers['stages'].items()))}"
+
+
+def _stage_row(stage: str, found: Mapping[str, Any]) -> list[str]:
+    medians = {side: rates["median"] for side, rates in found["sides"].items()}
+    own = medians.pop("jax")
+    ratios = {side: own / median for side, median in medians.items()}
+    return [
+        stage.replace("_", " "),
+        f"{own:.4g} {found['unit']}",
+        number(ratios.get("stock"), ".2f"),
+        number(min(ratios.values(), default=None), ".2f"),
+    ]
+
+
+def inference() -> str:
+    """Durations of decisions and of generated transitions, relative to the first row's."""
+    parts = []
+    for path in sorted((_RESULTS / "inference").glob("*/speed.json")):
+        numbers = _read(path)
+        parts.append(
+            f"`{numbers['variant'] or 'full'}` sizes, {numbers['environment']}, "
+            f"{numbers['device']}, jax {numbers['versions']['jax']}, "
+            f"commit {numbers['commit'][:7]}:"
+        )
+        parts += [
+            _durations(numbers["cases"], "decisions", "observations per call"),
+            _durations(numbers["cases"], "transitions", "windows per call"),
+        ]
+    return "\n\n".join(parts)
+
+
+def _durations(cases: Iterable[Mapping[str, Any]], kind: str, batch: str) -> str:
+    base: dict[int, float] = {}
+    rows = []
+    for case in cases:
+        if case["kind"] == kind:
+            seconds, size = case["seconds_per_1000"], case["batch"]
+            relative = seconds / base.setdefault(size, seconds)
+            rows.append([case["method"], str(size), number(seconds), number(relative)])
+    return table(("method", batch, f"seconds per 1,000 {kind}", "relative"), rows)
+
+
+def exchange() -> str:
+    """Bytes that the programs exchange per step on several devices."""
+    found = _read(_RESULTS / "scaling" / "quick" / "scaling.json")
+    rows = []
+    programs = [name for name, value in found["1"].items() if _is_program(value)]
+    for name in programs:
+        for devices, counted in found.items():
+            sent = dict(counted[name]["bytes_per_step"])
+            reduced = sent.pop("all-reduce", 0)
+            others = ", ".join(f"{kind} {size:,.0f}" for kind, size in sent.items()) or "0"
+            rows.append([name, devices, f"{reduced:,.0f}", others])
+    return table(("program", "devices", "all-reduce bytes", "other bytes"), rows)
+
+
+def _is_program(value: object) -> bool:
+    return isinstance(value, dict) and "bytes_per_step" in value
+
+
+def chips() -> str:
+    """Durations of the full protocol's stages that the cost model predicts."""
+    predictions = _read(_RESULTS / "scaling" / "model.json")["predictions"]
+    machines = list(dict.fromkeys(one["machine"] for one in predictions))
+    cells: dict[str, dict[str, str]] = {}
+    for one in predictions:
+        stage = one["stage"] + (f", {one['seeds']} seeds" if one["seeds"] else "")
+        text = f"{format_seconds(one['seconds'])}, {one['busy_chips']} busy"
+        if one["communication"]:
+            text += f", {100 * one['communication']:.0f} % between chips"
+        cells.setdefault(stage, {})[one["machine"]] = text
+    rows = [[stage, *(row[machine] for machine in machines)] for stage, row in cells.items()]
+    return table(["stage", *machines], rows)
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected readable JSON ({error})") from error
+
+
+# --- the command --------------------------------------------------------------------------
+
+BLOCKS = (
+    Block("docs/configuration.md", "configuration", help.table),
+    Block("README.md", "results", headline),
+    Block("docs/results.md", "comparison", comparison),
+    Block("docs/results.md", "tried", tried),
+    Block("docs/performance.md", "speed", speed),
+    Block("docs/performance.md", "inference", inference),
+    Block("docs/performance.md", "exchange", exchange),
+    Block("docs/performance.md", "chips", chips),
+    Block("docs/quality.md", "quality", quality),
+    Block("docs/datasets.md", "datasets", datasets),
+)
+
+
+def update(block: Block, *, check: bool) -> str | None:
+    """Rewrites or checks one table.
+
+    Args:
+      block: the table.
+      check: change nothing.
+
+    Returns:
+      What is wrong in one line, or None.
+    """
+    path = ROOT / block.file
+    if not path.is_file():
+        return f"{block.file} does not exist: the table {block.name} is skipped"
+    text = path.read_text()
+    try:
+        updated = block.replaced(text)
+    except UserError as error:
+        return str(error)
+    if updated == text:
+        return None
+    if check:
+        return f"{block.file}: the table {block.name} is out of date: run python launch/tables.py"
+    path.write_text(updated)
+    return None
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, report differences")
+    check = parser.parse_args().check
+    problems = [problem for block in BLOCKS if (problem := update(block, check=check))]
+    for problem in problems:
+        print(f"{parser.prog}: {problem}", file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

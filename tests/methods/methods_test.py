@@ -1,0 +1,330 @@
+"""The methods: what each trains, generates or plans, and what configurations they refuse."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_reference as reference
+import pytest
+
+from dawm_jax.agents import td
+from dawm_jax.agents.base import AGENTS
+from dawm_jax.config import schema
+from dawm_jax.data import replay as replaying
+from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.methods.base import METHODS, Generated
+from dawm_jax.models.base import keep
+from dawm_jax.training import setup, train
+from dawm_jax.training.fused import AgentRun, Inputs
+from dawm_jax.types import Condition, Expansion, Transition, UserError
+
+S, A, H, B = 11, 3, 3, 4
+
+
+@functools.cache
+def make_data():
+    """Two hundred steps of made-up episodes with the shape of Hopper's."""
+    rng = np.random.default_rng(0)
+    steps, length = 200, 10
+    ends = np.arange(steps) % length == length - 1
+    observations = rng.normal(size=(steps, S)).astype(np.float32)
+    dataset = OfflineDataset(
+        name="made-up",
+        observations=observations,
+        actions=rng.uniform(-1, 1, (steps, A)).astype(np.float32),
+        rewards=rng.uniform(0, 2, steps).astype(np.float32),
+        next_observations=np.roll(observations, -1, axis=0) + 0.1,
+        terminations=ends & (np.arange(steps) % 20 == 19),
+        truncations=ends & (np.arange(steps) % 20 != 19),
+    )
+    return replaying.build(
+        dataset,
+        action_low=np.full(A, -2.0, np.float32),
+        action_high=np.full(A, 2.0, np.float32),
+        discount=0.99,
+        return_scale=0.0,
+        timeout_value="zero",
+        held_out_fraction=0.1,
+    )
+
+
+def make_config(method, **overrides):
+    """A smoke run of a method, with small models; "__" stands for the dot of a setting."""
+    changes = {
+        "method": method,
+        "horizon": H,
+        "unet.multipliers": (1,),
+        "unet.groups": 4,
+        "world_model.diffusion_steps": 10,
+        "planner.horizon": H,
+        "planner.diffusion_steps": 10,
+    }
+    changed = {name.replace("__", "."): value for name, value in overrides.items()}
+    return schema.replace(schema.parse(schema.get_config("smoke")), changes | changed)
+
+
+def make_parts(method, **overrides):
+    return setup.make(make_config(method, **overrides), make_data()[1])
+
+
+def random_params(trainable, seed):
+    """Parameters that make every output depend on every input, without a compilation."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(trainable.init, jax.random.key(0)).params
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32), shapes)
+
+
+def make_models(parts):
+    named = enumerate(parts.method.models.items())
+    return {name: random_params(model, seed) for seed, (name, model) in named}
+
+
+def generate(method, **overrides):
+    """The condition, what was generated, and which steps exist."""
+    parts = make_parts(method, **overrides)
+    condition = replaying.gather_conditions(make_data()[0], jnp.arange(B) * 10)
+    program = reference.jit(parts.generator.generate)
+    return condition, *program(make_models(parts), jax.random.key(1), condition)
+
+
+def test_methods_that_ship_with_the_package():
+    assert METHODS.names() == ["dawm", "decision_diffuser", "dwm", "joint", "one_step"]
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("dawm", ["world_model", "inverse_dynamics"]),
+        ("dwm", ["world_model"]),
+        ("joint", ["world_model"]),
+        ("one_step", ["world_model", "policy"]),
+        ("decision_diffuser", ["world_model", "inverse_dynamics"]),
+    ],
+)
+def test_the_models_of_each_method(method, names):
+    parts, spec = make_parts(method), METHODS.get(method)
+    assert list(parts.method.models) == list(spec.sections) == names
+    plans = method == "decision_diffuser"
+    assert spec.plans == plans
+    assert (parts.planner is not None, parts.agent is None, parts.generator is None) == (plans,) * 3
+    assert parts.method.scan_length >= 1
+    # A policy sees one state, inverse dynamics two.
+    if "policy" in names:
+        policy = parts.method.models["policy"]
+        shapes = jax.eval_shape(policy.init, jax.random.key(0)).params
+        assert shapes["params"]["Mlp_0"]["Dense_0"]["kernel"].shape[0] == S
+
+
+@pytest.mark.parametrize(
+    ("method", "share", "expected"),
+    [
+        ("dawm", 0.5, 0.5),
+        ("one_step", 0.0, 0.0),
+        ("dwm", 0.5, 0.0),
+        ("dwm", 1.0, 1.0),
+        ("decision_diffuser", 0.5, 0.0),
+    ],
+)
+def test_only_what_generates_transitions_mixes_real_ones_in(method, share, expected):
+    assert METHODS.get(method).real_fraction(share) == expected
+    if method != "decision_diffuser":
+        parts = make_parts(method, training__real_fraction=share)
+        assert parts.training.real_fraction == expected
+        assert (parts.generator is None) == (share == 1.0)
+
+
+def test_on_real_data_a_method_with_expansions_takes_any_agent():
+    """The agent's rows are the dataset's transitions."""
+    parts = make_parts("dwm", agent="rebrac", training__real_fraction=1.0)
+    assert parts.training.init_buffer() is None
+
+
+@pytest.mark.parametrize("method", ["dawm", "joint", "decision_diffuser"])
+def test_terminations_are_learnt_and_checked_where_windows_are_generated(method):
+    replay, _ = make_data()
+    model = make_parts(method).method.models["world_model"]
+    params = jax.eval_shape(model.init, jax.random.key(0)).params
+    found = jax.eval_shape(lambda params: model.errors(params, replay, jnp.arange(B)), params)
+    plans = method == "decision_diffuser"
+    assert ("termination" in params, "termination_loss" in found) == (not plans, not plans)
+
+
+@pytest.mark.parametrize("method", ["joint", "one_step"])
+def test_generated_actions_are_within_bounds_and_the_first_is_real(method):
+    condition, transitions, valid = generate(method)
+    chex.assert_shape(transitions.action, (B * H, A))
+    actions = np.asarray(transitions.action).reshape(B, H, A)
+    np.testing.assert_array_equal(actions[:, 0], condition.action)
+    states = np.asarray(transitions.observation).reshape(B, H, S)
+    np.testing.assert_array_equal(states[:, 0], condition.state)
+    assert np.abs(actions).max() <= 1.0
+    assert np.asarray(valid).reshape(B, H)[:, 0].all()
+    # The later actions are not copies of the first.
+    assert np.abs(actions[:, 1:] - actions[:, :1]).max() > 0.1
+
+
+def test_value_expansions_start_from_real_states_and_actions():
+    condition, expansions, valid = generate("dwm")
+    assert isinstance(expansions, Expansion)
+    np.testing.assert_array_equal(expansions.observation, condition.state)
+    np.testing.assert_array_equal(expansions.action, condition.action)
+    chex.assert_shape(expansions.next_observation, (B, H, S))
+    chex.assert_shape([expansions.reward, expansions.terminated, valid], (B, H))
+    # The same network, noise and target as DAWM's: the same states.
+    _, transitions, _ = generate("dawm")
+    following = np.asarray(transitions.next_observation).reshape(B, H, S)
+    np.testing.assert_allclose(expansions.next_observation, following, atol=1e-5)
+
+
+def test_only_real_actions_at_equal_volume():
+    """From as many more windows as there are steps in each, only the first steps."""
+    condition, transitions, valid = generate("dawm", rollout__real_actions_only=True)
+    np.testing.assert_array_equal(transitions.observation, condition.state)
+    np.testing.assert_array_equal(transitions.action, condition.action)
+    assert valid.shape == (B,)
+    parts = make_parts("dawm", rollout__real_actions_only=True)
+    assert parts.training.windows_per_round == H * parts.config.rollout.windows_per_round
+
+
+def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
+    """And those are sampled from the known state towards the fixed share of the data's return."""
+    _, normalizer = make_data()
+    parts = make_parts("decision_diffuser")
+    models, key = make_models(parts), jax.random.key(3)
+    observation = jnp.asarray(np.random.default_rng(5).normal(size=(B, S)), jnp.float32)
+    action = reference.jit(parts.planner.plan)(models, key, observation)
+    state = np.asarray(observation) - np.asarray(normalizer.observation_mean)
+    state = jnp.asarray(state / np.asarray(normalizer.observation_std))
+    low, high = float(normalizer.return_low), float(normalizer.return_high)
+    condition = Condition(state, jnp.zeros((B, A)), jnp.full(B, low + 0.9 * (high - low)))
+    sample = reference.jit(parts.method.models["world_model"].sample_tokens)
+    states = sample(models["world_model"], key, condition)
+    chex.assert_shape(states, (B, H + 1, S))  # states alone
+    np.testing.assert_allclose(states[:, 0], state, atol=1e-5)
+    layers = jax.device_get(models["inverse_dynamics"]["params"]["Mlp_0"])
+    inputs = np.concatenate([states[:, 0], states[:, 1]], axis=1)
+    expected = 2.0 * np.tanh(reference.mlp(layers, inputs))  # actions reach from -2 to 2
+    np.testing.assert_allclose(action, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [pytest.param("joint", marks=pytest.mark.slow), "one_step"])
+def test_a_training_step_lowers_the_loss_of_every_model(method):
+    replay, _ = make_data()
+    for model in make_parts(method).method.models.values():
+        state = reference.jit(model.init)(jax.random.key(0))
+
+        @reference.jit
+        def losses(state, model=model):
+            def one_step(state, index):  # the same rows and noise in every step
+                return model.step(state, jax.random.key(7), replay, shard=keep, mean=keep)
+
+            state, metrics = jax.lax.scan(one_step, state, jnp.arange(30))
+            return metrics["loss"]
+
+        values = losses(state)
+        assert np.isfinite(values).all() and values[-1] < values[0]
+
+
+@pytest.mark.parametrize("method", ["dawm", "joint", "one_step"])
+def test_transitions_carry_the_next_action_for_an_agent_that_needs_it(method):
+    """The shapes suffice: methods/synthetic_test.py has the values."""
+    agent = next(spec.name for spec in AGENTS if spec.needs_next_action)
+    for name, size in ((agent, (A,)), ("td3_bc", None)):
+        row = make_parts(method, agent=name).training.row
+        assert isinstance(row, Transition)
+        assert (None if row.next_action is None else row.next_action.shape) == size
+
+
+# --- value expansions in the fused program ------------------------------------------------
+
+
+class FakeExpansions:
+    """Expansions that know their start, without a world model; the last step always ends."""
+
+    models, scan_length = {}, 1
+
+    def generate(self, params, key, condition):
+        shape = (len(condition.state), H)
+        expansions = Expansion(
+            observation=condition.state,
+            action=condition.action,
+            reward=jax.random.normal(key, shape),
+            terminated=jnp.zeros(shape).at[:, -1].set(1.0),
+            next_observation=jnp.repeat(condition.state[:, None], H, axis=1),
+        )
+        return Generated(expansions, jnp.ones(shape, bool))
+
+
+class StubAgent:
+    """Cheap to compile, and sensitive to every field through the expansion target."""
+
+    batches_per_update, reward_scale = 1, 1.0
+
+    def update(self, state, batches, key):
+        batch = jax.tree.map(lambda leaf: leaf[0], batches)
+        chex.assert_shape(batch.next_observation, (8, H, S))
+        target = td.expansion_target(batch, lambda o: o.sum(-1), discount=0.9, return_lambda=0.5)
+        inputs = jnp.concatenate([batch.observation, batch.action, target[:, None]], axis=-1)
+        state = jnp.tanh(0.9 * state + inputs.mean() + 0.1 * jax.random.normal(key))
+        return state, {"state": state}
+
+
+def test_fused_rounds_of_expansions_equal_single_rounds():
+    replay, _ = make_data()
+    parts = make_parts("dwm")
+    training = dataclasses.replace(
+        parts.training,
+        agent=StubAgent(),
+        method=FakeExpansions(),
+        updates_per_round=2,
+        batch_size=8,
+    )
+    rounds = lambda number: reference.jit(functools.partial(training.step, num_steps=2 * number))
+    run = AgentRun(jnp.float32(0.5), training.init_buffer())
+    # Room for as many windows as there would be with their transitions.
+    capacity = parts.config.rollout.buffer_capacity // H
+    assert run.buffer.rows.reward.shape == (capacity, H)
+    key, single, inputs = jax.random.key(2), rounds(1), Inputs({}, replay)
+    together, metrics = rounds(2)(run, key, jnp.int32(0), inputs)
+    for index in range(2):
+        run, _ = single(run, key, jnp.int32(2 * index), inputs)
+    assert int(run.buffer.written) == 2 * parts.config.rollout.windows_per_round
+    np.testing.assert_allclose(metrics["synthetic_termination_rate"], 1 / H, rtol=1e-6)
+    chex.assert_trees_all_close(together, run, rtol=1e-5, atol=1e-5)
+
+
+# --- refusals -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method": "mbpo"}, "config.method: expected one of dawm, decision_diffuser, dwm"),
+        (
+            {"method": "dwm", "agent": "rebrac"},
+            "config.agent: expected one of .*iql, td3_bc with config.method=dwm",
+        ),
+        (
+            {"method": "decision_diffuser", "training__real_fraction": 1.0},
+            "real_fraction: expected less than 1 with config.method=decision_diffuser",
+        ),
+        (
+            {"method": "dwm", "rollout__real_actions_only": True},
+            "real_actions_only: expected False",
+        ),
+        (
+            {"method": "decision_diffuser", "rollout__real_actions_only": True},
+            "real_actions_only: expected False",
+        ),
+        ({"world_model__denoiser": "mlp"}, "config.world_model.denoiser: expected one of"),
+        ({"rollout__sampling_steps": 11}, "sampling.steps: expected 1 to 10"),
+    ],
+)
+def test_what_a_method_cannot_mean_is_refused(tmp_path, overrides, message):
+    with pytest.raises(UserError, match=message) as error:
+        train.run(make_config(**({"method": "dawm"} | overrides)), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "config.json").exists()
