@@ -1,7 +1,7 @@
 """A residual MLP over the flattened window, after SynthER's denoiser (Lu et al. 2023, 2303.06614).
 
-SynthER generates single transitions; here all tokens of a window are one vector. The network
-has no notion of time, and its size is bound to the number of tokens.
+SynthER generates single transitions; here the tokens of a window are concatenated to one vector.
+The number of parameters depends on the number of tokens.
 """
 
 import dataclasses

@@ -158,10 +158,10 @@ def test_null_return_has_no_effect_and_no_gradient():
     assert not np.any(np.all(other_action == output, axis=(1, 2)))
 
 
-def test_what_is_known_stands_beside_every_token():
+def test_what_is_known_is_concatenated_to_every_token():
     network, inputs = _unet(), _unet_inputs(2, 5)
     params = _random_parameters(network, *inputs)
-    # Deaf to the tokens themselves: only what stands beside them gets in.
+    # Without weights for the tokens themselves, only what is concatenated to them counts.
     first_block = params["params"]["_ResidualBlock_0"]
     for layer in (first_block["_ConvBlock_1"]["TemporalConv_0"], first_block["Dense_1"]):
         layer["kernel"] = layer["kernel"].at[..., :STATES, :].set(0.0)
@@ -171,7 +171,7 @@ def test_what_is_known_stands_beside_every_token():
     np.testing.assert_array_equal(gradient[:, 1:], 0.0)
 
 
-def test_a_plan_has_nothing_beside_its_tokens():
+def test_a_plan_has_nothing_concatenated_to_its_tokens():
     network = unet.TemporalUNet(dim=8, multipliers=(1, 2), kernel_size=3, groups=4, on_action=False)
     params = jax.eval_shape(network.init, jax.random.key(0), *_unet_inputs(2, 5))
     kernel = params["params"]["_ResidualBlock_0"]["_ConvBlock_1"]["TemporalConv_0"]["kernel"]
@@ -197,14 +197,14 @@ def test_unet_parameter_count_equals_a_hand_count():
         + dense(4 * d, d)
         + embed(1)  # the return-to-go
         + embed(ACTIONS)
-        + block(2 * c + ACTIONS, d)  # the first token and the action stand beside each
+        + block(2 * c + ACTIONS, d)  # the first token and the action are concatenated to each
         + block(d, d)
         + conv(3, d, d)  # down
         + block(d, 2 * d)
         + block(2 * d, 2 * d)
         + 2 * block(2 * d, 2 * d)  # the middle
         + conv(4, 2 * d, d)  # up
-        + block(2 * d, d)  # beside the skip connection
+        + block(2 * d, d)  # with the skip concatenated
         + block(d, d)
         + conv(k, d, d)
         + norm(d)
