@@ -83,6 +83,13 @@ class Settings:
 # --- temporal convolutions ----------------------------------------------------------------
 
 
+# PyTorch's default for a transposed convolution. The fan-in of its bound is taps times output
+# channels, because PyTorch computes it from dimension 1 of a weight [in, out, taps].
+torch_transposed_init = nn.initializers.variance_scaling(
+    1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2
+)
+
+
 class TemporalConv(nn.Module):
     """A 1-D convolution over time with "same" zero padding, as one matrix multiplication.
 
@@ -147,8 +154,10 @@ class TemporalUpsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, C] -> [B, 2 T, features]."""
         batch, length, channels = x.shape
-        kernel = self.param("kernel", torch_kernel_init, (4, channels, self.features), jnp.float32)
-        bias = self.param("bias", torch_bias_init(4 * channels), (self.features,), jnp.float32)
+        kernel = self.param(
+            "kernel", torch_transposed_init, (4, channels, self.features), jnp.float32
+        )
+        bias = self.param("bias", torch_bias_init(4 * self.features), (self.features,), jnp.float32)
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
         after = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))[:, 1:]
@@ -327,13 +336,17 @@ class UNet:
 def initial_bound(
     path: tuple[str, ...], shape: tuple[int, ...], kernel: tuple[int, ...] | None
 ) -> float:
-    """1 / sqrt(fan_in) for kernels and their biases, fan_in = taps times input channels.
+    """1 / sqrt(fan_in) for kernels and their biases, as PyTorch's defaults.
 
-    PyTorch's transposed convolutions take output channels in place of input channels; the
-    up-sampling here does not. Normalisations start as identities.
+    fan_in is taps times input channels, in transposed convolutions taps times output channels.
+    Normalisations start as identities.
     """
-    del path, shape
-    return 0.0 if kernel is None else float(1.0 / np.sqrt(np.prod(kernel[:-1])))
+    del shape
+    if kernel is None:
+        return 0.0
+    transposed = path[-2].startswith("TemporalUpsample")
+    fan_in = kernel[0] * kernel[2] if transposed else np.prod(kernel[:-1])
+    return float(1.0 / np.sqrt(fan_in))
 
 
 def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> UNet:
