@@ -1,11 +1,14 @@
-"""HalfCheetah-v5, on the medium tier, which the first run collects with the package's own policies.
+"""HalfCheetah-v5, on the medium tier, which the first run collects with the package's policies.
 
-python -m dawm_jax.main --config=configs/halfcheetah.py                       the full protocol, for a GPU
-python -m dawm_jax.main --config=configs/halfcheetah.py:quick                 minutes on two CPU cores
-python -m dawm_jax.main --config=configs/halfcheetah.py:smoke                 seconds; the score means nothing
-python -m dawm_jax.main --config=configs/halfcheetah.py:medium-replay,quick   another tier of the data
+Run with `python -m dawm_jax.main --config=configs/halfcheetah.py` and a variant behind it:
 
-An installed package takes --config=halfcheetah:quick from any folder.
+  (none)                 the full protocol, for a GPU
+  :quick                 minutes on two CPU cores
+  :smoke                 less than a minute; the score means nothing
+  :medium-replay,quick   another tier of the data
+
+An installed package takes --config=halfcheetah:quick from any folder. docs/results.md has the scores of
+the quick variant.
 """
 
 import ml_collections

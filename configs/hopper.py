@@ -1,11 +1,14 @@
 """Hopper-v5, on bundled data of a medium policy, or on a tier that the first run collects.
 
-python -m dawm_jax.main --config=configs/hopper.py                       the full protocol, for a GPU
-python -m dawm_jax.main --config=configs/hopper.py:quick                 minutes on two CPU cores
-python -m dawm_jax.main --config=configs/hopper.py:smoke                 seconds; the score means nothing
-python -m dawm_jax.main --config=configs/hopper.py:medium-replay,quick   another tier of the data
+Run with `python -m dawm_jax.main --config=configs/hopper.py` and a variant behind it:
 
-An installed package takes --config=hopper:quick from any folder.
+  (none)                 the full protocol, for a GPU
+  :quick                 minutes on two CPU cores
+  :smoke                 less than a minute; the score means nothing
+  :medium-replay,quick   another tier of the data
+
+An installed package takes --config=hopper:quick from any folder. docs/results.md has the scores of
+the quick variant.
 """
 
 import ml_collections

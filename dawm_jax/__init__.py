@@ -12,15 +12,20 @@ returns = dawm_jax.evaluate(run, episodes=10)  # [seeds, episodes]
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dawm_jax.runtime import interrupts
+
 if TYPE_CHECKING:
     from dawm_jax.api import evaluate, get_config, train
-    from dawm_jax.data.load import load_dataset
+    from dawm_jax.data.load import dataset_from_arrays, load_dataset
     from dawm_jax.training.load_run import load_run
 
+interrupts.quiet_imports()
+
 __version__ = "0.1.0"
-__all__ = ["evaluate", "get_config", "load_dataset", "load_run", "train"]
+__all__ = ["dataset_from_arrays", "evaluate", "get_config", "load_dataset", "load_run", "train"]
 
 _HOMES = {
+    "dataset_from_arrays": "dawm_jax.data.load",
     "evaluate": "dawm_jax.api",
     "get_config": "dawm_jax.api",
     "load_dataset": "dawm_jax.data.load",

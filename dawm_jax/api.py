@@ -1,14 +1,18 @@
 """What scripts and notebooks call; `import dawm_jax` shows these functions."""
 
 import pathlib
+from collections.abc import Mapping
 
 import ml_collections
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dawm_jax.config import by_name, schema
 from dawm_jax.config.schema import Config
+from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.data.load import dataset_from_mapping
 from dawm_jax.envs import rollouts
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import backend, cli, paths
 from dawm_jax.training import train as training
 from dawm_jax.training.load_run import LoadedRun, load_run
 from dawm_jax.types import UserError
@@ -26,7 +30,13 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     return by_name.get_config(name)
 
 
-def train(config: ml_collections.ConfigDict | Config, workdir: str | pathlib.Path) -> LoadedRun:
+def train(
+    config: ml_collections.ConfigDict | Config,
+    workdir: str | pathlib.Path,
+    dataset: OfflineDataset | Mapping[str, ArrayLike] | None = None,
+    *,
+    models_from: str | pathlib.Path | None = None,
+) -> LoadedRun:
     """Trains a configuration, resuming what `workdir` already holds, and loads the result.
 
     Progress is logged as by the command; results.json in `workdir` has the scores.
@@ -34,15 +44,27 @@ def train(config: ml_collections.ConfigDict | Config, workdir: str | pathlib.Pat
     Args:
       config: as `get_config` or a configuration file makes it.
       workdir: the run's folder, made when absent.
+      dataset: what to train on in place of `config.dataset`: what `dataset_from_arrays` or
+        `load_dataset` returns, or a dictionary of `dataset_from_arrays`'s arrays. The run stores
+        its name alone: a call that resumes the run, and `load_run` before it generates, need
+        arrays again.
+      models_from: folder of a run whose trained models are copied; they must be those that this
+        run would train.
 
     Raises:
       UserError: a mistake in the settings, the data or the folder.
     """
     cli.set_up_logging()
     typed = config if isinstance(config, Config) else schema.parse(config)
-    workdir = pathlib.Path(workdir).expanduser()
-    training.run(typed, workdir)
-    return load_run(workdir)
+    backend.check()
+    workdir = paths.expand(str(workdir), "workdir")
+    if isinstance(dataset, Mapping):
+        dataset = dataset_from_mapping(dataset)
+    if dataset is not None:
+        typed = schema.replace(typed, {"dataset": dataset.name})
+    source = None if models_from is None else paths.expand(str(models_from), "models_from")
+    training.run(typed, workdir, dataset, models_from=source)
+    return load_run(workdir, dataset)
 
 
 def evaluate(
@@ -75,4 +97,7 @@ def evaluate(
         num_policies=num_seeds,
         num_episodes=episodes,
         seed=seed,
+        # Those of the run are keyword arguments of its own environment.
+        environment_kwargs=None if environment else run.config.environment_arguments,
+        max_steps=run.config.evaluation.max_steps,
     )

@@ -17,15 +17,21 @@ The same flags give the same episodes. What made them is in its metadata, under 
 
 from absl import flags
 
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run", required=True)
 _DATASET_ID = flags.DEFINE_string(
     "dataset_id", None, "Minari id of the new dataset: local/hopper/synthetic-v0", required=True
 )
-_TRANSITIONS = flags.DEFINE_integer("transitions", 1_000_000, "To write", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the starts and the noise")
-_BATCH = flags.DEFINE_integer("batch", 1_024, "Windows generated together", lower_bound=1)
+_TRANSITIONS = flags.DEFINE_integer(
+    "transitions", 1_000_000, "To write", lower_bound=1, upper_bound=10**12
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the starts and the noise", lower_bound=0, upper_bound=2**32 - 1
+)
+_BATCH = flags.DEFINE_integer(
+    "batch", 1_024, "Windows generated together", lower_bound=1, upper_bound=2**24
+)
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a dataset of this id")
 # Unset ones are the run's own; the names are those of config.rollout.
 _ROLLOUT = (
@@ -42,7 +48,7 @@ def main() -> None:
     from dawm_jax.training import synthesis
 
     synthesis.generate(
-        _WORKDIR.value,
+        paths.expand(_WORKDIR.value, "--workdir"),
         _DATASET_ID.value,
         transitions=_TRANSITIONS.value,
         seed=_SEED.value,
@@ -52,9 +58,21 @@ def main() -> None:
     )
 
 
+def _check() -> None:
+    """Refuses values that config.rollout would refuse."""
+    from dawm_jax.config import schema
+
+    known = dict(schema.fields())
+    for flag in _ROLLOUT:
+        refusal = known[f"config.rollout.{flag.name}"].refusal(flag.value)
+        if flag.value is not None and refusal:
+            raise ValueError(f"--{flag.name}: {refusal}")
+    paths.expand(_WORKDIR.value, "--workdir")
+
+
 def run() -> None:
     """Entry point of the console script."""
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, check=_check)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ a GPU), hopper:quick (minutes on a CPU), hopper:smoke (seconds).
 import hashlib
 import json
 import logging
-import pathlib
+import re
 
 from absl import flags
 from ml_collections import config_flags
@@ -30,7 +30,12 @@ from ml_collections import config_flags
 from dawm_jax.config import by_name, flag, help, schema
 from dawm_jax.envs.tasks import task_name
 from dawm_jax.methods.base import METHODS
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
+
+# Host and port of a coordinator: a name, an IPv4 address, or an IPv6 address in brackets.
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:.]+\]|[\w.-]+):([0-9]{1,5})")
+_MAX_PORT = 65_535
+_MAX_PROCESSES = 100_000
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, flag.HELP)
 _WORKDIR = flags.DEFINE_string(
@@ -39,18 +44,33 @@ _WORKDIR = flags.DEFINE_string(
     "Folder of the run: configuration, metrics, results, checkpoints. "
     "Default: runs/ and a name made of the configuration",
 )
+_MODELS_FROM = flags.DEFINE_string(
+    "models_from",
+    None,
+    "Folder of a run whose trained models are copied, if they are those that this run would train",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0, for several processes"
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes",
+    None,
+    "Processes of the job",
+    lower_bound=1,
+    upper_bound=_MAX_PROCESSES,
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id",
+    None,
+    "Which of them this is, from 0",
+    lower_bound=0,
+    upper_bound=_MAX_PROCESSES - 1,
+)
 
 
 def main() -> None:
     """Runs the configured training; see the module's text."""
-    import jax
-
-    from dawm_jax.runtime import distributed, loop
+    from dawm_jax.runtime import backend, distributed, stopping
     from dawm_jax.training import train
     from dawm_jax.types import UserError, first_line
 
@@ -58,31 +78,34 @@ def main() -> None:
         cli.fail(message, code, distributed.describe_process(), delay=distributed.exit_delay())
 
     config = schema.parse(_CONFIG.value)
-    workdir = pathlib.Path(_WORKDIR.value or _default_workdir(config)).expanduser()
+    workdir = paths.expand(_WORKDIR.value or _default_workdir(config), "--workdir")
+    distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    backend.check()
     try:
-        distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
         cli.log.setLevel(logging.INFO if distributed.is_first() else logging.WARNING)
         cli.log.info("workdir: %s", workdir)
-        train.run(config, workdir)
+        source = _MODELS_FROM.value
+        models_from = None if source is None else paths.expand(source, "--models_from")
+        train.run(config, workdir, models_from=models_from)
         distributed.leave()
-    except UserError as error:
-        fail(str(error), 1)
-    except OSError as error:
-        fail(f"{workdir}: {error.strerror or error}; what was saved is intact", 1)
-    except loop.Interrupted as interruption:
+    except stopping.Interrupted as interruption:
         message = f"stopped in {interruption}; the same command resumes there"
         # All processes stop at the same step: none has to wait for the errors of others.
         cli.fail(message, 143, distributed.describe_process())
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if distributed.exit_delay() is None or not distributed.is_from_devices(error):
-            raise  # a fault of this program
-        fail(
-            f"a device failed or another process ended ({first_line(error)}); the same "
-            "command resumes at the last checkpoint",
-            1,
-        )
     except KeyboardInterrupt:
         fail("interrupted; the same command resumes at the last checkpoint", 130)
+    except UserError as error:
+        fail(str(error), 1)
+    except Exception as error:
+        several = distributed.exit_delay() is not None
+        if several and distributed.is_from_devices(error):
+            fail(
+                f"a device failed or another process ended ({first_line(error)}); the same "
+                "command resumes at the last checkpoint",
+                1,
+            )
+        kept = f"; what was saved in {workdir} is intact" if isinstance(error, OSError) else ""
+        fail(cli.describe(error, folder=workdir) + kept, 1)
 
 
 def _default_workdir(config: schema.Config) -> str:
@@ -99,13 +122,30 @@ def _default_workdir(config: schema.Config) -> str:
     return "runs/" + "-".join(filter(None, words))
 
 
+def _check() -> None:
+    """Refuses what no job could start with."""
+    flag.check(_CONFIG)
+    for name, value in (("--workdir", _WORKDIR.value), ("--models_from", _MODELS_FROM.value)):
+        if value is not None:
+            paths.expand(value, name)
+    address = _COORDINATOR.value
+    if address is None:
+        return
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[2]) <= _MAX_PORT:
+        raise ValueError(
+            f"--coordinator_address: expected HOST:PORT with a port of 1 to {_MAX_PORT}, got "
+            f"{address!r}"
+        )
+
+
 def run() -> None:
     """Entry point of the console script."""
     cli.run(
         main,
         __doc__,
         prepare=by_name.resolve,
-        check=lambda: flag.check(_CONFIG),
+        check=_check,
         explain=flag.explain,
         more_help=help.text,
     )

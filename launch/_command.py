@@ -25,6 +25,15 @@ class Parser(argparse.ArgumentParser):
         """Exits with code 1 after one line: the command line was right, its input was not."""
         self.exit(1, f"{self.prog}: {message}\n")
 
+    def need_folder(self, path: pathlib.Path) -> None:
+        """Fails unless `path` can be made in a folder that exists or can be made."""
+        if path.is_dir():
+            self.fail(f"{path} is a folder: expected a file to write")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self.fail(f"{path.parent}: {error.strerror}; choose another path")
+
     def refuse_existing(self, path: pathlib.Path, *, overwrite: bool) -> None:
         """Fails if `path` exists and may not be replaced."""
         if path.exists() and not overwrite:

@@ -98,6 +98,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.describe is not None:
         parser.refuse_existing(arguments.describe, overwrite=arguments.overwrite)
+        parser.need_folder(arguments.describe)
     absent = missing()
     if arguments.collect:
         codes = [subprocess.run(collect_command(short), cwd=ROOT).returncode for short in absent]

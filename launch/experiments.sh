@@ -12,7 +12,7 @@
 #
 # The runs are in FOLDER/VARIANT. The command skips finished runs and resumes stopped ones; it
 # refuses a folder whose runs have other seeds or datasets. Models that two methods train alike
-# are trained once and copied.
+# are trained once and copied (--models_from).
 set -euo pipefail
 root='' dry_run=''
 for argument in "$@"; do
@@ -44,6 +44,16 @@ variant=${VARIANT:-medium,quick}
 seeds=${SEEDS:-5}
 dataset=${DATASET:-}
 folder=$root/${variant//[^[:alnum:]]/-}
+if ! [[ $seeds =~ ^[1-9][0-9]{0,4}$ ]]; then
+  echo "experiments.sh: SEEDS: expected a number of agents, at least 1, got $seeds" >&2
+  exit 2
+fi
+for task in ${TASKS:-hopper walker2d}; do
+  if [ ! -f "configs/$task.py" ]; then
+    echo "experiments.sh: TASKS: expected tasks with a file in configs/, got $task" >&2
+    exit 2
+  fi
+done
 settings="variant=$variant seeds=$seeds dataset=$dataset"
 
 if [ -e "$folder/settings.txt" ] && [ "$(cat "$folder/settings.txt")" != "$settings" ]; then
@@ -55,6 +65,10 @@ if [ -z "$dry_run" ]; then
   mkdir -p "$folder"
   echo "$settings" >"$folder/settings.txt"
 fi
+
+# Before the installation, as in a first --dry_run, any Python can look for finished runs.
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
 
 run() { # COMMAND...
   if [ -n "$dry_run" ]; then
@@ -68,51 +82,34 @@ run() { # COMMAND...
 train() { # NAME FLAGS...: one run of the current task
   local workdir=$folder/$task-$1
   shift
-  if [ ! -e "$workdir/results.json" ]; then
+  if ! "$python" launch/_done.py "$workdir"; then
     run .venv/bin/python -m dawm_jax.main --config="configs/$task.py:$variant" \
       ${dataset:+--config.dataset="${dataset//TASK/$task}"} \
       --config.num_seeds="$seeds" --workdir="$workdir" "$@"
   fi
 }
 
-borrow() { # TO FROM STAGES...: copies trained models from another run of the task
-  local to=$folder/$task-$1/checkpoints from=$folder/$task-$2/checkpoints stage
-  shift 2
-  for stage in "$@"; do
-    if [ ! -e "$to/$stage" ] && [ -z "$dry_run" ]; then
-      mkdir -p "$to"
-      rm -rf "$to/.$stage.part"
-      cp -r "$from/$stage" "$to/.$stage.part"
-      mv "$to/.$stage.part" "$to/$stage"
-    fi
-  done
-}
+# The models of another run of the task, for `train`.
+of() { echo "--models_from=$folder/$task-$1"; }
 
 for task in ${TASKS:-hopper walker2d}; do
   train dawm-td3_bc
-  borrow dawm-iql dawm-td3_bc world_model inverse_dynamics
-  train dawm-iql --config.agent=iql
-
+  train dawm-iql "$(of dawm-td3_bc)" --config.agent=iql
   for agent in td3_bc iql; do
-    borrow "dawm-generated-$agent" dawm-td3_bc world_model inverse_dynamics
-    train "dawm-generated-$agent" --config.agent="$agent" --config.training.real_fraction=0.0
-
-    borrow "dwm-$agent" dawm-td3_bc world_model
-    train "dwm-$agent" --config.method=dwm --config.agent="$agent"
+    train "dawm-generated-$agent" "$(of dawm-td3_bc)" \
+      --config.agent="$agent" --config.training.real_fraction=0.0
+    train "dwm-$agent" "$(of dawm-td3_bc)" --config.method=dwm --config.agent="$agent"
   done
 
   train joint-td3_bc --config.method=joint
-  borrow joint-iql joint-td3_bc world_model
-  train joint-iql --config.method=joint --config.agent=iql
-  borrow joint-generated-td3_bc joint-td3_bc world_model
-  train joint-generated-td3_bc --config.method=joint --config.training.real_fraction=0.0
+  train joint-iql "$(of joint-td3_bc)" --config.method=joint --config.agent=iql
+  train joint-generated-td3_bc "$(of joint-td3_bc)" \
+    --config.method=joint --config.training.real_fraction=0.0
 
   train one_step-td3_bc --config.method=one_step
-  borrow one_step-iql one_step-td3_bc world_model policy
-  train one_step-iql --config.method=one_step --config.agent=iql
+  train one_step-iql "$(of one_step-td3_bc)" --config.method=one_step --config.agent=iql
 
-  borrow decision_diffuser dawm-td3_bc inverse_dynamics
-  train decision_diffuser --config.method=decision_diffuser
+  train decision_diffuser "$(of dawm-td3_bc)" --config.method=decision_diffuser
 
   for agent in td3_bc iql bc; do
     train "real-$agent" --config.agent="$agent" --config.training.real_fraction=1.0

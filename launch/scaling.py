@@ -189,6 +189,15 @@ def _parser() -> Parser:
     return parser
 
 
+def _check_variant(parser: Parser, variant: str) -> None:
+    from dawm_jax.config import schema
+
+    try:
+        schema.get_config(variant)
+    except ValueError as error:
+        parser.error(f"--variant: {error}")
+
+
 def main() -> int:
     """Runs the command line; returns the exit code."""
     parser = _parser()
@@ -198,8 +207,9 @@ def main() -> int:
         return 0
     out = arguments.count or arguments.predict
     parser.refuse_existing(out, overwrite=arguments.overwrite)
+    _check_variant(parser, arguments.variant)
+    parser.need_folder(out)
     found = count(arguments.variant) if arguments.count else {"predictions": predict()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 

@@ -37,8 +37,12 @@ from collections.abc import Mapping
 from types import FrameType
 
 from _command import ROOT, Parser
+from _done import is_done
 
 _POLL_SECONDS = 0.2
+_MAX_JOBS = 1_000
+# A value of CUDA_VISIBLE_DEVICES for one GPU.
+_GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,8 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run has results."""
-        return (self.folder / "results.json").is_file()
+        """Whether the run has results, and the files beside them."""
+        return is_done(self.folder)
 
 
 def read(path: pathlib.Path) -> list[Run]:
@@ -191,11 +195,7 @@ def submit(runs: list[Run], options: list[str], *, dry_run: bool) -> int:
 
 
 def summary(runs: list[Run]) -> str:
-    """A Markdown table with one row per run: its final and its best evaluation.
-
-    Raises:
-      ValueError: a results.json is damaged; the message is one line.
-    """
+    """A Markdown table with one row per run: its final and its best evaluation."""
     names = list(runs[0].values)
     lines = ["| " + " | ".join([*names, "score", "best score", "return", "training s"]) + " |"]
     lines.append("|---" * (len(names) + 4) + "|")
@@ -206,10 +206,11 @@ def summary(runs: list[Run]) -> str:
 
 
 def _scores(run: Run) -> list[str]:
+    path = run.folder / "results.json"
     if not run.is_done:
         started = (run.folder / "config.json").is_file()
-        return ["stopped or running" if started else "not started", "", "", ""]
-    path = run.folder / "results.json"
+        state = "stopped or running" if started else "not started"
+        return ["damaged results" if path.exists() else state, "", "", ""]
     try:
         results = json.loads(path.read_text())
         final, best = results["final"], results["best"]
@@ -221,8 +222,8 @@ def _scores(run: Run) -> list[str]:
             f"{final['return_mean']:.0f}",
             f"{seconds:.0f}",
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected a run's results ({error!r})") from error
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return ["damaged results", "", "", ""]
 
 
 def _score(point: Mapping[str, float]) -> str:
@@ -235,7 +236,7 @@ def _parser() -> Parser:
     parser.add_argument("--dry_run", action="store_true", help="print, do nothing")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    where.add_argument("--gpus", default="", help="GPUs, one training each: 0,1")
+    where.add_argument("--gpus", help="GPUs, one training each: 0,1")
     where.add_argument("--slurm", action="store_true", help="submit a SLURM array")
     parser.add_argument("--summary", action="store_true", help="only write the table")
     return parser
@@ -249,8 +250,11 @@ def main() -> int:
     arguments = parser.parse_args(words[:split])
     if options and not arguments.slurm:
         parser.error(f"unexpected {options[0]}: options of sbatch need --slurm")
-    if arguments.jobs < 1:
-        parser.error(f"--jobs: expected at least 1, got {arguments.jobs}")
+    if not 1 <= arguments.jobs <= _MAX_JOBS:
+        parser.error(f"--jobs: expected 1 to {_MAX_JOBS}, got {arguments.jobs}")
+    gpus = arguments.gpus.split(",") if arguments.gpus is not None else []
+    if [gpu for gpu in gpus if not _GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
+        parser.error(f"--gpus: expected different GPUs, as in 0,1, got {arguments.gpus!r}")
     try:
         runs = read(arguments.grid.absolute())
         os.chdir(ROOT)  # flags and folders of the trainings are relative to the repository
@@ -263,7 +267,6 @@ def main() -> int:
             if arguments.dry_run:
                 print("\n".join(shlex.join(command(run)) for run in todo))
                 return 0
-            gpus = [gpu for gpu in arguments.gpus.split(",") if gpu]
             failed = run_here(todo, jobs=arguments.jobs, gpus=gpus)
         table = summary(runs)
     except ValueError as error:

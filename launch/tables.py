@@ -26,7 +26,6 @@ from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult  # noqa: E402
 from dawm_jax.runtime.markdown import number, shorten_path, table  # noqa: E402
-from dawm_jax.runtime.metrics import format_seconds  # noqa: E402
 from dawm_jax.types import UserError  # noqa: E402
 
 _RESULTS = ROOT / "results"
@@ -222,7 +221,8 @@ def _timing(report: QualityReport) -> Sequence[str]:
     timing = report.synthetic.simulator and report.synthetic.simulator.timing
     if not timing:
         return ["-", ""]
-    counts = (timing.on_time, timing.late, timing.early, timing.missed, timing.false)
+    counts = [timing.on_time, timing.late, timing.early, timing.missed, timing.false]
+    counts.append(timing.windows - sum(counts))
     return [f"{' / '.join(map(str, counts))} of {timing.windows:,}", ""]
 
 
@@ -238,7 +238,7 @@ _QUALITY_ROWS: tuple[tuple[str, Cells], ...] = (
     ("AUC of a classifier of (s, a, r, s' - s); .5: generated and real look alike", _auc),
     ("squared change of the state in one step", _step_size),
     ("termination rate", _termination_rate),
-    ("windows near an end: on time / late / early / missed / false", _timing),
+    ("windows near an end: on time / late / early / missed / false / neither", _timing),
 )
 
 
@@ -328,12 +328,26 @@ def chips() -> str:
     cells: dict[str, dict[str, str]] = {}
     for one in predictions:
         stage = one["stage"] + (f", {one['seeds']} seeds" if one["seeds"] else "")
-        text = f"{format_seconds(one['seconds'])}, {one['busy_chips']} busy"
+        text = f"{_one_figure(one['seconds'])}, {one['busy_chips']} busy"
         if one["communication"]:
-            text += f", {100 * one['communication']:.0f} % between chips"
+            text += f", {_rounded(100 * one['communication'])} % between chips"
         cells.setdefault(stage, {})[one["machine"]] = text
     rows = [[stage, *(row[machine] for machine in machines)] for stage, row in cells.items()]
     return table(["stage", *machines], rows)
+
+
+def _one_figure(seconds: float) -> str:
+    """A duration with one significant figure: 40 s, 30 min, 2 h."""
+    if seconds < 60.0:
+        return f"{_rounded(seconds)} s"
+    if seconds < 3600.0:
+        return f"{_rounded(seconds / 60.0)} min"
+    return f"{_rounded(seconds / 3600.0)} h"
+
+
+def _rounded(value: float) -> str:
+    """A number with one significant figure."""
+    return f"{float(f'{value:.1g}'):g}"
 
 
 def _read(path: pathlib.Path) -> Any:

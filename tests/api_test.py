@@ -1,22 +1,34 @@
 """What scripts and notebooks call: the functions that `import dawm_jax` shows."""
 
+import dataclasses
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from small_run import small_config, write_run
 
 import dawm_jax
 from dawm_jax.config import schema
 from dawm_jax.envs import rollouts
+from dawm_jax.envs.tasks import References
+from dawm_jax.report import runs
 from dawm_jax.training import artifacts, cost_model
 from dawm_jax.training.load_run import LoadedRun, load_run
 from dawm_jax.types import UserError
 
 
 def test_the_package_shows_what_it_offers():
-    functions = ["evaluate", "get_config", "load_dataset", "load_run", "train"]
+    functions = [
+        "dataset_from_arrays",
+        "evaluate",
+        "get_config",
+        "load_dataset",
+        "load_run",
+        "train",
+    ]
     assert dir(dawm_jax) == sorted([*functions, "__version__"])
     assert sorted(dawm_jax.__all__) == functions
     assert all(callable(getattr(dawm_jax, name)) for name in functions)
@@ -34,11 +46,10 @@ def test_get_config_can_be_changed_and_checked():
     config = dawm_jax.get_config("hopper:smoke")
     config.rollout.guidance = 2.0
     assert schema.parse(config).rollout.guidance == 2.0
-    with pytest.raises(ValueError, match="expected a configuration file or one of .*hopper"):
+    with pytest.raises(ValueError, match=r"expected a configuration file or one of .*hopper"):
         dawm_jax.get_config("hoper")
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:minari.*")
 def test_load_dataset():
     dataset = dawm_jax.load_dataset("bundled/hopper/medium-v0")
     assert dataset.observations.shape == (len(dataset), 11)
@@ -47,7 +58,7 @@ def test_load_dataset():
 # --- training -----------------------------------------------------------------------------
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed):
+def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
     """An evaluation without physics: the first action of each episode's constant observation."""
     assert environment == "Hopper-v5"
     observations = np.full((num_policies, num_episodes, 11), 0.1, np.float32)
@@ -87,6 +98,94 @@ def test_train_returns_the_loaded_run(no_simulator, tmp_path):
     config.seed = 1
     with pytest.raises(UserError, match="seed: 0 there, 1 here"):
         dawm_jax.train(config, folder)
+
+
+def arrays(**changes):
+    """Ten episodes of eight random steps, as D4RL's files hold them."""
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.normal(size=(80, 11)),
+        "actions": rng.uniform(-1, 1, (80, 3)),
+        "rewards": rng.normal(size=80),
+        "terminals": np.zeros(80),
+        "timeouts": np.arange(80) % 8 == 7,
+        **changes,
+    }
+
+
+def test_arrays_are_a_dataset(caplog):
+    found = arrays()
+    dataset = dawm_jax.dataset_from_arrays(**found, name="mine", environment="Hopper-v5")
+    assert (dataset.name, dataset.environment, len(dataset)) == ("memory:mine", "Hopper-v5", 70)
+    assert not caplog.records
+    successors = np.roll(found["observations"], -1, axis=0)
+    dataset = dawm_jax.dataset_from_arrays(
+        **arrays(timeouts=None, next_observations=successors + 0.5 * found["timeouts"][:, None])
+    )
+    assert len(dataset.episode_ends) == 10
+    assert "next_observations of 9 unmarked steps" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given", [lambda: arrays(), lambda: dawm_jax.dataset_from_arrays(**arrays())]
+)
+def test_train_takes_arrays_and_stores_their_name(no_simulator, tmp_path, given):
+    config = tiny_config()
+    run = dawm_jax.train(config, tmp_path, dataset=given())
+    assert run.config.dataset == "memory:arrays"
+    assert len(run.training_data()) == 70
+    # The same call resumes; without the arrays the name alone is refused in one line.
+    dawm_jax.train(config, tmp_path, dataset=given())
+    config.dataset = "memory:arrays"
+    with pytest.raises(UserError, match=r"pass them as dataset= to dawm_jax\.train"):
+        dawm_jax.train(config, tmp_path)
+    loaded = dawm_jax.load_run(tmp_path)
+    assert loaded.policy(np.zeros(11)).shape == (3,)
+    with pytest.raises(UserError, match=r"dawm_jax\.load_run"):
+        loaded.training_data()
+    again = dawm_jax.load_run(tmp_path, dataset=dawm_jax.dataset_from_arrays(**arrays()))
+    assert len(again.training_data()) == 70
+
+
+def test_references_of_the_data_score_a_task_without_its_own(register, monkeypatch, tmp_path):
+    """In the run's log and results, and in the report, which reads results.json alone."""
+    name = register("DawmLeg-v0", HopperEnv, max_episode_steps=50)
+    monkeypatch.setattr(
+        rollouts,
+        "run_episodes",
+        lambda *args, num_policies, **rest: np.full((num_policies, 2), 4.0),
+    )
+    monkeypatch.setattr(cost_model, "plan", lambda *args: [])
+    monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)
+    config = tiny_config()
+    config.environment = name
+    dataset = dataclasses.replace(
+        dawm_jax.dataset_from_arrays(**arrays()), references=References(3.0, 5.0)
+    )
+    dawm_jax.train(config, tmp_path, dataset=dataset)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["references"] == [3.0, 5.0]
+    assert results["final"]["score_per_seed"] == [50.0, 50.0]
+    (row,) = runs.group(runs.load([tmp_path]))
+    np.testing.assert_array_equal(row.last, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": [[1.0], [1.0, 2.0]]}, "rewards is no array"),
+        ({"rewards": "text"}, "expected numbers in rewards"),
+        ({"terminals": np.full(80, 0.5)}, "expected 0 or 1 in terminals"),
+        ({"actions": np.zeros((80, 3), int)}, "discrete actions are not supported"),
+    ],
+)
+def test_wrong_arrays_are_one_line(tmp_path, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        dawm_jax.train(tiny_config(), tmp_path / "run", dataset=arrays(**change))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="got no rewards"):
+        dawm_jax.train(tiny_config(), tmp_path / "run", dataset={"observations": 0, "actions": 0})
 
 
 def test_train_refuses_wrong_settings_before_it_makes_a_folder(tmp_path):

@@ -41,7 +41,8 @@ def test_help_shows_examples_and_every_field():
         ([], "--config is missing"),
         (
             ["--config=configs/hoper.py"],
-            "no file configs/hoper.py; expected a configuration file or one of ",
+            f"--config=configs/hoper.py: no such file in the current folder, {_ROOT}; expected a "
+            "configuration file, or the name of a task: --config=ant",
         ),
         (["--config=hoper"], "expected a configuration file or one of "),
         (["--config", "hoper:quick"], "got 'hoper'"),

@@ -13,7 +13,7 @@ StateT = TypeVar("StateT")
 
 @dataclasses.dataclass(frozen=True)
 class AgentTask:
-    """What an agent is told of the task that it is built for.
+    """Sizes and constants of the task that an agent is built for.
 
     Attributes:
       state_size: S.
@@ -50,7 +50,7 @@ class Agent(Protocol[StateT]):
         """One update.
 
         Args:
-          state: of the agent.
+          state: state of the agent.
           batches: [batches_per_update, B, ...] rows of the type `AgentTask.rows`; rewards in
             the environment's units, observations standardised, actions in [-1, 1].
           key: random number generator state, the key is consumed.
@@ -71,7 +71,12 @@ class MakeAgent(Protocol[SettingsT_contra]):
     """Builds an agent."""
 
     def __call__(self, settings: SettingsT_contra, task: AgentTask) -> Agent[Any]:
-        """Args: its section of the configuration, and the task."""
+        """Builds an agent.
+
+        Args:
+          settings: section of the agent.
+          task: sizes and discount of the task.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +84,15 @@ class AgentSpec(Generic[SettingsT]):
     """A registered agent, and what is known of it before it is built.
 
     Attributes:
-      name: what `config.agent` says; also its section of the configuration.
-      label: for people.
-      settings: the class of its section.
-      make: builds it.
-      learns_from: row types that its update accepts.
-      batches_per_update: the section -> minibatches of one call of `update`;
+      name: value of `config.agent`, and name of the agent's section.
+      label: display name, in logs and tables.
+      settings: dataclass of its section.
+      make: builds the agent.
+      learns_from: row types that `Agent.update` accepts.
+      batches_per_update: section -> minibatches of one call of `update`;
         `config.rollout.updates_per_round` must be a multiple of it.
       needs_next_action: whether transitions must carry the action of the next step.
-      curve: the metric of its updates that is plotted.
+      curve: metric of `Agent.update` that curves.png shows.
     """
 
     name: str
@@ -104,7 +109,7 @@ class BatchesPerUpdate(Protocol[SettingsT_contra]):
     """How many minibatches one update takes."""
 
     def __call__(self, settings: SettingsT_contra) -> int:
-        """Args: the agent's section of the configuration."""
+        """Minibatches of one update, from the agent's section of the configuration."""
 
 
 AGENTS: Registry[AgentSpec[Any]] = Registry(

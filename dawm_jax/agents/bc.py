@@ -15,7 +15,7 @@ from dawm_jax.agents.base import AGENTS, AgentSpec, AgentTask
 from dawm_jax.models import optim
 from dawm_jax.models.networks import TanhMlp
 from dawm_jax.runtime.settings import setting
-from dawm_jax.types import Expansion, Metrics, Params, Rows, Transition
+from dawm_jax.types import Metrics, Params, Rows, Transition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Settings:
         source="TD3+BC",
         at_least=1,
     )
-    learning_rate: float = setting(3e-4, "of Adam", source="TD3+BC", above=0.0)
+    learning_rate: float = setting(3e-4, "Adam's rate", source="TD3+BC", above=0.0)
 
 
 @struct.dataclass
@@ -48,7 +48,7 @@ class Bc:
     Attributes:
       task: sizes.
       network: the policy.
-      optimizer: of the policy.
+      optimizer: optimiser of the policy.
     """
 
     task: AgentTask
@@ -71,7 +71,7 @@ class Bc:
         """One gradient step.
 
         Args:
-          state: of the agent.
+          state: state of the agent.
           batches: [1, B, ...] rows, of which observation and action are used.
           key: unused; the update draws nothing.
 
@@ -107,7 +107,7 @@ AGENTS.register(
         label="BC",
         settings=Settings,
         make=make,
-        learns_from=(Transition, Expansion),
+        learns_from=(Transition,),
         batches_per_update=lambda settings: 1,
         curve="cloning_mse",
     )

@@ -69,9 +69,9 @@ class Rebrac(td3.Td3):
         and known is 1 where the dataset has one.
 
         Args:
-          state: of the agent, of which the target networks are used.
+          state: state of the agent, of which the target networks are used.
           batch: transitions [B] with their next actions.
-          noise: [B, A], of the target action, clipped.
+          noise: [B, A] clipped noise of the target action.
 
         Raises:
           TypeError: rows without next actions.

@@ -30,7 +30,7 @@ class TargetFn(Protocol):
 
         Args:
           batch: rows [B].
-          value: of the states that the target bootstraps from.
+          value: value of the states that the target bootstraps from.
 
         Returns:
           [B].
@@ -52,7 +52,7 @@ def make_target(
 
     Args:
       task: gives the type of the rows and the discount.
-      return_lambda: of `expansion_target`; without effect on transitions.
+      return_lambda: lambda of `expansion_target`; without effect on transitions.
       reward_scale: multiplies the rewards.
 
     Returns:
@@ -86,7 +86,7 @@ def one_step_target(
 
     Args:
       batch: transitions [B].
-      value: of states.
+      value: value of states.
       discount: gamma.
       reward_scale: multiplies the rewards.
     """
@@ -112,7 +112,7 @@ def expansion_target(
 
     Args:
       batch: expansions [B].
-      value: of states. If lambda is 1, only the value of the last state is computed.
+      value: value of states. If lambda is 1, only the value of the last state is computed.
       discount: gamma.
       return_lambda: lambda, a Python number in [0, 1].
       reward_scale: multiplies the rewards.
@@ -143,8 +143,8 @@ def critic_loss(
     Args:
       critics: parameters of the ensemble.
       batch: rows [B].
-      target: [B] of Q(s, a).
-      networks: of the agent.
+      target: [B] target of Q(s, a).
+      networks: networks of the agent.
     """
     q = networks.critics.apply(critics, batch.observation, batch.action)
     value = jnp.square(q - target[None]).mean(1).sum()

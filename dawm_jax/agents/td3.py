@@ -33,9 +33,10 @@ class Settings:
         source="TD3+BC",
         at_least=1,
     )
-    learning_rate: float = setting(3e-4, "of Adam", source="TD3+BC", above=0.0)
-    # Target networks that follow at .005 make 50 backups in the quick variant's 20,000
-    # updates. Values of the horizon 1 / (1 - discount) = 100 would reach 2/5 of their size.
+    learning_rate: float = setting(3e-4, "Adam's rate", source="TD3+BC", above=0.0)
+    # The targets move once per policy update: 10,000 times in 20,000 updates (quick). 10,000 x
+    # .005 are 50 time constants of the target: a value of the horizon 1 / (1 - discount) = 100
+    # reaches at most 1 - e^-0.5 = 39 % of its size. At .02 it is 1 - e^-2 = 86 %.
     tau: float = setting(
         0.005,
         "share of the new parameters in the target networks, once per policy update",
@@ -92,7 +93,7 @@ class Td3(abc.ABC):
       settings: hyper-parameters.
       task: sizes and discount.
       networks: the policy and both critics.
-      optimizer: of the policy and of the critics.
+      optimizer: optimiser of the policy and of the critics.
     """
 
     settings: Settings
@@ -105,9 +106,9 @@ class Td3(abc.ABC):
         """The target of both critics.
 
         Args:
-          state: of the agent, of which the target networks are used.
+          state: state of the agent, of which the target networks are used.
           batch: rows [B].
-          noise: [B, A], of the target action, clipped.
+          noise: [B, A] clipped noise of the target action.
 
         Returns:
           [B].
@@ -150,7 +151,7 @@ class Td3(abc.ABC):
         conditionals, each of which costs a GPU one synchronisation with the host.
 
         Args:
-          state: of the agent.
+          state: state of the agent.
           batches: [policy_delay, B, ...] rows; the policy learns from the last batch.
           key: random number generator state, the key is consumed.
 
@@ -197,9 +198,9 @@ class Td3(abc.ABC):
         TD3, algorithm 1.
 
         Args:
-          state: of the agent.
+          state: state of the agent.
           observation: [B, ..., S].
-          noise: [B, A], clipped; the states of one row share their noise.
+          noise: [B, A] clipped noise; the states of one row share it.
 
         Returns:
           Values [B, ...] and the actions [B, ..., A].

@@ -22,7 +22,8 @@ class Settings(td3.Settings):
     )
     return_lambda: float = setting(
         1.0,
-        "lambda of the target from value expansions; 1 takes the last horizon's return only",
+        "lambda of the lambda-return that value expansions give as target (without effect on "
+        "transitions); 1 takes the H-step return alone",
         source="DWM",
         at_least=0.0,
         at_most=1.0,
@@ -35,7 +36,7 @@ class Td3Bc(td3.Td3):
 
     Attributes:
       settings: hyper-parameters.
-      target: of the critics.
+      target: target of the critics.
     """
 
     settings: Settings

@@ -24,14 +24,14 @@ from ml_collections import config_flags
 from dawm_jax.benchmark import measure
 from dawm_jax.config import by_name, flag, schema
 from dawm_jax.config.schema import Config
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, f"{flag.HELP}. Default: hopper, on a CPU hopper:quick"
 )
 _OUT = flags.DEFINE_string("out", "benchmark", "Folder of the results")
 _STAGES = flags.DEFINE_list("stages", None, "Stages to time. Default: all; none: --stages=")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side", lower_bound=1, upper_bound=1_000)
 _SECONDS = flags.DEFINE_float(
     "seconds", 3.0, f"Least duration of a turn, 0 to {measure.MAX_SECONDS:g}"
 )
@@ -51,8 +51,7 @@ def main() -> None:
 
     config, config_flags_given = _config()
     rounds, seconds = (3, 0.5) if _QUICK.value else (_ROUNDS.value, _SECONDS.value)
-    out = pathlib.Path(_OUT.value).expanduser()
-    out.mkdir(parents=True, exist_ok=True)  # before the long part: it can fail
+    out = paths.make_folder(_OUT.value, "--out")  # before the long part: it can fail
     if _GROWTH.value:
         growth.check(config, _axes())
     if _stages():

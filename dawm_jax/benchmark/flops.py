@@ -16,7 +16,7 @@ def matmul_flops(function: Callable[..., Any], *arguments: Any) -> float:
     a tenth of the work.
 
     Args:
-      function: of arrays.
+      function: function of arrays.
       *arguments: arrays or their shapes.
 
     Raises:

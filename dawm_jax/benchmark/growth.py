@@ -37,8 +37,8 @@ class Axis:
 
     Attributes:
       change: gives a problem the size.
-      sizes: ascending.
-      stages: that are timed at each size.
+      sizes: sizes in ascending order.
+      stages: names of the stages that are timed at each size.
     """
 
     change: Change

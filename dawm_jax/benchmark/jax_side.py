@@ -55,7 +55,7 @@ class Problem:
     Attributes:
       config: sizes and settings.
       replay: the dataset.
-      normalizer: of its training data.
+      normalizer: constants fitted on its training data.
     """
 
     config: Config
@@ -69,8 +69,8 @@ class CompiledStage:
 
     Attributes:
       call: does `units` of the stage's unit and returns when the device is done.
-      units: of one call.
-      flops: of one unit, matrix products alone.
+      units: units of one call.
+      flops: FLOP of one unit, matrix products alone.
     """
 
     call: Call
@@ -106,7 +106,7 @@ def compile_stage(stage: str, problem: Problem, *, units: int, seeds: int = 1) -
     Args:
       stage: one of STAGES.
       problem: settings and data.
-      units: of one call: gradient steps, critic updates, or batches of windows. "pipeline"
+      units: units of one call: gradient steps, critic updates, or batches of windows. "pipeline"
         ignores it: one call is one run with the steps of the settings.
       seeds: agents that are trained together, for the stages that train agents. A unit is one
         update of one agent.

@@ -11,14 +11,13 @@ Examples:
 """
 
 import json
-import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
 from dawm_jax.benchmark import measure
 from dawm_jax.config import by_name, flag, schema
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, flag.HELP)
 _OUT = flags.DEFINE_string("out", "latency", "Folder to write speed.json and speed.md to")
@@ -34,8 +33,7 @@ def main() -> None:
     from dawm_jax.runtime import provenance, sharding
 
     config = schema.parse(_CONFIG.value)
-    out = pathlib.Path(_OUT.value).expanduser()
-    out.mkdir(parents=True, exist_ok=True)  # before the long part: it can fail
+    out = paths.make_folder(_OUT.value, "--out")  # before the long part: it can fail
     cases = latency_cases.make_cases(config)
     least = latency_cases.TURNS * len(cases) * _SECONDS.value
     cli.log.info("%d cases, at least %.0f s", len(cases), least)

@@ -41,7 +41,7 @@ class Case:
 
     Attributes:
       kind: "decisions" or "transitions".
-      name: of the method.
+      name: name of the method.
       batch: observations or windows of one call.
       units: decisions or transitions of one call.
       call: does the work of one call and returns when the device is done.

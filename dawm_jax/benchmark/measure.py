@@ -36,7 +36,7 @@ class Candidate:
     Attributes:
       name: unique among the candidates of a comparison.
       call: does `units` of work.
-      units: of one call.
+      units: units of one call.
     """
 
     name: str
@@ -102,8 +102,8 @@ def progress(label: str, turns: int) -> Iterator[TurnReport]:
     """Shows finished turns and the time left, on one line of the terminal or in the log.
 
     Args:
-      label: of what is measured.
-      turns: of all candidates together.
+      label: name of the measurement.
+      turns: turns of all candidates together.
     """
     line = Progress(label, turns, "turns")
 

@@ -1,8 +1,8 @@
 """Several chips: bytes counted in compiled programs, and a model of durations.
 
 `count_collectives` reads from a compiled program what it sends between devices; the count is
-exact. `predict` is a model of chips that need not be present. It shows which stages further
-chips shorten, and tells minutes from hours; it is no measurement.
+exact. `predict` is a model of chips that need not be present, with assumed constants. Its output
+is a prediction, good to an order of magnitude; no chip has been timed.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ class Machine(NamedTuple):
     """Chips and the links between them, by the makers' published peak rates.
 
     Attributes:
-      name: for people.
+      name: display name.
       chips: number of them.
       flops: peak FLOP/s of a chip at the precision that float32 programs use there by
         default (TF32 on a GPU, one bfloat16 pass on a TPU).
@@ -124,13 +124,14 @@ MACHINES = (
     Machine("TPU v6e-64", 64, 918e12, 1640e9, 224e9),
 )
 
-# The assumptions of the model.
+# Constants of the model: assumed, not measured.
 PEAK_SHARE = 0.1  # share of the peak rate that products of a few hundred rows reach
 OPERATION_SECONDS = 2e-6  # launch of a GPU's kernel, or fixed cost of a TPU's operation
 FUSED_SHARE = 0.3  # kernels after fusion, as a share of the lowered program's operations
 HOP_SECONDS = 2e-6  # fixed cost of one hop of a collective
-# Passes of a training step over 4 bytes per parameter: it reads and writes the parameter, its
-# gradient, Adam's two moments and the average.
+# Passes of a training step over 4 bytes per parameter: the forward and the backward pass read the
+# parameter (2); the gradient is written and read (2); the optimiser reads and writes the
+# parameter (2) and both moments (4); the moving average is read and written (2).
 PARAMETER_PASSES = 12
 
 
@@ -138,7 +139,7 @@ class Prediction(NamedTuple):
     """Prediction for one stage on one machine.
 
     Attributes:
-      seconds: of the stage.
+      seconds: duration of the stage.
       communication: share of the seconds spent on exchange between chips.
       busy_chips: chips that shorten the stage; the others repeat its work.
       collective_bytes: all-reduced per step on each chip.

@@ -37,7 +37,8 @@ TORCH = {
     "tuned": TorchWay(fused_optimizer=True, compiled=False),
     "compiled": TorchWay(fused_optimizer=True, compiled=True),
 }
-# Units of one call: about a second on two CPU cores. On an accelerator a call has more units.
+# Units of one call on a CPU. On an accelerator a call has `_ACCELERATOR_FACTOR` times as many, and
+# the unit of "pipeline" that many times the steps.
 _UNITS = {
     "denoiser_training": 20,
     "sampling": 4,
@@ -48,7 +49,8 @@ _UNITS = {
     "pipeline": 1,
 }
 _ACCELERATOR_FACTOR = 10
-# The pipeline's work, in the proportions of the quick variant.
+# One unit of "pipeline": 60 denoiser steps, 160 inverse dynamics steps, 896 prefilled transitions
+# and 400 agent updates. The quick variant has 16,000, 8,000, 20,000 and 20,000: other proportions.
 _PIPELINE = {
     "world_model.steps": 60,
     "inverse_dynamics.steps": 160,
@@ -226,7 +228,7 @@ def _matmuls(dtype: str, *, with_torch: bool) -> list[Candidate]:
 
 
 def _prepare_torch() -> int:
-    """One thread per core that this process may use; with more threads PyTorch is far slower."""
+    """Gives PyTorch one thread per core that this process may use; returns their number."""
     import torch
 
     torch.set_flush_denormal(True)  # as XLA does

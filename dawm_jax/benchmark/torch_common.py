@@ -176,9 +176,9 @@ class Learner:
       learning_rate: the peak.
       tuning: optimisations of the run.
       schedule: "constant", or "cosine" to 0 at `total_steps`.
-      total_steps: of the whole training.
-      warmup_steps: of linear growth from 0.
-      ema_decay: of the moving average; with None `average` is the network itself.
+      total_steps: gradient steps of the whole training.
+      warmup_steps: gradient steps of linear growth from 0.
+      ema_decay: decay of the moving average; with None `average` is the network itself.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class Mlp(nn.Module):
     """ReLU hidden layers and a linear output.
 
     Args:
-      size: of the input.
+      size: size of the input.
       hidden: sizes of the hidden layers.
       out: size of the output.
       orthogonal: orthogonal kernels and zero biases (IQL); else PyTorch's defaults.
@@ -173,12 +173,12 @@ class TemporalUNet(nn.Module):
     """The U-Net over the tokens of a window; see `unet.TemporalUNet`.
 
     Args:
-      channels: of a token.
+      channels: channels of a token.
       action_size: A.
       dim: channels of the first level and size of each embedding.
       multipliers: channels of level i are dim * multipliers[i]; each level halves the time.
       kernel_size: taps of the residual blocks.
-      groups: of the group normalisation.
+      groups: groups of the group normalisation.
     """
 
     def __init__(

@@ -47,8 +47,8 @@ class Buffer:
         """Rows drawn uniformly with replacement from those that were written.
 
         Args:
-          *shape: of the draw.
-          numbers: of that shape, integers from 0; their remainders are the rows.
+          *shape: shape of the draw.
+          numbers: integers from 0, of that shape; their remainders are the rows.
         """
         if numbers is None:
             # The number of rows is known on the device alone. Remainders of numbers below 2^62
@@ -75,9 +75,9 @@ class Run:
     """The state of a run: data, models, an agent and its buffer.
 
     Args:
-      config: of the run, method "dawm".
+      config: settings of the run, method "dawm".
       replay: the dataset.
-      normalizer: of its training part.
+      normalizer: constants fitted on its training part.
       agent: "td3_bc" or "iql".
       tuning: optimisations.
       num_windows: windows of a round; None takes `config.rollout.windows_per_round`.
@@ -222,9 +222,9 @@ def make(
         `config.rollout.updates_per_round` updates of `config.agent`. "pipeline" trains both
         models for their configured steps, prefills the buffer, and makes
         `config.training.updates` updates as "fused" does.
-      config: of a run.
+      config: settings of a run.
       replay: the dataset.
-      normalizer: of its training part.
+      normalizer: constants fitted on its training part.
       fused_optimizer: see `Tuning`.
       compiled: see `Tuning`; neither of both is plain PyTorch.
       device: "cpu" or "cuda".

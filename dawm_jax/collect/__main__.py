@@ -7,10 +7,10 @@ Examples:
   python -m dawm_jax.collect --env=Ant-v5 --train --workdir=runs/sac-ant
   python -m dawm_jax.collect --env=Ant-v5 --tier=medium --policies=runs/sac-ant/policies.npz
 
-Tiers, by D4RL's recipe: random; medium (soft actor-critic stopped at a third of the expert's
-score); medium-replay (the policies before medium); expert; medium-expert. The same command makes
-the same data. An interrupted command leaves no dataset. --train trains the policies, for hours,
-and resumes on the same --workdir.
+Tiers, after D4RL's recipe: random; medium (the first snapshot of soft actor-critic whose return
+passes R_random + (R_expert - R_random) / 3); medium-replay (up to 8 snapshots until medium);
+expert; medium-expert. The same command makes the same data. An interrupted command leaves no
+dataset. --train trains the policies, for hours, and resumes on the same --workdir.
 """
 
 import pathlib
@@ -19,6 +19,9 @@ from absl import flags
 
 from dawm_jax.data import TIERS
 from dawm_jax.runtime import cli
+
+_MAX_STEPS = 2**31 - 1
+_TRAINING_STEPS = 1_000_000
 
 _ENV = flags.DEFINE_string(
     "env", None, "Gymnasium id of a continuous-control environment", required=True
@@ -32,13 +35,25 @@ _TIER = flags.DEFINE_enum(
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
-    "Environment steps; a dataset has at least so many, in whole episodes. Default: D4RL's size "
-    "of the tier; with --train 1,000,000",
+    "Environment steps; a dataset has at least so many, in whole episodes; a training makes whole "
+    "rounds of 128. Default: 1,000,000, medium-expert 2,000,000, medium-replay the steps that the "
+    "training had made at medium",
+    lower_bound=1,
+    upper_bound=_MAX_STEPS,
+)
+_EPISODE_STEPS = flags.DEFINE_integer(
+    "max_steps",
+    0,
+    "Time limit of an episode, for environments without one; 0: the environment's",
+    lower_bound=0,
+    upper_bound=_MAX_STEPS,
 )
 _DATASET_ID = flags.DEFINE_string(
     "dataset_id", None, "Minari id of the new dataset. Default: dawm/<task>/<tier>-v1"
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of resets and actions")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of resets and actions", lower_bound=0, upper_bound=2**32 - 1
+)
 _POLICIES = flags.DEFINE_string(
     "policies", None, "policies.npz of a training. Default: the ones in the package"
 )
@@ -61,6 +76,7 @@ def _collect() -> None:
     from dawm_jax.data import dataset
     from dawm_jax.data.load import load_dataset
     from dawm_jax.envs.tasks import task_name
+    from dawm_jax.runtime import stopping
 
     environment, tier = _ENV.value, _TIER.value
     policies = None
@@ -69,24 +85,35 @@ def _collect() -> None:
         policies_lib.check_environment(policies, environment)
     elif tier != "random":
         policies = policies_lib.shipped_policies(environment)
-    recipe = tiers.Recipe(environment, tier, _STEPS.value)
+    recipe = tiers.Recipe(environment, tier, _STEPS.value, _EPISODE_STEPS.value)
     name = _DATASET_ID.value or f"dawm/{task_name(environment)}/{tier}-v1"
-    tiers.make(name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value)
+    try:
+        with stopping.stop_on_signals() as stop:
+            tiers.make(
+                name, recipe, policies, seed=_SEED.value, overwrite=_OVERWRITE.value, stop=stop
+            )
+    except stopping.Interrupted as interruption:
+        cli.fail(f"stopped in {interruption}; the same command starts again", 143)
     cli.log.info("%s", dataset.describe(load_dataset(name)))
 
 
 def _train() -> None:
     from dawm_jax.collect import train_sac
     from dawm_jax.envs.tasks import task_name
-    from dawm_jax.runtime import loop
+    from dawm_jax.runtime import stopping
 
     environment = _ENV.value
     workdir = pathlib.Path(_WORKDIR.value or f"runs/sac-{task_name(environment)}").expanduser()
-    settings = train_sac.Settings(environment, seed=_SEED.value, steps=_STEPS.value or 1_000_000)
+    settings = train_sac.Settings(
+        environment,
+        seed=_SEED.value,
+        steps=_TRAINING_STEPS if _STEPS.value is None else _STEPS.value,
+        max_steps=_EPISODE_STEPS.value or None,
+    )
     try:
-        with loop.stop_on_signals() as stop:
+        with stopping.stop_on_signals() as stop:
             policies = train_sac.train(settings, workdir, stop)
-    except loop.Interrupted as interruption:
+    except stopping.Interrupted as interruption:
         cli.fail(f"stopped in {interruption}; the same command resumes there", 143)
     for name, facts in policies.card["policies"].items():
         print(f"{name:<10} step {facts['step']:>9,}  return {facts['return_mean']:.0f}")

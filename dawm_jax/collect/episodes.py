@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 from dawm_jax.collect.policies import make_sampler
-from dawm_jax.envs import simulate
+from dawm_jax.envs import guard, simulate
+from dawm_jax.envs.guard import GuardedSimulator
+from dawm_jax.runtime.stopping import StopFlag
 from dawm_jax.types import Params
 
 _MAX_COPIES = 32
@@ -39,13 +41,20 @@ class _Step(NamedTuple):
 
 
 def episodes(
-    environment: str, actor: Params | None, *, steps: int, seed: int, threads: int = 0
+    environment: str,
+    actor: Params | None,
+    *,
+    steps: int,
+    seed: int,
+    threads: int = 0,
+    max_steps: int = 0,
+    stop: StopFlag | None = None,
 ) -> Iterator[Episode]:
     """Whole episodes of one policy, in total at least `steps` steps.
 
     Several copies of the environment are stepped together. Each copy makes episodes until it has
-    made its share of the steps, and finishes its last one. So long episodes are neither favoured
-    nor cut.
+    made its share of the steps, and finishes its last episode. No episode is cut or
+    dropped.
 
     Args:
       environment: Gymnasium id.
@@ -54,19 +63,27 @@ def episodes(
       steps: lower bound of the total number of steps.
       seed: of resets and actions; the same seed gives the same episodes in the same order.
       threads: of the simulator, see `simulate.make_simulator`; changes the speed only.
+      max_steps: time limit of an episode; 0: the environment's.
+      stop: looked at before every step.
 
     Yields:
       Episodes in the order in which they end.
 
     Raises:
-      UserError: the environment cannot be made or is not continuous control.
+      UserError: the environment cannot be made, is not continuous control, has no time limit
+        where `max_steps` is 0, raises an exception, or returns numbers that are not finite.
+      Interrupted: `stop` was set.
     """
+    stop, kwargs = stop or StopFlag(), limit_kwargs(max_steps)
+    guard.episode_limit(environment, kwargs, setting="--max_steps")
     copies = int(np.clip(steps // _STEPS_PER_COPY, 1, _MAX_COPIES))
-    env = simulate.make_environment(environment)
+    env = simulate.make_environment(environment, kwargs)
     act = _make_act(env.action_space, actor, seed)
     env.close()
     quota = -(-steps // copies)
-    simulator = simulate.make_simulator(environment, copies, threads=threads)
+    simulator = GuardedSimulator(
+        simulate.make_simulator(environment, copies, threads=threads, kwargs=kwargs), environment
+    )
     num_resets, made = 0, np.zeros(copies, int)
 
     def reset(index: int) -> list[np.ndarray]:
@@ -79,6 +96,7 @@ def episodes(
         rows: list[list[_Step]] = [[] for _ in range(copies)]
         active, step = np.arange(copies), 0
         while len(active):
+            stop.check(f"an episode in {environment}")
             current = np.stack([observations[i][-1] for i in active]).astype(np.float32)
             actions = act(_padded(current, copies), step)[: len(active)]
             result, step = simulator.step(active, actions), step + 1
@@ -98,6 +116,11 @@ def episodes(
             active = np.setdiff1d(active, done)
     finally:
         simulator.close()
+
+
+def limit_kwargs(max_steps: int) -> dict[str, Any] | None:
+    """Keyword arguments of `gym.make` that limit an episode; None for 0, the own limit."""
+    return {"max_episode_steps": max_steps} if max_steps else None
 
 
 def _make_act(space: Any, actor: Params | None, seed: int) -> _ActFn:

@@ -68,7 +68,7 @@ def sample(
       actor: parameters of the policy.
       observation: [..., S].
       noise: [..., A] standard normal.
-      networks: of the agent.
+      networks: networks of the agent.
 
     Returns:
       Actions [..., A] in (-1, 1) and log densities [...].
@@ -94,12 +94,12 @@ class Sac:
     """The agent: its networks, optimisers and hyper-parameters.
 
     Attributes:
-      networks: of the agent.
+      networks: networks of the agent.
       state_size: S.
       action_size: A; the target entropy is -A.
-      actor_optimizer: of the policy.
-      critic_optimizer: of the critics.
-      temperature_optimizer: of the logarithm of the temperature.
+      actor_optimizer: optimiser of the policy.
+      critic_optimizer: optimiser of the critics.
+      temperature_optimizer: optimiser of the logarithm of the temperature.
       discount: gamma, per step.
       tau: share of the new parameters in the target critics, after every critic step.
     """
@@ -134,9 +134,9 @@ class Sac:
         """r + gamma (1 - terminated) (min_e Q_e(s', a') - temperature log pi(a')), [B] (eq. 3).
 
         Args:
-          state: of the agent; Q_e are the target critics.
+          state: state of the agent; Q_e are the target critics.
           batch: transitions [B].
-          noise: [B, A] standard normal, of a'.
+          noise: [B, A] standard normal noise of a'.
         """
         action, log_prob = sample(
             state.actor, batch.next_observation, noise, networks=self.networks
@@ -171,7 +171,7 @@ class Sac:
         """One cycle: a critic step on every batch, then one actor and one temperature step.
 
         Args:
-          state: of the agent.
+          state: state of the agent.
           batches: [delay, B, ...] transitions; the actor learns from the last batch.
           key: random number generator state, the key is consumed.
 

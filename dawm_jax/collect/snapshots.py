@@ -42,15 +42,15 @@ def select(
     """The policies of D4RL's tiers, from the scored snapshots of a training.
 
     "expert" has the best score; the score of a snapshot is averaged with those of its two
-    neighbours, so that one lucky score does not decide. "medium" is the first snapshot that
-    passes a third of the way from a random policy's return to an expert's: of D4RL's
-    references if the environment has them, else of this training. "replay-0", "replay-1", ...
-    are evenly spaced snapshots up to medium.
+    neighbours, so that one lucky score does not decide. "medium" is the first snapshot whose
+    return passes R_random + (R_expert - R_random) / 3, with D4RL's references if the environment
+    has them, else with the first and the expert snapshot of this training. "replay-0",
+    "replay-1", ... are at most 8 evenly spaced snapshots up to medium.
 
     Args:
       environment: Gymnasium id.
-      settings: of the training, JSON-able; kept in the card.
-      workdir: with the snapshots.
+      settings: settings of the training, JSON-able; kept in the card.
+      workdir: folder of the snapshots.
       scored: all snapshots, in the order of their steps.
     """
     import gymnasium

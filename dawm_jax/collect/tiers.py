@@ -1,9 +1,9 @@
 """D4RL's tiers of locomotion data, collected from behaviour policies as Minari datasets.
 
-random acts uniformly; medium is soft actor-critic stopped at a third of the expert's score;
-medium-replay is the policies before medium, one after the other, in place of medium's replay
-buffer; expert is the best policy; medium-expert is half medium, half expert. Actions are
-sampled, and episodes are whole.
+random acts uniformly; medium is the first snapshot of soft actor-critic whose return passes
+R_random + (R_expert - R_random) / 3; medium-replay is up to 8 snapshots until medium, one after
+the other, in place of medium's replay buffer; expert is the best policy; medium-expert is half
+medium, half expert. Actions are sampled, and episodes are whole.
 """
 
 import logging
@@ -16,24 +16,26 @@ import numpy as np
 
 from dawm_jax.collect import episodes as episodes_lib
 from dawm_jax.collect.policies import Policies, shipped_environments, shipped_policies
-from dawm_jax.data import TIERS, minari_source
+from dawm_jax.data import TIERS, minari_source, minari_writer
 from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.data.minari_source import MINARI
 from dawm_jax.data.minari_writer import DatasetWriter
 from dawm_jax.data.sources import SOURCES
 from dawm_jax.envs.tasks import TASKS
 from dawm_jax.runtime.metrics import Progress
+from dawm_jax.runtime.stopping import Interrupted, StopFlag, stop_on_signals
 from dawm_jax.types import Params, UserError
 
 _log = logging.getLogger(__name__)
 
 _NUM_REPORTS = 20  # lines of progress
+_POLL_S = 0.5  # between looks at another process's lock
 # dawm/hopper/medium-replay-v1, or with an explicit size: dawm/hopper/medium-200k-v1
 _NAME = re.compile(r"dawm/([a-z0-9_.-]+)/(" + "|".join(TIERS) + r")(?:-(\d+)k)?-v1")
 
 _POLICIES_OF = {
     "random": "uniformly random actions",
-    "medium": "soft actor-critic stopped at a third of the expert's score",
+    "medium": "soft actor-critic a third of the way from random to expert return",
     "expert": "soft actor-critic at its best",
     "medium-expert": "half medium, half expert",
     "medium-replay": "the policies that soft actor-critic went through up to medium",
@@ -46,6 +48,7 @@ class Recipe(NamedTuple):
     environment: str  # Gymnasium id
     tier: str  # one of TIERS
     steps: int | None  # at least so many environment steps; None: the tier's default
+    max_steps: int = 0  # time limit of an episode; 0: the environment's
 
 
 class Part(NamedTuple):
@@ -102,7 +105,13 @@ def default_steps(tier: str, policies: Policies | None) -> int:
 
 
 def make(
-    name: str, recipe: Recipe, policies: Policies | None, *, seed: int, overwrite: bool = False
+    name: str,
+    recipe: Recipe,
+    policies: Policies | None,
+    *,
+    seed: int,
+    overwrite: bool = False,
+    stop: StopFlag | None = None,
 ) -> None:
     """Collects a tier into a Minari dataset, which appears only when it is complete.
 
@@ -112,29 +121,41 @@ def make(
       policies: of the environment; may be None for the random tier.
       seed: of resets and actions.
       overwrite: replace a dataset of this id.
+      stop: looked at before every step.
 
     Raises:
-      UserError: unknown tier, no policies for it, or the dataset cannot be written.
+      UserError: unknown tier, no policies for it, an environment that `episodes.episodes`
+        refuses, or the dataset cannot be written.
+      Interrupted: `stop` was set; nothing of the dataset is kept.
     """
     parts = parts_of(recipe.tier, policies)
-    steps = recipe.steps or default_steps(recipe.tier, policies)
+    steps = default_steps(recipe.tier, policies) if recipe.steps is None else recipe.steps
     start = time.monotonic()
     metadata = _metadata(name, recipe, policies, steps=steps, seed=seed)
     with DatasetWriter(
-        name, environment=recipe.environment, metadata=metadata, overwrite=overwrite
+        name,
+        environment=recipe.environment,
+        metadata=metadata,
+        overwrite=overwrite,
+        environment_kwargs=episodes_lib.limit_kwargs(recipe.max_steps),
     ) as writer:
-        _write(writer, recipe.environment, parts, policies, steps=steps, seed=seed)
+        try:
+            _write(writer, recipe, parts, policies, steps=steps, seed=seed, stop=stop)
+        except Interrupted as interruption:
+            where = f"the collection of {name} at step {writer.steps:,}, of which nothing is kept"
+            raise Interrupted(where) from interruption
         metadata["collection"]["seconds"] = round(time.monotonic() - start, 1)
 
 
 def _write(
     writer: DatasetWriter,
-    environment: str,
+    recipe: Recipe,
     parts: list[Part],
     policies: Policies | None,
     *,
     steps: int,
     seed: int,
+    stop: StopFlag | None,
 ) -> None:
     """Collects the parts one after the other, and reports the progress."""
     progress = Progress("collect", steps, "step")
@@ -143,7 +164,14 @@ def _write(
         actor = _actor(policies, part.policy)
         part_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
         part_steps = round(part.share * steps)
-        for episode in episodes_lib.episodes(environment, actor, steps=part_steps, seed=part_seed):
+        for episode in episodes_lib.episodes(
+            recipe.environment,
+            actor,
+            steps=part_steps,
+            seed=part_seed,
+            max_steps=recipe.max_steps,
+            stop=stop,
+        ):
             writer.add(*episode)
             if writer.steps - reported >= steps // _NUM_REPORTS:
                 reported = writer.steps
@@ -162,7 +190,8 @@ def _actor(policies: Policies | None, name: str | None) -> Params | None:
 def _metadata(
     name: str, recipe: Recipe, policies: Policies | None, *, steps: int, seed: int
 ) -> dict[str, Any]:
-    environment, tier, _ = recipe
+    environment, tier, _, max_steps = recipe
+    limit = f" --max_steps={max_steps}" if max_steps else ""
     what = _POLICIES_OF[tier]
     return {
         "description": f"{environment}, {what}; sampled actions, whole episodes.",
@@ -170,7 +199,7 @@ def _metadata(
         "code_permalink": "",
         "collection": {
             "command": f"python -m dawm_jax.collect --env={environment} --tier={tier} "
-            f"--steps={steps} --seed={seed} --dataset_id={name}",
+            f"--steps={steps} --seed={seed}{limit} --dataset_id={name}",
             "tier": tier,
             "seed": seed,
             "policies": None if policies is None else policies.card,
@@ -193,12 +222,41 @@ class TierSource:
     def fetch(self, name: str) -> tuple[pathlib.Path, ...]:
         recipe = recipe_of(name)
         if recipe is not None and not minari_source.is_local(name):
-            _log.info("%s is collected from the policies in the package", name)
-            make(name, recipe, shipped_policies(recipe.environment), seed=0)
+            with stop_on_signals() as stop:
+                _collect_once(name, recipe, stop)
         return MINARI.fetch(name)
 
     def load(self, name: str) -> OfflineDataset:
         return MINARI.load(name)
+
+
+def _collect_once(name: str, recipe: Recipe, stop: StopFlag) -> None:
+    """Collects a dataset, or waits for the process that does.
+
+    Raises:
+      Interrupted: `stop` was set.
+    """
+    policies = shipped_policies(recipe.environment)
+    while not minari_source.is_local(name):
+        if minari_writer.is_being_written(name):
+            _wait_for_writer(name, stop)  # the lock of a process that died is free
+            continue
+        _log.info("%s is collected from the policies in the package", name)
+        try:
+            make(name, recipe, policies, seed=0, stop=stop)
+        except minari_writer.BeingWrittenError:
+            continue
+        except minari_writer.ExistsError:
+            if not minari_source.is_local(name):
+                raise
+    stop.check(f"the collection of {name}, which is complete")
+
+
+def _wait_for_writer(name: str, stop: StopFlag) -> None:
+    _log.info("%s is being collected by another process; waiting for it", name)
+    while minari_writer.is_being_written(name):
+        stop.check(f"the wait for {name}, which another process collects")
+        time.sleep(_POLL_S)
 
 
 SOURCES.register(TierSource())

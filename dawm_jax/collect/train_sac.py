@@ -8,6 +8,7 @@ tiers are chosen among them at the end.
 import dataclasses
 import functools
 import itertools
+import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -17,16 +18,21 @@ import numpy as np
 import optax
 
 from dawm_jax.collect import sac, snapshots
+from dawm_jax.collect.episodes import limit_kwargs
 from dawm_jax.collect.policies import Policies, SampleFn, make_sampler, save_policies
 from dawm_jax.collect.snapshots import Snapshot
 from dawm_jax.data import ring_buffer
 from dawm_jax.data.dataset import to_unit_range
 from dawm_jax.data.ring_buffer import Buffer
-from dawm_jax.envs import rollouts, simulate
+from dawm_jax.envs import guard, rollouts, simulate
+from dawm_jax.envs.guard import GuardedSimulator
 from dawm_jax.envs.simulate import Simulator
 from dawm_jax.runtime import loop, run_folder
 from dawm_jax.runtime.metrics import MetricsFile
-from dawm_jax.types import Metrics, Params, Transition
+from dawm_jax.runtime.stopping import StopFlag
+from dawm_jax.types import Metrics, Params, Transition, UserError
+
+_log = logging.getLogger(__name__)
 
 _ROUNDS_PER_CHUNK = 16
 
@@ -41,20 +47,19 @@ class Settings:
       steps: environment steps.
       copies: environments stepped together.
       round_steps: steps of each copy in a round.
-      updates_per_step: critic updates per environment step. The paper has 1; with .5 a training
-        takes less time and more environment steps, which are cheap.
-      policy_delay: critic updates per policy update. The paper has 1; 2 saves a fourth of the
-        time.
-      batch_size: transitions of a minibatch. The paper has 256; 128 learns faster on a CPU.
+      updates_per_step: critic updates per environment step (paper: 1).
+      policy_delay: critic updates per policy update (paper: 1).
+      batch_size: transitions of a minibatch (paper: 256).
       hidden: units of the hidden layers, policy and critics.
-      actor_learning_rate: of Adam.
-      critic_learning_rate: of Adam, also for the temperature. The paper has 3e-4.
+      actor_learning_rate: Adam's rate for the policy.
+      critic_learning_rate: Adam's rate for the critics and the temperature (paper: 3e-4).
       discount: gamma, per step.
       tau: share of the new parameters in the target critics, after every critic step.
       start_steps: environment steps with uniformly random actions before learning starts.
       snapshot_steps: environment steps between scored snapshots of the policy.
       snapshot_episodes: episodes of a snapshot's score.
       checkpoint_steps: environment steps between checkpoints.
+      max_steps: time limit of an episode; None: the environment's.
     """
 
     environment: str
@@ -74,11 +79,17 @@ class Settings:
     snapshot_steps: int = 10_240
     snapshot_episodes: int = 10
     checkpoint_steps: int = 51_200
+    max_steps: int | None = None
 
     @property
     def steps_per_round(self) -> int:
         """Environment steps of a round, over all copies."""
         return self.copies * self.round_steps
+
+    @property
+    def whole_rounds(self) -> int:
+        """Environment steps that the training makes: `steps` rounded down to whole rounds."""
+        return self.steps - self.steps % self.steps_per_round
 
     @property
     def cycles_per_round(self) -> int:
@@ -94,7 +105,7 @@ class Training(NamedTuple):
     buffer: Buffer[Transition]
 
 
-def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Policies:
+def train(settings: Settings, workdir: pathlib.Path, stop: StopFlag) -> Policies:
     """Trains SAC online, from its newest checkpoint if there is one.
 
     A resumed training starts new episodes. So its numbers differ from those of a training that
@@ -110,12 +121,18 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
       The policies of D4RL's tiers, as in policies.npz.
 
     Raises:
-      UserError, loop.Interrupted: see `loop.Session.run`.
+      UserError: `steps` are less than a round, the environment is one that
+        `rollouts.run_episodes` refuses, or see `loop.Session.run`.
+      Interrupted: see `loop.Session.run`.
     """
+    kwargs = _check(settings)
     with run_folder.own(workdir, dataclasses.asdict(settings)):
         run_folder.write_config(workdir, dataclasses.asdict(settings))
         log = MetricsFile(workdir / "metrics.jsonl")
-        simulator = simulate.make_simulator(settings.environment, settings.copies)
+        simulator = GuardedSimulator(
+            simulate.make_simulator(settings.environment, settings.copies, kwargs=kwargs),
+            settings.environment,
+        )
         try:
             _run(settings, workdir, log, simulator, stop)
         finally:
@@ -128,12 +145,29 @@ def train(settings: Settings, workdir: pathlib.Path, stop: loop.StopFlag) -> Pol
         return policies
 
 
+def _check(settings: Settings) -> dict[str, Any] | None:
+    """Refuses what cannot be trained; the keyword arguments of `gym.make`."""
+    if settings.whole_rounds == 0:
+        raise UserError(
+            f"--steps: expected at least a round of {settings.steps_per_round} with --train, got "
+            f"{settings.steps}"
+        )
+    kwargs = limit_kwargs(settings.max_steps or 0)
+    guard.episode_limit(settings.environment, kwargs, setting="--max_steps")
+    if settings.whole_rounds != settings.steps:
+        _log.info(
+            "sac: %s steps, which are whole rounds of %s, of the %s asked for",
+            *(f"{n:,}" for n in (settings.whole_rounds, settings.steps_per_round, settings.steps)),
+        )
+    return kwargs
+
+
 def _run(
     settings: Settings,
     workdir: pathlib.Path,
     log: MetricsFile,
     simulator: Simulator,
-    stop: loop.StopFlag,
+    stop: StopFlag,
 ) -> None:
     """The only stage of the training."""
     env = simulate.make_environment(settings.environment)
@@ -146,7 +180,7 @@ def _run(
     collector = Collector(settings, simulator, sampler, low, high)
 
     def assess(state: Training, step: int) -> dict[str, Any]:
-        returns = _score(state.agent.actor, settings, sampler, step)
+        returns = _score(state.agent.actor, settings, sampler, step, stop)
         snapshots.save_snapshot(workdir, step, state.agent.actor)
         return {"return_mean": float(returns.mean()), "return_std": float(returns.std())}
 
@@ -154,7 +188,7 @@ def _run(
         name="sac",
         unit="step",
         steps=Rounds(settings, learner, collector, key),
-        total_steps=settings.steps - settings.steps % settings.steps_per_round,
+        total_steps=settings.whole_rounds,
         chunk_steps=_ROUNDS_PER_CHUNK * settings.steps_per_round,
         checkpoint_steps=settings.checkpoint_steps,
         assess=assess,
@@ -360,7 +394,9 @@ class Rounds:
         return means
 
 
-def _score(actor: Params, settings: Settings, sampler: SampleFn, step: int) -> np.ndarray:
+def _score(
+    actor: Params, settings: Settings, sampler: SampleFn, step: int, stop: StopFlag
+) -> np.ndarray:
     """Returns of whole episodes [1, snapshot_episodes]; actions are sampled, as for datasets."""
     key, calls = jax.random.key(step), itertools.count()
 
@@ -374,6 +410,8 @@ def _score(actor: Params, settings: Settings, sampler: SampleFn, step: int) -> n
         num_policies=1,
         num_episodes=settings.snapshot_episodes,
         seed=_seed(settings.seed, settings.steps + step),
+        environment_kwargs=limit_kwargs(settings.max_steps or 0),
+        stop=stop,
     )
 
 

@@ -17,6 +17,7 @@ import ml_collections
 
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.data import TIERS
+from dawm_jax.envs.recorded import parse_kwargs
 from dawm_jax.envs.tasks import find_task, task_name
 from dawm_jax.models.base import DENOISERS
 from dawm_jax.models.inverse_dynamics import Settings as InverseDynamicsSettings
@@ -113,19 +114,35 @@ class Evaluation:
     """How the agents are evaluated in the environment."""
 
     interval: int = setting(
-        50_000, "gradient updates between evaluations", quick=2_000, smoke=20, at_least=1
+        50_000,
+        "gradient updates between evaluations",
+        quick=2_000,
+        smoke=20,
+        at_least=1,
+        reporting=True,
     )
     episodes: int = setting(
-        10, "episodes per seed and evaluation", smoke=2, at_least=1, source="D4RL"
+        10,
+        "episodes per seed and evaluation",
+        smoke=2,
+        at_least=1,
+        source="D4RL",
+        reporting=True,
     )
     final_episodes: int = setting(
-        50, "episodes per seed after training", quick=10, smoke=2, at_least=1
+        50, "episodes per seed after training", quick=10, smoke=2, at_least=1, reporting=True
     )
     seed: int = setting(
         10_000,
         "of the first evaluation episode's reset; episode i resets with seed + i",
         at_least=0,
         at_most=2**31 - 1,
+    )
+    max_steps: int = setting(
+        0,
+        "steps after which an episode is cut; 0 leaves it to the environment's own time limit",
+        at_least=0,
+        absent=0,
     )
 
 
@@ -144,8 +161,22 @@ class Config:
 
     variant: str = setting("", "what the configuration file's argument said", non_empty=False)
     environment: str = setting("Hopper-v5", "Gymnasium id, for evaluation and action bounds")
+    environment_kwargs: str = setting(
+        "",
+        "keyword arguments of gym.make for the environment, as a JSON object: "
+        '{"terminate_when_unhealthy": false}',
+        non_empty=False,
+        absent="",
+    )
     dataset: str = setting(
-        "bundled/hopper/medium-v0", "bundled name, Minari id, or path of a D4RL .hdf5 file"
+        "bundled/hopper/medium-v0",
+        "bundled name, Minari id, or path of a D4RL .hdf5 file or of an .npz file of its arrays",
+    )
+    clip_actions: bool = setting(
+        False,
+        "clip actions of the data that lie outside the environment's bounds, which is an error "
+        "otherwise",
+        absent=False,
     )
     method: str = setting(
         "dawm", "what is trained before the agents and what the agents learn from", absent="dawm"
@@ -201,8 +232,12 @@ class Config:
         at_most=1.0,
         absent=1.0,
     )
-    tensorboard: bool = setting(False, "also write TensorBoard files (extra: tensorboard)")
-    wandb_project: str = setting("", "also log to this W&B project (extra: wandb)", non_empty=False)
+    tensorboard: bool = setting(
+        False, "also write TensorBoard files (extra: tensorboard)", reporting=True
+    )
+    wandb_project: str = setting(
+        "", "also log to this W&B project (extra: wandb)", non_empty=False, reporting=True
+    )
     world_model: WorldModelSettings = dataclasses.field(kw_only=True)
     inverse_dynamics: InverseDynamicsSettings = dataclasses.field(kw_only=True)
     rollout: Rollout = dataclasses.field(kw_only=True)
@@ -214,12 +249,18 @@ class Config:
         """The section of a class, which an agent, a denoiser or a method registered."""
         return next(value for value in self.sections.values() if type(value) is kind)
 
+    @property
+    def environment_arguments(self) -> dict[str, Any]:
+        """The keyword arguments in `environment_kwargs`."""
+        return parse_kwargs(self.environment_kwargs)
+
     def check(self, name: str) -> None:
-        """Holds settings of different sections against each other.
+        """Checks that settings of different sections fit together.
 
         Raises:
-          UserError: settings that exclude each other.
+          UserError: settings that exclude each other, or `environment_kwargs` is no JSON object.
         """
+        parse_kwargs(self.environment_kwargs)
         agent = AGENTS.get(self.agent)
         DENOISERS.get(self.world_model.denoiser)
         per_round = self.rollout.updates_per_round
@@ -280,6 +321,7 @@ def owned_sections() -> dict[str, type[Section]]:
         for entry in registry:
             if entry.name in found or entry.name in taken:
                 raise UserError(f"config.{entry.name}: two sections have this name; rename one")
+            settings.check_declared(entry.settings, f"config.{entry.name}")
             found[entry.name] = entry.settings
     return found
 
@@ -294,6 +336,11 @@ def fields() -> Iterator[tuple[str, Spec]]:
     yield from settings.rows(Config, "config")
     for name, section in all_sections().items():
         yield from settings.rows(section, f"config.{name}")
+
+
+def reporting_names() -> frozenset[str]:
+    """Dotted names, below "config", of the settings that a resumed run may change."""
+    return frozenset(name.removeprefix("config.") for name, spec in fields() if spec.reporting)
 
 
 # --- configurations that flags change -----------------------------------------------------
@@ -375,6 +422,12 @@ def parse(values: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
         for name, section in classes.items()
     }
     own = {name: value for name, value in plain.items() if name not in classes}
+    for name, value in own.items():
+        if isinstance(value, Mapping):
+            raise UserError(
+                f"config.{name}: no registered agent, denoiser or method has this section; import "
+                "the file that registers it first"
+            )
     top = settings.checked(Config, own, name="config")
     shared = {name: built[name] for name in _SHARED}
     owned = {name: section for name, section in built.items() if name not in _SHARED}

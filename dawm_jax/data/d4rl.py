@@ -1,16 +1,18 @@
-"""D4RL files: one HDF5 file with flat arrays of all episodes."""
+"""Files of flat arrays with D4RL's names: HDF5, as D4RL stores them, and NumPy's .npz."""
 
 import os
 import pathlib
+import zipfile
+from collections.abc import Mapping
 
 import numpy as np
 
-from dawm_jax.data.dataset import OfflineDataset, check_vectors, validate
+from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.data.flat_arrays import OPTIONAL, REQUIRED, from_mapping
+from dawm_jax.data.flat_arrays import from_flat_arrays as from_flat_arrays
 from dawm_jax.data.sources import SOURCES
+from dawm_jax.runtime import paths
 from dawm_jax.types import UserError, first_line
-
-_REQUIRED = ("observations", "actions", "rewards", "terminals")
-_OPTIONAL = ("timeouts", "next_observations")
 
 
 class D4rlSource:
@@ -23,148 +25,80 @@ class D4rlSource:
         return name.endswith((".hdf5", ".h5")) or name.startswith(os.path.sep)
 
     def fetch(self, name: str) -> tuple[pathlib.Path, ...]:
-        path = pathlib.Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"dataset file not found: expected a D4RL HDF5 file at {path}; check the path"
-            )
-        return (path,)
+        return (_existing(name),)
 
     def load(self, name: str) -> OfflineDataset:
-        arrays = _read_arrays(pathlib.Path(name).expanduser())
-        _check_continuous(arrays["actions"], name)
-        return from_flat_arrays(
-            name,
-            arrays["observations"],
-            arrays["actions"],
-            arrays["rewards"],
-            arrays["terminals"],
-            timeouts=arrays.get("timeouts"),
-            next_observations=arrays.get("next_observations"),
-        )
+        return from_mapping(name, _read_hdf5(paths.expand(name, "config.dataset")))
+
+
+class NpzSource:
+    """Reads an .npz file of the same arrays, given its path."""
+
+    name = "flat_npz"
+    priority = 5  # before `D4rlSource`, which matches every absolute path
+
+    def matches(self, name: str) -> bool:
+        return name.endswith(".npz")
+
+    def fetch(self, name: str) -> tuple[pathlib.Path, ...]:
+        _existing(name)
+        return ()  # a flat file already: a cached copy would read no faster
+
+    def load(self, name: str) -> OfflineDataset:
+        return from_mapping(name, _read_npz(paths.expand(name, "config.dataset")))
 
 
 SOURCES.register(D4rlSource())
+SOURCES.register(NpzSource())
 
 
-def from_flat_arrays(
-    name: str,
-    observations: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    terminals: np.ndarray,
-    timeouts: np.ndarray | None = None,
-    next_observations: np.ndarray | None = None,
-) -> OfflineDataset:
-    """A dataset from D4RL's flat arrays.
-
-    A terminal step is a termination even when `timeouts` marks it too. The last step of the
-    arrays ends its episode as a time-out.
-
-    Without `next_observations` the successor of a step is the next row. Two kinds of steps have
-    no successor in the arrays. The last step of a cut episode is dropped. The state after a
-    terminal step is extrapolated linearly; no value bootstraps from it.
-
-    Args:
-      name: of the dataset.
-      observations: [N, S].
-      actions: [N, A].
-      rewards: [N] or [N, 1].
-      terminals: [N] or [N, 1], non-zero where the environment ended the episode.
-      timeouts: like `terminals`, non-zero where the episode was cut; None: nowhere.
-      next_observations: [N, S], or None.
-
-    Raises:
-      UserError: array lengths differ, or the result is not a valid dataset.
-    """
-    vectors = {
-        "observations": observations,
-        "actions": actions,
-        "next_observations": next_observations,
-    }
-    _check_lengths(name, list(vectors.values()), [rewards, terminals, timeouts])
-    for field, array in vectors.items():
-        if array is not None:
-            check_vectors(array, len(observations), field, name)
-    terminations, truncations = _ends(terminals, timeouts)
-    observations = np.asarray(observations, np.float32)
-    keep = np.ones_like(terminations)
-    if next_observations is None and len(observations):
-        next_observations = _next_rows(observations, terminations, truncations)
-        keep = ~truncations
-        # The step before a dropped one becomes the cut end of its episode.
-        truncations = np.concatenate([truncations[1:], [False]]) & ~terminations
-    return validate(
-        OfflineDataset(
-            name=name,
-            observations=observations[keep],
-            actions=np.asarray(actions, np.float32)[keep],
-            rewards=np.asarray(rewards, np.float32).reshape(-1)[keep],
-            next_observations=np.asarray(next_observations, np.float32)[keep],
-            terminations=terminations[keep],
-            truncations=truncations[keep],
+def _existing(name: str) -> pathlib.Path:
+    path = paths.expand(name, "config.dataset")
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "nothing there"
+        raise UserError(
+            "dataset file not found: expected a D4RL HDF5 file, or an .npz file of the same "
+            f"arrays, at {path}, got {what}; check the path"
         )
-    )
+    return path
 
 
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The file's arrays by their D4RL names; all required ones are there and numeric."""
+def _read_hdf5(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+    """The file's arrays of D4RL's names; groups and other arrays are left out."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            stored = [
-                key for key in _REQUIRED + _OPTIONAL if isinstance(file.get(key), h5py.Dataset)
-            ]
-            if missing := [key for key in _REQUIRED if key not in stored]:
-                raise UserError(
-                    f"{path}: expected the D4RL arrays {', '.join(_REQUIRED)}, "
-                    f"got no {', '.join(missing)}"
-                )
-            arrays = {key: file[key][()] for key in stored}
-    except OSError as error:
+            stored = [key for key in (*REQUIRED, *OPTIONAL) if key in file]
+            return {key: _read_array(file[key], key, path) for key in stored}
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises OSError, KeyError, RuntimeError, ...
         raise UserError(f"{path}: not a readable HDF5 file ({first_line(error)})") from error
-    for key, array in arrays.items():
-        if array.dtype.kind not in "biuf":
-            raise UserError(f"{path}: expected numbers in {key}, got {array.dtype}")
-    return arrays
 
 
-def _check_continuous(actions: np.ndarray, name: str) -> None:
-    if np.issubdtype(actions.dtype, np.integer) or actions.ndim == 1:
+def _read_array(node: object, key: str, path: pathlib.Path) -> np.ndarray:
+    import h5py
+
+    if not isinstance(node, h5py.Dataset):
+        raise UserError(f"{path}: expected an array {key}, got an HDF5 {type(node).__name__}")
+    if node.shape is None:
+        raise UserError(f"{path}: expected an array {key}, got one without a shape")
+    try:
+        return np.asarray(node[()])
+    except (MemoryError, ValueError) as error:
         raise UserError(
-            f"dataset {name}: expected continuous actions [N, size], got {actions.dtype} of "
-            f"shape {list(actions.shape)}; discrete actions are not supported"
-        )
+            f"{path}: {key} of shape {list(node.shape)} cannot be read ({first_line(error)})"
+        ) from error
 
 
-def _check_lengths(
-    name: str, vectors: list[np.ndarray | None], scalars: list[np.ndarray | None]
-) -> None:
-    """Scalars may be stored as a column: their length is their number of elements."""
-    lengths = {len(array) for array in vectors if array is not None}
-    lengths |= {np.size(array) for array in scalars if array is not None}
-    if len(lengths) > 1:
-        raise UserError(f"dataset {name}: arrays differ in length: {sorted(lengths)}")
-
-
-def _ends(terminals: np.ndarray, timeouts: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Terminations and truncations, [N] bool each; no step has both, and the last has one."""
-    terminations = np.asarray(terminals).reshape(-1).astype(bool)
-    truncations = np.zeros_like(terminations)
-    if timeouts is not None:
-        truncations = np.asarray(timeouts).reshape(-1).astype(bool) & ~terminations
-    if len(truncations) and not terminations[-1]:
-        truncations[-1] = True
-    return terminations, truncations
-
-
-def _next_rows(
-    observations: np.ndarray, terminations: np.ndarray, truncations: np.ndarray
-) -> np.ndarray:
-    """The next row as successor, extrapolated after a terminal step, [N, S]."""
-    next_observations = np.concatenate([observations[1:], observations[-1:]])
-    starts = np.concatenate([[True], (terminations | truncations)[:-1]])
-    previous = np.where(starts[:, None], observations, np.roll(observations, 1, axis=0))
-    extrapolated = 2 * observations - previous
-    return np.where(terminations[:, None], extrapolated, next_observations)
+def _read_npz(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+    """The archive's arrays of D4RL's names; nothing in it is unpickled."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: expected an archive of arrays, as numpy.savez writes it")
+    try:
+        # NumPy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {key: file[key] for key in (*REQUIRED, *OPTIONAL) if key in file.files}
+    except Exception as error:  # zipfile, zlib, EOF, objects that only a pickle could hold, ...
+        raise UserError(f"{path}: not a readable .npz file ({first_line(error)})") from error

@@ -1,11 +1,16 @@
 """One dataset as one .npz file of flat arrays."""
 
+import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.envs.recorded import Recorded
+from dawm_jax.envs.tasks import References
 from dawm_jax.runtime import provenance
 
 
@@ -30,7 +35,7 @@ def write(dataset: OfflineDataset, path: pathlib.Path, *, compress: bool) -> Non
         "terminations": np.packbits(dataset.terminations),
         "episode_ends": ends.astype(np.int64),
         "final_observations": dataset.next_observations[ends],
-        "meta": np.array(json.dumps({"environment": dataset.environment})),
+        "meta": np.array(json.dumps(_meta(dataset))),
     }
     successors = _successors(dataset.observations, ends, arrays["final_observations"])
     if not np.array_equal(successors, dataset.next_observations):
@@ -70,8 +75,32 @@ def read(path: pathlib.Path, name: str) -> OfflineDataset:
         next_observations=next_observations,
         terminations=terminations,
         truncations=truncations,
-        environment=json.loads(str(arrays["meta"]))["environment"],
+        **_from_meta(json.loads(str(arrays["meta"]))),
     )
+
+
+def _meta(dataset: OfflineDataset) -> dict[str, Any]:
+    """What is known of a dataset beside its arrays, as JSON holds it."""
+    recorded = dataset.recorded
+    return {
+        "environment": dataset.environment,
+        "recorded": None if recorded is None else dataclasses.asdict(recorded),
+        "references": dataset.references,
+        "notes": dataset.notes,
+    }
+
+
+def _from_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_meta`; files of earlier versions hold the environment alone."""
+    recorded, references = meta.get("recorded"), meta.get("references")
+    if recorded is not None:
+        recorded = Recorded(**{**recorded, "wrappers": tuple(recorded["wrappers"])})
+    return {
+        "environment": meta["environment"],
+        "recorded": recorded,
+        "references": None if references is None else References(*references),
+        "notes": tuple(meta.get("notes", ())),
+    }
 
 
 def _successors(

@@ -10,6 +10,7 @@ generates very many very short episodes. An episode of seven steps of Hopper tak
 chunked and resizable, and 1.5 ms with h5py's `create_dataset`.
 """
 
+import ctypes
 import fcntl
 import functools
 import importlib.metadata
@@ -17,25 +18,39 @@ import json
 import os
 import pathlib
 import shutil
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import h5py
 import numpy as np
 
-from dawm_jax.data import bundled
+from dawm_jax.data import bundled, minari_folder
 from dawm_jax.envs import simulate
 from dawm_jax.envs.scores import reference_returns
-from dawm_jax.types import UserError, one_line
+from dawm_jax.types import UserError, first_line, one_line
 
 # The packages whose versions decide what the simulator computes.
 _REQUIREMENTS = ("gymnasium", "mujoco")
+# Of the hidden folder: the lock, the dataset in the making, and the one that it replaces.
+_LOCK, _NEW, _REPLACED = ".lock", "dataset", "replaced"
+_LOCK_TRIES = 100
+# Linux: renameat2 relative to the current folder, and its flag for an exchange.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 # The writer or Minari sets these keys; the caller's metadata must not contain them.
 _RESERVED = {
     *("dataset_id", "minari_version", "data_format", "jpeg_encoding", "env_spec"),
     *("observation_space", "action_space", "total_episodes", "total_steps", "dataset_size"),
     *("ref_min_score", "ref_max_score", "requirements"),
 }
+
+
+class BeingWrittenError(UserError):
+    """Another process is writing the dataset."""
+
+
+class ExistsError(UserError):
+    """There is a dataset of this id, or something else in its place."""
 
 
 class DatasetWriter:
@@ -64,6 +79,7 @@ class DatasetWriter:
         environment: str,
         metadata: dict[str, Any],
         overwrite: bool = False,
+        environment_kwargs: Mapping[str, Any] | None = None,
     ):
         """Checks the arguments; writes nothing.
 
@@ -73,42 +89,44 @@ class DatasetWriter:
           metadata: JSON-able, stored beside Minari's own. Minari reads `algorithm_name`,
             `description`, `code_permalink` (strings), `author`, `author_email` (lists).
           overwrite: replace a dataset of this id once the new one is complete.
+          environment_kwargs: keyword arguments of `gym.make`; None: none.
 
         Raises:
-          UserError: a malformed id, an existing dataset, an unwritable folder, an unknown
-            environment, or metadata that Minari cannot store.
+          UserError: a malformed id, an existing dataset, an unwritable folder, an environment
+            that is unknown or that Minari cannot store, or metadata that Minari cannot store.
         """
         self.metadata = metadata
         self.episodes = self.steps = 0
         self._id, self._overwrite = dataset_id, overwrite
         self._target = _target(dataset_id, overwrite)
-        self._staging = self._target.with_name(f".{self._target.name}.partial")
+        self._staging = _staging(self._target)
         _check_metadata(metadata)
         self._environment = environment
-        env = simulate.make_environment(environment)
+        env = simulate.make_environment(environment, environment_kwargs)
         self._spec, self._spaces = env.spec, (env.observation_space, env.action_space)
         env.close()
+        _check_spec(environment, self._spec)
         self._storage: Any = None
         self._file: h5py.File | None = None
         self._episodes: _EpisodeFile | None = None
 
     def __enter__(self) -> "DatasetWriter":
+        self._lock = _lock(self._staging, self._id)
         try:
-            self._staging.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._staging / ".lock").open("w")
-        except OSError as error:
-            raise UserError(_unwritable(self._staging.parent, error.strerror)) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.close()
-            raise UserError(
-                f"dataset {self._id} is being written by another process; wait for it or "
-                "choose another id"
-            ) from None
-        # A killed writer may have left an incomplete dataset.
-        shutil.rmtree(self._staging / "dataset", ignore_errors=True)
+            self._recover()
+            _target(self._id, self._overwrite)  # another writer may have finished meanwhile
+        except BaseException:
+            self._release()
+            raise
         return self
+
+    def _recover(self) -> None:
+        """Removes what a killed writer left, or moves back what it had moved away."""
+        replaced = self._staging / _REPLACED
+        if replaced.exists() and not self._target.exists():
+            replaced.rename(self._target)
+        for left in (replaced, self._staging / _NEW):
+            shutil.rmtree(left, ignore_errors=True)
 
     def add(
         self,
@@ -158,10 +176,13 @@ class DatasetWriter:
             if error is None:
                 self._finish()
         finally:
-            # The lock is released last: this process would otherwise remove the folder of the
-            # writer that locks it next.
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._lock.close()
+            self._release()
+
+    def _release(self) -> None:
+        # The lock is released last: this process would otherwise remove the folder of the
+        # writer that locks it next.
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._lock.close()
 
     def _open(self, dtype: np.dtype) -> None:
         """Makes the empty dataset in the hidden folder."""
@@ -172,7 +193,7 @@ class DatasetWriter:
         dtype = np.dtype(np.float32 if dtype == np.float32 else np.float64)
         with np.errstate(over="ignore"):  # a bound beyond float32's range becomes infinite
             bounds = space.low.astype(dtype), space.high.astype(dtype)
-        folder = self._staging / "dataset" / "data"
+        folder = self._staging / _NEW / "data"
         folder.parent.mkdir()
         self._storage = MinariStorage.new(
             folder,
@@ -214,9 +235,13 @@ class DatasetWriter:
             }
         )
         _make_namespace(self._id)
-        if self._overwrite and self._target.exists():
-            self._target.rename(self._staging / "replaced")
-        (self._staging / "dataset").rename(self._target)
+        new = self._staging / _NEW
+        if not (self._overwrite and self._target.exists()):
+            new.rename(self._target)
+        elif not _exchange(new, self._target):
+            # A process that is killed between the two leaves the old dataset to `_recover`.
+            self._target.rename(self._staging / _REPLACED)
+            new.rename(self._target)
 
 
 class _EpisodeFile:
@@ -252,9 +277,69 @@ def _space(shape: tuple[int, ...]) -> h5py.h5s.SpaceID:
     return h5py.h5s.create_simple(shape)
 
 
+def is_being_written(dataset_id: str) -> bool:
+    """Whether a process, this one too, writes a dataset of this id now."""
+    staging = _staging(minari_folder.dataset_folder(dataset_id))
+    try:
+        with (staging / _LOCK).open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _staging(target: pathlib.Path) -> pathlib.Path:
+    """The hidden folder beside a dataset's folder, in which the dataset is written."""
+    return target.with_name(f".{target.name}.partial")
+
+
+def _lock(staging: pathlib.Path, dataset_id: str) -> TextIO:
+    """Makes the hidden folder and locks it; the lock ends with the file or the process.
+
+    Raises:
+      BeingWrittenError: another process holds the lock.
+      UserError: the folder cannot be made or locked.
+    """
+    for _ in range(_LOCK_TRIES):
+        try:
+            staging.mkdir(parents=True, exist_ok=True)
+            lock = (staging / _LOCK).open("w")
+        except FileNotFoundError:
+            continue  # a writer removed the folder, as it does at its end
+        except OSError as error:
+            raise UserError(minari_folder.unwritable(staging.parent, error.strerror)) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), os.stat(staging / _LOCK)):
+                return lock
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            lock.close()
+            raise BeingWrittenError(
+                f"dataset {dataset_id} is being written by another process; wait for it or "
+                "choose another id"
+            ) from None
+        except OSError as error:
+            lock.close()
+            raise UserError(minari_folder.unwritable(staging, error.strerror)) from error
+        lock.close()  # the file was removed before it was locked
+    raise UserError(minari_folder.unwritable(staging.parent, "its folders vanish"))
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> bool:
+    """Exchanges two folders in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    paths = (os.fsencode(path) for path in (one, other))
+    return rename(_AT_FDCWD, next(paths), _AT_FDCWD, next(paths), _RENAME_EXCHANGE) == 0
+
+
 def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:
     """The dataset's folder, checked; see `DatasetWriter.__init__`."""
-    import minari
     from minari.dataset import minari_dataset
 
     try:
@@ -269,24 +354,28 @@ def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:
             f"dataset id {dataset_id!r}: {bundled.PREFIX} names the data in the package; "
             "choose another namespace"
         )
-    try:
-        target = pathlib.Path(minari.storage.get_dataset_path(dataset_id))
-    except OSError as error:
-        raise UserError(_unwritable(pathlib.Path(error.filename), error.strerror)) from error
+    target = minari_folder.dataset_folder(dataset_id)
     if target.exists() and not (overwrite and (target / "data").is_dir()):
         advice = "choose another id or version" + (
             ", or overwrite it" if (target / "data").is_dir() and not overwrite else ""
         )
-        raise UserError(f"dataset {dataset_id} exists already ({target}); {advice}")
+        raise ExistsError(f"dataset {dataset_id} exists already ({target}); {advice}")
     existing = next(path for path in target.parents if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(_unwritable(existing, None))
+        raise UserError(minari_folder.unwritable(existing, None))
     return target
 
 
-def _unwritable(folder: pathlib.Path, reason: str | None) -> str:
-    why = f" ({reason})" if reason else ""
-    return f"{folder} cannot be written{why}; set MINARI_DATASETS_PATH to a folder that can"
+def _check_spec(environment: str, spec: Any) -> None:
+    """Raises UserError if Minari cannot store how the environment is made."""
+    try:
+        spec.to_json()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"environment {environment}: Minari stores how it is made as text, which is not "
+            f'possible here ({first_line(error)}); register it with entry_point="module:Class" '
+            "and keyword arguments that JSON can hold"
+        ) from error
 
 
 def _check_metadata(metadata: dict[str, Any]) -> None:

@@ -11,10 +11,15 @@ from dawm_jax.data.dataset import OfflineDataset, to_unit_range
 from dawm_jax.types import Normalizer, Transition
 
 # The constant of TD3+BC (2106.06860); it also keeps constant dimensions finite.
-_STD_FLOOR = 1e-3
+STD_FLOOR = 1e-3
 # The range that a dataset of equal returns gets. IQL multiplies rewards by 1000 / range, so that
 # this value leaves the rewards as they are.
 _NO_RETURN_RANGE = 1000.0
+# Returns that differ by less than this share of their largest magnitude are equal up to rounding.
+_EQUAL_RETURNS = 1e-6
+# Smallest range of returns that differ, as a share of their largest magnitude. Divided by a smaller
+# range, IQL's returns would exceed a million.
+_RANGE_FLOOR = 1e-3
 
 
 def fit(
@@ -40,24 +45,35 @@ def fit(
     observations = dataset.observations[train].astype(np.float64)
     rewards = dataset.rewards[train].astype(np.float64)
     next_observations = dataset.next_observations[train]
-    returns = dataset.episode_returns
     constants = {
         "observation_mean": observations.mean(0),
-        "observation_std": observations.std(0) + _STD_FLOOR,
+        "observation_std": observations.std(0) + STD_FLOOR,
         "observation_low": np.minimum(observations.min(0), next_observations.min(0)),
         "observation_high": np.maximum(observations.max(0), next_observations.max(0)),
         "reward_mean": rewards.mean(),
-        "reward_std": rewards.std() + _STD_FLOOR,
+        "reward_std": rewards.std() + STD_FLOOR,
         "reward_low": rewards.min(),
         "reward_high": rewards.max(),
         "return_scale": return_scale,
         "return_low": return_to_go.min(),
         "return_high": return_to_go.max(),
-        "return_range": np.ptp(returns) if np.ptp(returns) > 0 else _NO_RETURN_RANGE,
+        "return_range": return_range(dataset.episode_returns),
         "action_low": action_low,
         "action_high": action_high,
     }
     return Normalizer(**{key: jnp.asarray(x, jnp.float32) for key, x in constants.items()})
+
+
+def return_range(returns: np.ndarray) -> float:
+    """Largest minus smallest undiscounted return of episodes [episodes], always above 0.
+
+    Returns that are equal up to rounding get `_NO_RETURN_RANGE`, and others at least
+    `_RANGE_FLOOR` of their largest magnitude.
+    """
+    found, magnitude = float(np.ptp(returns)), float(np.abs(returns).max())
+    if found <= _EQUAL_RETURNS * magnitude:
+        return _NO_RETURN_RANGE
+    return max(found, _RANGE_FLOOR * magnitude)
 
 
 def normalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:

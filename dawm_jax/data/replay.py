@@ -54,6 +54,7 @@ def build(
     return_scale: float,
     timeout_value: str,
     held_out_fraction: float,
+    clip_actions: bool = False,
 ) -> tuple[Replay, Normalizer]:
     """Fits the normaliser and puts the normalised dataset into device arrays.
 
@@ -67,6 +68,7 @@ def build(
       timeout_value: see `returns_to_go`.
       held_out_fraction: share of the episodes that the models are not trained on, for their
         diagnostics.
+      clip_actions: clips actions outside the bounds; False refuses them.
 
     Returns:
       The replay (training episodes first) and the normaliser of its training part.
@@ -76,7 +78,7 @@ def build(
     """
     if not 0.0 <= held_out_fraction < 1.0:
         raise UserError(f"held_out_fraction: expected [0, 1), got {held_out_fraction}")
-    actions = scale_actions(dataset, action_low, action_high)
+    actions = scale_actions(dataset, action_low, action_high, clip=clip_actions)
     return_to_go = returns_to_go(
         dataset.rewards,
         dataset.terminations,

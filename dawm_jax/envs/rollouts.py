@@ -1,10 +1,13 @@
 """Whole episodes of policies in a simulator."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
+from dawm_jax.envs.guard import GuardedSimulator, episode_limit
 from dawm_jax.envs.simulate import make_simulator
+from dawm_jax.runtime.stopping import StopFlag
 
 
 class PolicyFn(Protocol):
@@ -21,8 +24,34 @@ class PolicyFn(Protocol):
         """
 
 
+class Report(Protocol):
+    """Shows how far an evaluation is."""
+
+    def __call__(self, step: int, limit: int, running: int, /) -> None:
+        """Called after every time step.
+
+        Args:
+          step: time steps that were made.
+          limit: the largest number of time steps.
+          running: number of episodes that did not end.
+        """
+
+
+def _no_report(step: int, limit: int, running: int, /) -> None:
+    pass
+
+
 def run_episodes(
-    policy: PolicyFn, environment: str, *, num_policies: int, num_episodes: int, seed: int
+    policy: PolicyFn,
+    environment: str,
+    *,
+    num_policies: int,
+    num_episodes: int,
+    seed: int,
+    environment_kwargs: Mapping[str, Any] | None = None,
+    max_steps: int = 0,
+    stop: StopFlag | None = None,
+    report: Report = _no_report,
 ) -> np.ndarray:
     """Undiscounted returns of whole episodes.
 
@@ -36,28 +65,42 @@ def run_episodes(
       num_policies: size of the first axis of the policies' batch.
       num_episodes: per policy.
       seed: episode i is reset with seed + i.
+      environment_kwargs: keyword arguments of `gym.make`; None: none.
+      max_steps: episodes are cut after so many steps; 0: the environment's limit alone.
+      stop: looked at before every time step.
+      report: shows how far the evaluation is.
 
     Returns:
       [num_policies, num_episodes] float64.
 
     Raises:
-      UserError: the environment cannot be made or is not continuous control.
+      UserError: the environment cannot be made, is not continuous control, has no time limit
+        where `max_steps` is 0, raises an exception, or returns numbers that are not finite.
+      Interrupted: `stop` was set.
     """
+    stop = stop or StopFlag()
+    limit = episode_limit(environment, environment_kwargs, max_steps=max_steps)
     shape = (num_policies, num_episodes)
     total = num_policies * num_episodes
-    simulator = make_simulator(environment, total)
+    simulator = GuardedSimulator(
+        make_simulator(environment, total, kwargs=environment_kwargs), environment
+    )
     try:
         observations = np.stack(
             [simulator.reset(i, seed + i % num_episodes) for i in range(total)]
         ).astype(np.float32)
         returns = np.zeros(total)
         active = np.arange(total)
-        while len(active):
+        for step in range(limit):
+            stop.check(f"an evaluation at step {step:,}")
             actions = np.asarray(policy(observations.reshape(*shape, -1))).reshape(total, -1)
             steps = simulator.step(active, actions[active])
             observations[active] = steps.observations
             returns[active] += steps.rewards
             active = active[~(steps.terminated | steps.truncated)]
+            report(step + 1, limit, len(active))
+            if not len(active):
+                break
     finally:
         simulator.close()
     return returns.reshape(shape)

@@ -5,23 +5,34 @@ import numpy as np
 from dawm_jax.envs.tasks import References, find_task
 
 
-def reference_returns(environment: str) -> References | None:
-    """The (random, expert) returns of a Gymnasium id's task, or None if it has none."""
+def reference_returns(environment: str, of_data: References | None = None) -> References | None:
+    """The (random, expert) returns of a Gymnasium id's task.
+
+    Args:
+      environment: Gymnasium id.
+      of_data: what a dataset's metadata name, for an id whose task has no references of its own.
+
+    Returns:
+      The task's references, else those of the data, else None.
+    """
     task = find_task(environment)
-    return None if task is None else task.references
+    return of_data if task is None or task.references is None else task.references
 
 
-def normalised_score(environment: str, returns: np.ndarray) -> np.ndarray | None:
+def normalised_score(
+    environment: str, returns: np.ndarray, of_data: References | None = None
+) -> np.ndarray | None:
     """100 (R - random) / (expert - random) of every return R (D4RL, 2004.07219).
 
     Args:
       environment: Gymnasium id.
       returns: undiscounted returns of episodes, any shape.
+      of_data: see `reference_returns`.
 
     Returns:
-      Scores of the shape of `returns`, or None if the task has no reference returns.
+      Scores of the shape of `returns`, or None without reference returns.
     """
-    references = reference_returns(environment)
+    references = reference_returns(environment, of_data)
     if references is None:
         return None
     low, high = references

@@ -4,6 +4,7 @@ MuJoCo's batch engine steps the tasks that register batch physics: bit for bit w
 computes (tested), and several times faster. Gymnasium steps every other environment.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -40,11 +41,12 @@ class Simulator(Protocol):
 
 # Gymnasium's environments and spaces are imported only where they are used: the import takes
 # half a second, and a command's --help need not wait for it. They are `Any` here.
-def make_environment(environment: str) -> Any:
+def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     """A Gymnasium environment with flat Box observations and bounded flat Box actions.
 
     Args:
       environment: Gymnasium id.
+      kwargs: keyword arguments of `gym.make`; None: none.
 
     Raises:
       UserError: the environment is unknown, cannot be built, or has other spaces.
@@ -52,11 +54,12 @@ def make_environment(environment: str) -> Any:
     import gymnasium as gym
 
     try:
-        env = gym.make(environment)
+        env = gym.make(environment, **(kwargs or {}))
     except Exception as error:
+        given = f", config.environment_kwargs ({', '.join(kwargs)})" if kwargs else ""
         raise UserError(
             f"environment {environment!r} cannot be made ({first_line(error)}); "
-            "check its name and that gymnasium[mujoco] is installed"
+            f"check its name{given} and that gymnasium[mujoco] is installed"
         ) from error
     for kind, space in (("actions", env.action_space), ("observations", env.observation_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
@@ -66,13 +69,26 @@ def make_environment(environment: str) -> Any:
                 f"{one_line(space)}; only continuous control from vectors is supported"
             )
     actions: Any = env.action_space
-    if not np.isfinite([actions.low, actions.high]).all():
+    if wrong := _wrong_actions(actions):
         env.close()
-        raise UserError(f"environment {environment}: expected bounded actions")
+        raise UserError(f"environment {environment}: expected {wrong}")
     return env
 
 
-def make_simulator(environment: str, num: int, *, threads: int = 0) -> Simulator:
+def _wrong_actions(space: Any) -> str:
+    """What was expected of a flat Box of actions and is not so; "" if all is well."""
+    if not np.issubdtype(space.dtype, np.floating):
+        return f"continuous actions of floats, got {space.dtype}; discrete ones are not supported"
+    if not np.isfinite([space.low, space.high]).all():
+        return f"bounded actions, got {one_line(space)}; give its actions finite bounds"
+    if not (space.low < space.high).all():
+        return f"actions whose low bound is below the high one, got {one_line(space)}"
+    return ""
+
+
+def make_simulator(
+    environment: str, num: int, *, threads: int = 0, kwargs: Mapping[str, Any] | None = None
+) -> Simulator:
     """The fastest simulator of `num` copies that equals Gymnasium bit for bit.
 
     Args:
@@ -80,12 +96,13 @@ def make_simulator(environment: str, num: int, *, threads: int = 0) -> Simulator
       num: number of copies.
       threads: of MuJoCo's batch engine; 0 takes one thread for every eight copies, at most the
         number of cores that this process may use. The results do not depend on it.
+      kwargs: see `make_environment`; with any, Gymnasium steps the copies.
 
     Raises:
       UserError: the environment cannot be made or is not continuous control.
     """
     physics = _batch_physics(environment)
-    if physics is not None:
+    if physics is not None and not kwargs:
         try:
             from mujoco import batch  # since MuJoCo 3.17
         except ImportError:
@@ -93,7 +110,7 @@ def make_simulator(environment: str, num: int, *, threads: int = 0) -> Simulator
         else:
             threads = threads or min(provenance.num_cores(), -(-num // _COPIES_PER_THREAD))
             return _BatchSimulator(environment, physics, num, batch.Batch, threads)
-    return _GymnasiumSimulator(environment, num)
+    return _GymnasiumSimulator(environment, num, kwargs)
 
 
 def _batch_physics(environment: str) -> BatchPhysics | None:
@@ -104,8 +121,8 @@ def _batch_physics(environment: str) -> BatchPhysics | None:
 class _GymnasiumSimulator:
     """One Gymnasium environment per copy."""
 
-    def __init__(self, environment: str, num: int):
-        self._environments = [make_environment(environment) for _ in range(num)]
+    def __init__(self, environment: str, num: int, kwargs: Mapping[str, Any] | None):
+        self._environments = [make_environment(environment, kwargs) for _ in range(num)]
 
     def reset(self, index: int, seed: int) -> np.ndarray:
         return np.asarray(self._environments[index].reset(seed=seed)[0], np.float64)
@@ -191,6 +208,7 @@ def replay(
     actions: np.ndarray,
     *,
     margin_scale: float = 1.0,
+    kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One simulator step from each observation, independent of all others.
 
@@ -204,6 +222,7 @@ def replay(
       actions: [N, A] in environment units.
       margin_scale: factor of the contact margins. MuJoCo 3.5 and later add the margins of two
         geoms, earlier versions take the larger one: 0.5 gives Hopper the earlier contacts.
+      kwargs: see `make_environment`.
 
     Returns:
       Next observations [N, S] float64, rewards [N] float64, terminated [N] bool.
@@ -211,7 +230,7 @@ def replay(
     Raises:
       UserError: the environment's observation does not determine its state.
     """
-    env = make_environment(environment)
+    env = make_environment(environment, kwargs)
     try:
         simulator: Any = env.unwrapped
         _check_replayable(environment, env, observations)

@@ -91,10 +91,11 @@ def task_name(environment: str) -> str:
       environment: Gymnasium id, with or without a module to import.
 
     Returns:
-      Lower-case letters, digits, "_", "." and "-"; never empty, and no leading "." or "-".
+      Lower-case letters, digits, "_" and "-", as in a Minari id; never empty, and no "-" at
+      either end.
     """
-    name = re.sub(r"[^a-z0-9_.-]+", "-", _unversioned(environment).lower())
-    return name.strip(".-") or "task"
+    name = re.sub(r"[^a-z0-9_-]+", "-", _unversioned(environment).lower())
+    return name.strip("-") or "task"
 
 
 def _unversioned(environment: str) -> str:

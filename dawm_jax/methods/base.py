@@ -85,7 +85,12 @@ class MakeMethod(Protocol):
     """Builds a method."""
 
     def __call__(self, config: Config, normalizer: Normalizer) -> Method:
-        """Args: the run's settings, and what was fitted on its training data."""
+        """Builds a method.
+
+        Args:
+          config: settings of the run.
+          normalizer: constants fitted on the training data.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +98,11 @@ class MethodSpec:
     """A registered method, and what is known of it before it is built.
 
     Attributes:
-      name: what `config.method` says.
-      label: for people.
-      rows: what it generates; None for a method that plans and trains no agent.
-      sections: name of each of its models -> section of the configuration that fits it.
-      make: builds it: a `GeneratingMethod`, or without `rows` a `PlanningMethod`.
+      name: value of `config.method`.
+      label: display name, in logs and tables.
+      rows: type of the generated rows; None for a method that plans and trains no agent.
+      sections: name of each model -> section of the configuration that fits the model.
+      make: builds a `GeneratingMethod`, or without `rows` a `PlanningMethod`.
       mixes_real: whether minibatches mix generated and real rows by `training.real_fraction`.
       seed_is: what differs between the seeds of a run.
     """

@@ -28,8 +28,9 @@ class Settings(SamplerSettings):
     """Section `planner`: overrides the settings of the same name in `rollout`, `world_model`.
 
     The full protocol has the authors' values; the quick one plans with the world model's
-    sampler. Of 5 diffusion steps (DWM's comparison) the least noise is larger than a step of
-    the environment, and the next state of a plan misses the data's by three times that step.
+    sampler. With 5 diffusion steps (DWM's comparison) the least noise sqrt(1 - abar_0) is 0.32,
+    above one step of Hopper, whose root mean square is 0.23 standard deviations; with 1,000
+    diffusion steps it is 0.0064, and 0.037 at the last of 8 sampling steps.
     """
 
     horizon: int = setting(
@@ -46,7 +47,7 @@ class Settings(SamplerSettings):
     )
     target_fraction: float = setting(
         0.9,
-        "of the range of the data's returns-to-go that plans aim at",
+        "share of the range of the data's returns-to-go that plans aim at",
         source="DD: 0.9 of its scale",
     )
     sampling_steps: int = redefault(
@@ -66,7 +67,7 @@ class DecisionDiffuser:
       world_model: p(s_{t+1}, ..., s_{t+H} | s_t, return-to-go).
       inverse_dynamics: f(s_t, s_{t+1}) -> a_t.
       target: the return-to-go that plans aim at.
-      normalizer: of the training data.
+      normalizer: constants fitted on the training data.
     """
 
     world_model: DiffusionWorldModel

@@ -13,8 +13,8 @@ def make(config: Config, normalizer: Normalizer, layout: Layout) -> DiffusionWor
     """The world model of `config.world_model`, sampled as `config.rollout` says.
 
     Args:
-      config: the run's settings.
-      normalizer: of the training data.
+      config: settings of the run.
+      normalizer: constants fitted on the training data.
       layout: channels of a token.
     """
     section = config.world_model

@@ -1,4 +1,7 @@
-"""DWM (2402.03570): the diffusion of DAWM expands the values of real states and actions."""
+"""DWM (2402.03570): generated windows are value expansions of real states and actions.
+
+Its diffusion model is DAWM's; docs/deviations.md lists how it differs from the authors'.
+"""
 
 import dataclasses
 from collections.abc import Mapping

@@ -35,12 +35,12 @@ class TargetReturn:
     """The return-to-go that a generated window aims at.
 
     Attributes:
-      rule: "amplified" asks for the start's own return plus (factor - 1) of its magnitude, and
-        for no more than the data's largest (GTA, 2405.16907, amplifies likewise).
-        "max_fraction" asks every start for that fraction of the data's range of returns,
-        counted from the smallest.
-      factor: of the rule.
-      normalizer: of the training data.
+      rule: "amplified" asks for the start's own return plus (factor - 1) of its magnitude. The
+        bound is the larger of the data's largest return and the start's own one (GTA,
+        2405.16907, amplifies likewise). "max_fraction" asks every start for that fraction of
+        the data's range of returns, counted from the smallest.
+      factor: factor of the rule.
+      normalizer: constants fitted on the training data, among them the range of returns.
     """
 
     rule: str
@@ -56,8 +56,8 @@ class TargetReturn:
         low, high = self.normalizer.return_low, self.normalizer.return_high
         if self.rule == "amplified":
             target = return_to_go + (self.factor - 1.0) * jnp.abs(return_to_go)
-            # A factor below 1 asks for less than the start's own return, which the data's
-            # largest return must not raise; the bound acts on larger targets alone.
+            # A start outside the training episodes may have a return above the data's largest.
+            # Its bound is its own return, so that the bound never lowers the target below it.
             return jnp.minimum(target, jnp.maximum(high, return_to_go))
         if self.rule == "max_fraction":
             return jnp.full_like(return_to_go, low + self.factor * (high - low))

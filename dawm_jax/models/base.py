@@ -22,10 +22,10 @@ class FitSettings:
     batch_size: int = setting(256, "examples of a minibatch", at_least=1)
     learning_rate: float = setting(1e-3, "peak of Adam's rate", above=0.0)
     schedule: str = setting(
-        "cosine", "of the learning rate over the steps", choices=("cosine", "constant")
+        "cosine", "schedule of the learning rate over the steps", choices=("cosine", "constant")
     )
     ema_decay: float = setting(
-        0.995, "per gradient step, of the averaged parameters", at_least=0.0, below=1.0
+        0.995, "decay per gradient step of the averaged parameters", at_least=0.0, below=1.0
     )
     checkpoint_steps: int = setting(20_000, "gradient steps between checkpoints", at_least=1)
     log_steps: int = setting(
@@ -107,7 +107,7 @@ class Denoiser(Protocol):
         """The prediction.
 
         Args:
-          params: of the network.
+          params: parameters of the network.
           x: [B, T, C] noisy tokens; token 0 is known and clean.
           step: [B] diffusion step.
           condition: leading axis B.
@@ -127,7 +127,13 @@ class MakeDenoiser(Protocol[SettingsT_contra]):
     def __call__(
         self, settings: SettingsT_contra, shape: TokenShape, *, dtype: jax.typing.DTypeLike
     ) -> Denoiser:
-        """Args: its section of the configuration, the sizes, and the type of the computation."""
+        """Builds a denoiser.
+
+        Args:
+          settings: section of the denoiser.
+          shape: sizes of the tokens and the action.
+          dtype: type of the computation; parameters and the output are float32.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +141,10 @@ class DenoiserSpec(Generic[SettingsT]):
     """A registered denoiser.
 
     Attributes:
-      name: what `config.world_model.denoiser` says; also its section of the configuration.
-      label: for people.
-      settings: the class of its section.
-      make: builds it.
+      name: value of `config.world_model.denoiser`, and name of the denoiser's section.
+      label: display name, in logs and tables.
+      settings: dataclass of its section.
+      make: builds the denoiser.
     """
 
     name: str

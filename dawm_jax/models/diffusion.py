@@ -126,7 +126,7 @@ def guide(denoise: ConditionalDenoiseFn[Tree], condition: Tree, *, weight: float
 
     Args:
       denoise: predicts with the condition where `conditioned` is 1 and without it where 0.
-      condition: what to condition on, leading axis B.
+      condition: condition of each sample, leading axis B.
       weight: a Python number.
 
     Returns:
@@ -150,17 +150,16 @@ def ddim_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
     """Which of the K diffusion steps DDIM visits, descending from K - 1.
 
     The spacing is quadratic (Song et al. 2021, appendix D.2). The last step returns E[x_0 | x_k],
-    so that detail below the noise level of the last visited k is averaged away; quadratic
-    spacing ends at a smaller k than equal spacing. With 5 equally spaced steps of 100, the
-    actions inferred from generated states lost half of their variance.
+    so that detail below the noise sqrt(1 - abar_k) of the last visited k is averaged away.
+    Quadratic spacing ends at a smaller k than equal spacing: 8 steps of 1,000 end at noise 0.037,
+    10 of 100 at 0.042; 5 equal steps of 100 (k = 99, 79, 59, 39, 19) end at 0.318.
 
     Raises:
       UserError: more sampling steps than diffusion steps, or none.
     """
     if not 1 <= num_steps <= num_train_steps:
         raise UserError(
-            f"sampling steps: expected 1 to {num_train_steps} (the diffusion steps), "
-            f"got {num_steps}"
+            f"sampling_steps: expected 1 to {num_train_steps}, the diffusion_steps, got {num_steps}"
         )
     # The first visited step is K - 1: the sampler starts from pure noise, which is x_k only there.
     index = np.arange(num_steps, 0, -1)

@@ -38,9 +38,9 @@ class ConditionEmbedding(nn.Module):
     classifier-free guidance adds nothing.
 
     Attributes:
-      size: of the vector; even, at least 4.
+      size: size of the vector; even, at least 4.
       on_action: whether the first action is a condition.
-      dtype: of the computation; parameters are float32.
+      dtype: type of the computation; parameters are float32.
     """
 
     size: int
@@ -92,7 +92,7 @@ class BoundFn(Protocol):
 
         Args:
           path: names of the parameter's modules, and its own at the end.
-          shape: of the parameter.
+          shape: shape of the parameter.
           kernel: shape of the kernel of the same layer, None without one.
         """
 
@@ -109,7 +109,7 @@ def init_in_one_draw(
       network: the module.
       key: random number generator state, the key is consumed.
       *inputs: what the module is called with; only shapes matter.
-      bound: the network's rule.
+      bound: half the width of each parameter's distribution.
     """
     shapes = jax.eval_shape(network.init, key, *inputs)
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))

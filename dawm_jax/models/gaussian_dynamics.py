@@ -1,4 +1,4 @@
-"""A Gaussian one-step dynamics model: the classical world model, as a rival of diffusion.
+"""A Gaussian one-step dynamics model: a baseline of the diffusion model.
 
 One network predicts mean and log-variance of the change of the standardised state and of the
 standardised reward, and the logit of a termination. It is trained by maximum likelihood (PETS,
@@ -74,9 +74,9 @@ class GaussianDynamics:
     """p(s', r, termination | s, a); a `Trainable`.
 
     Attributes:
-      settings: of the model and its training.
+      settings: section of the model and its training.
       network: (s, a) -> [2 (S + 1) + 1], means, log-variances and one logit.
-      normalizer: of the data.
+      normalizer: constants fitted on the training data.
     """
 
     settings: Settings
@@ -152,7 +152,7 @@ class GaussianDynamics:
         """Windows of sampled steps: the first action is given, a policy takes the others.
 
         Args:
-          params: of the model.
+          params: parameters of the model.
           key: random number generator state, the key is consumed.
           condition: starts, leading axis B; the return-to-go is not used.
           act: the policy.

@@ -50,10 +50,10 @@ class ActionModel:
     """A deterministic model of the action of a transition; a `Trainable`.
 
     Attributes:
-      settings: of the model and its training.
-      network: from the concatenated inputs to the action.
+      settings: section of the model and its training.
+      network: MLP from the concatenated inputs to the action.
       inputs: fields of a transition that the network sees, standardised states.
-      normalizer: of the data.
+      normalizer: constants fitted on the training data.
     """
 
     settings: Settings

@@ -20,8 +20,8 @@ class TrainState:
 
     Attributes:
       params: what the optimiser moves.
-      average: exponential moving average of `params`: what is used after training.
-      opt_state: of the optimiser.
+      average: exponential moving average of `params`, which is used after training.
+      opt_state: state of the optimiser.
     """
 
     params: Params
@@ -37,8 +37,8 @@ def adam(
     Args:
       learning_rate: the peak.
       schedule: "constant", or "cosine" to 0 at `total_steps`.
-      total_steps: of the whole training.
-      warmup_steps: of linear growth from 0.
+      total_steps: gradient steps of the whole training.
+      warmup_steps: gradient steps of linear growth from 0.
 
     Raises:
       UserError: an unknown schedule.
@@ -79,8 +79,8 @@ def gradient_step(
 
     Args:
       loss: params -> (scalar, metrics).
-      params: where to evaluate.
-      opt_state: of `optimizer`.
+      params: parameters at which the gradient is taken.
+      opt_state: state of `optimizer`.
       optimizer: an optax transformation.
       mean: averages gradients and metrics over devices, where each sees a part of the batch.
 
@@ -122,7 +122,7 @@ def scan_steps(
 
     Args:
       step: one training step.
-      state: carried through.
+      state: state before the first step.
       first_step: index of the first step.
       num_steps: a Python number.
 

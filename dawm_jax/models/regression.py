@@ -40,10 +40,10 @@ def step(
     """One gradient step on transitions drawn uniformly from the training rows.
 
     Args:
-      state: of the model.
+      state: training state of the model.
       key: random number generator state, the key is consumed.
       replay: the dataset.
-      loss: what is minimised.
+      loss: loss that is minimised.
       settings: how the model is fitted.
       shard: spreads the drawn rows over devices.
       mean: averages gradients and metrics over devices.

@@ -38,7 +38,7 @@ class Settings:
         """Checks the sizes.
 
         Args:
-          name: of the section, dotted.
+          name: dotted name of the section, for messages.
 
         Raises:
           UserError: an odd width.
@@ -69,7 +69,7 @@ class ResidualMlpNetwork(nn.Module):
       width: units of every layer.
       blocks: residual blocks.
       on_action: whether the first action is a condition at all.
-      dtype: of the computation; parameters and the output are float32.
+      dtype: type of the computation; parameters and the output are float32.
     """
 
     width: int
@@ -98,8 +98,8 @@ class ResidualMlp:
     """The residual MLP as a `Denoiser`.
 
     Attributes:
-      network: its module.
-      shape: sizes that it is built for.
+      network: flax module.
+      shape: sizes that the module is built for.
     """
 
     network: ResidualMlpNetwork

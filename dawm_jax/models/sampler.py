@@ -31,7 +31,7 @@ class SamplerSettings:
     )
     order: int = setting(
         2,
-        "of the sampler: 1 is DDIM (2010.02502), 2 is DPM-Solver++(2M) and needs eta 0",
+        "order of the sampler: 1 is DDIM (2010.02502), 2 is DPM-Solver++(2M) and needs eta 0",
         choices=(1, 2),
         source="DPM-Solver++ 2211.01095",
     )
@@ -52,13 +52,13 @@ class SamplerSettings:
     )
 
     def check(self, name: str) -> None:
-        """Holds order and eta against each other.
+        """Checks that order 2 has no noise: eta must be 0.
 
         Args:
-          name: of the section, dotted.
+          name: dotted name of the section, for messages.
 
         Raises:
-          UserError: noise with order 2.
+          UserError: order 2 with eta above 0.
         """
         if self.order == 2 and self.eta > 0:
             raise UserError(
@@ -90,10 +90,10 @@ class Sampler(SamplerSettings):
         return cls(**{name: getattr(settings, name) for name in names})
 
     def check_steps(self, process: Process) -> None:
-        """Refuses more sampling steps than the process has.
+        """Checks that the process has at least `sampling_steps` diffusion steps.
 
         Raises:
-          UserError: it does so.
+          UserError: `sampling_steps` exceeds the diffusion steps of `process`.
         """
         diffusion.ddim_steps(process.num_steps, self.sampling_steps)
 
@@ -114,10 +114,10 @@ class Sampler(SamplerSettings):
         """Samples.
 
         Args:
-          denoise: predicts what `process` says; `guided` where guidance is wanted.
+          denoise: predicts `process.prediction`; the result of `guided` for guidance.
           key: random number generator state, the key is consumed.
-          shape: of the result, [B, ...].
-          process: what is sampled from.
+          shape: shape of the result, [B, ...].
+          process: diffusion process, whose reverse is sampled.
           clamp: writes what is known into a sample; applied before every evaluation and to
             the result.
           clip: keeps a predicted x_0 inside the data's range.

@@ -40,10 +40,10 @@ class Settings:
     )
 
     def check(self, name: str) -> None:
-        """Holds the sizes against each other.
+        """Checks that `width` is even and a multiple of `heads`.
 
         Args:
-          name: of the section, dotted.
+          name: dotted name of the section, for messages.
 
         Raises:
           UserError: a width that is odd or no multiple of the heads.
@@ -115,10 +115,10 @@ class TransformerNetwork(nn.Module):
     Attributes:
       width: size of a token's embedding.
       layers: attention blocks.
-      heads: of each block.
+      heads: attention heads of each block.
       mlp_ratio: hidden units of a block's MLP in units of `width`.
       on_action: whether the first action is a condition at all.
-      dtype: of the computation; parameters and the output are float32.
+      dtype: type of the computation; parameters and the output are float32.
     """
 
     width: int
@@ -156,8 +156,8 @@ class Transformer:
     """The transformer as a `Denoiser`.
 
     Attributes:
-      network: its module.
-      shape: sizes that it is built for.
+      network: flax module.
+      shape: sizes that the module is built for.
     """
 
     network: TransformerNetwork

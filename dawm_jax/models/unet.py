@@ -6,8 +6,8 @@ Differences to Decision Diffuser's network:
     it uses the skip of the lowest level and never that of the highest.
   - The known first token and the first action are also concatenated to every token, where the
     action is a condition.
-  - Convolutions are written as matrix products: on a CPU, XLA's convolution gradients take 10 to
-    50 times longer inside `lax.scan`.
+  - Convolutions are written as matrix products: on a CPU, XLA's convolution gradients took 10 to
+    50 times longer inside `lax.scan` (docs/choices.md: no raw file).
 """
 
 import dataclasses
@@ -62,10 +62,10 @@ class Settings:
     )
 
     def check(self, name: str) -> None:
-        """Holds the sizes against each other.
+        """Checks that `dim` is even and a multiple of `groups`, and `kernel_size` odd.
 
         Args:
-          name: of the section, dotted.
+          name: dotted name of the section, for messages.
 
         Raises:
           UserError: `dim` is odd or no multiple of `groups`, or `kernel_size` is even.
@@ -101,7 +101,7 @@ class TemporalConv(nn.Module):
       features: output channels.
       kernel_size: odd number of taps.
       stride: 1, or 2 to halve the length.
-      dtype: of the computation; parameters stay float32.
+      dtype: type of the computation; parameters are float32.
     """
 
     features: int
@@ -216,15 +216,15 @@ class TemporalUNet(nn.Module):
     It is conditioned on the diffusion step, the first action and the return-to-go. Each has an
     MLP; the concatenated outputs are added inside every residual block. The null return-to-go of
     classifier-free guidance is a zero embedding. The first token and the action are also
-    concatenated to every token: without this a small U-Net trained for few steps hardly
-    propagates them along the window.
+    concatenated to every token, so that no convolution has to carry them along the window. This
+    is a reason; the effect was not measured.
 
     Attributes:
       dim: channels of the first level and size of each embedding.
       multipliers: channels of level i are dim * multipliers[i]; each level halves the time.
       kernel_size: taps of the residual blocks.
-      groups: of the group normalisation.
-      dtype: of the computation; parameters, statistics and the output stay float32.
+      groups: groups of the group normalisation.
+      dtype: type of the computation; parameters, statistics and the output are float32.
       on_action: whether the first action is a condition at all. Without it nothing is
         concatenated to the tokens, as in Decision Diffuser.
     """
@@ -312,8 +312,8 @@ class UNet:
     """The U-Net as a `Denoiser`.
 
     Attributes:
-      network: its module.
-      shape: sizes that it is initialised for; it can be applied to windows of any length.
+      network: flax module.
+      shape: sizes that the parameters are made for; the module takes windows of any length.
     """
 
     network: TemporalUNet

@@ -6,9 +6,10 @@ standardised. Token 0 is the known (s_t, 0): it is written into the sample befor
 evaluation of the denoiser and never counts in the loss. Actions after a_t are not modelled
 (DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
 
-Terminations are not diffused. They are about 0.1 % of all steps: as a diffused channel, only one
-in seven came at the right step. The generated states are accurate, so that a classifier of
-(s, s'), trained on the same windows, recovers the terminations from them.
+Terminations are not diffused. A classifier of (s, s'), trained on the same windows, marks them in
+the generated states. Terminations are 0.1 to 0.2 % of the steps of a medium dataset. Of 1,024
+generated windows near a real termination, 791 (Hopper) and 489 (Walker2d) end at the simulator's
+step (results/quality); as a diffused channel one in seven did on Walker2d (no raw file).
 
 `Layout` chooses other tokens for other methods: actions too, or states alone.
 """
@@ -79,8 +80,8 @@ class Settings(FitSettings):
     )
     diffusion_steps: int = setting(
         1_000,
-        "diffusion steps K; sqrt(1 - abar_0), the least noise, must be below the size of one "
-        "environment step",
+        "diffusion steps K; the noise sqrt(1 - abar) at the last step that the sampler visits is "
+        "0.037 with K 1000 and 8 sampling steps, 0.058 with K 100 and 8",
         at_least=1,
         source="DDPM 2006.11239",
     )
@@ -203,13 +204,13 @@ class DiffusionWorldModel:
     Its parameters are a dictionary: "denoiser" and, in a layout with rewards, "termination".
 
     Attributes:
-      settings: of the model and its training.
+      settings: section of the model and its training.
       horizon: H.
-      layout: of the tokens.
+      layout: channels of a token.
       denoiser: predicts the diffusion target of tokens.
       termination: (s, s') -> [1], the logit of a termination; not used without rewards.
-      process: the diffusion.
-      normalizer: of the data.
+      process: diffusion process.
+      normalizer: constants fitted on the training data.
       sampler: how windows are sampled.
     """
 
@@ -270,7 +271,7 @@ class DiffusionWorldModel:
         so that the mean of the losses of a batch's parts on several devices is the batch's loss.
 
         Args:
-          params: of the model.
+          params: parameters of the model.
           window: [B, ...] windows of the data.
           draws: random numbers for them.
 
@@ -328,7 +329,7 @@ class DiffusionWorldModel:
         Errors are in standardised units and over real steps only.
 
         Args:
-          params: of the model.
+          params: parameters of the model.
           window: [B, ...] windows of the data.
           noise: [B, H + 1, channels] standard normal.
           levels: diffusion steps.
@@ -362,9 +363,9 @@ class DiffusionWorldModel:
         """Generates a window from each condition, as tokens [B, H + 1, channels].
 
         Args:
-          params: of the model, the averaged ones.
+          params: averaged parameters of the model.
           key: random number generator state, the key is consumed.
-          condition: where to start and what return to aim at, leading axis B.
+          condition: start and target return of each window, leading axis B.
 
         Returns:
           Tokens whose first state (and action) is bit for bit the given one.
@@ -418,14 +419,14 @@ def make(
     """The world model of the denoiser that `settings` names.
 
     Args:
-      settings: of the model and its training. `diffusion_steps` and `prediction` are not read:
-        `process` has them, because planners have their own.
+      settings: section of the model and its training. `diffusion_steps` and `prediction` are
+        not read: `process` has them, because planners have their own.
       denoiser_settings: section of the denoiser.
-      process: the diffusion.
+      process: diffusion process.
       sampler: how windows are sampled.
       horizon: H.
-      layout: of the tokens.
-      normalizer: of the data.
+      layout: channels of a token.
+      normalizer: constants fitted on the training data.
 
     Raises:
       UserError: an unknown denoiser, or more sampling steps than diffusion steps.
@@ -436,7 +437,7 @@ def make(
         tokens=horizon + 1,
         channels=layout.channels(*sizes),
         action_size=sizes[1],
-        # Decision Diffuser plans before it chooses an action.
+        # Only plans have no rewards. A plan starts from a state whose action is not chosen.
         on_action=layout.rewards,
     )
     denoiser = DENOISERS.get(settings.denoiser).make(

@@ -15,7 +15,7 @@ import pathlib
 
 from absl import flags
 
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished run")
 _DATASET_ID = flags.DEFINE_string(
@@ -35,8 +35,11 @@ _TRANSITIONS = flags.DEFINE_integer(
     14_336,
     "Number of transitions to evaluate, for each value of an ablation",
     lower_bound=16,
+    upper_bound=10**9,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of samples and generation")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of samples and generation", lower_bound=0, upper_bound=2**32 - 1
+)
 _ABLATION = flags.DEFINE_bool(
     "ablation",
     False,
@@ -52,7 +55,7 @@ def main() -> None:
     print(
         make_report(
             Request(
-                out=pathlib.Path(_OUT.value or _default_out()).expanduser(),
+                out=paths.expand(_OUT.value or _default_out(), "--out"),
                 workdir=_WORKDIR.value,
                 dataset_id=_DATASET_ID.value,
                 reference=_REFERENCE.value,
@@ -67,6 +70,16 @@ def main() -> None:
 
 def _check() -> None:
     """Refuses combinations of flags that name nothing to evaluate."""
+    named = {
+        "--workdir": _WORKDIR.value,
+        "--dataset_id": _DATASET_ID.value,
+        "--reference": _REFERENCE.value,
+        "--environment": _ENVIRONMENT.value,
+        "--out": _OUT.value,
+    }
+    for flag, value in named.items():
+        if value is not None:
+            paths.expand(value, flag)
     workdir, dataset_id = _WORKDIR.value, _DATASET_ID.value
     if workdir and _REFERENCE.value:
         raise ValueError("--reference is for use without --workdir: a run has its own data")

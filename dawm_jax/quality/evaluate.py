@@ -52,7 +52,7 @@ class Evaluation:
     Attributes:
       measures: the numbers of the report.
       distances: [n] from each generated (s, a) to the nearest training one, for the figure.
-      returns: for the figure; None for a dataset.
+      returns: returns of windows, for the figure; None for a dataset.
     """
 
     measures: SyntheticMeasures
@@ -113,7 +113,7 @@ def evaluate_run(
       reference: the run's data.
       num_windows: number of windows generated from random training steps. Half as many are
         generated in addition from steps shortly before a termination.
-      seed: of the starts and of the generation.
+      seed: seed of the starts and of the generation.
 
     Raises:
       UserError: the run generates no transitions, or no window has a second step.
@@ -200,8 +200,8 @@ def _simulator_errors(
     ending, truth = windows, replayed.terminated
     if near_end is not None:
         ending, truth = near_end, _replay(near_end.steps, reference).terminated
-    # The timing also counts flags after a window's own termination, although these steps are not
-    # valid: they tell how early the termination was.
+    # `valid` excludes the steps after a window's own termination. The timing takes all H steps of
+    # both sides: a true termination after the window's own one tells how early that one was.
     timing = metrics.termination_timing(ending.steps.terminated, truth)
     return SimulatorErrors(
         dynamics=_step_errors(dynamics, windows),

@@ -49,11 +49,11 @@ def plot_quality(
     """Writes a PNG: errors by step, KS, terminations, returns, distances.
 
     Args:
-      path: of the file.
+      path: file to write.
       report: the numbers.
       distances: [n] from each generated (s, a) to the nearest real one.
       real_distances: [m] the same from held-out real (s, a).
-      returns: of windows; None for a dataset.
+      returns: returns of the windows; None for a dataset.
     """
     figure, grid = _subplots(2, 3, (14, 7.5))
     for axis, name in ((grid[0, 0], "dynamics"), (grid[0, 1], "reward")):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dawm_jax.data import normalizer as normalizing
+from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.methods.synthetic import TargetReturn
 from dawm_jax.quality.windows import Steps, Windows
 from dawm_jax.training import load_run
@@ -54,6 +55,17 @@ class TargetReturnFn(Protocol):
         """[B] returns-to-go of starts -> [B] returns-to-go that windows aim at, raw units."""
 
 
+class CheckDataFn(Protocol):
+    """Checks that data are those of the run."""
+
+    def __call__(self, dataset: OfflineDataset, /) -> None:
+        """Raises UserError if `dataset` is not what the run was trained on."""
+
+
+def _accept(dataset: OfflineDataset, /) -> None:
+    """A `CheckDataFn` for a run that knows nothing of its data."""
+
+
 class WithSettingFn(Protocol):
     """Replaces a setting of `config.rollout`."""
 
@@ -83,6 +95,7 @@ class GeneratingRun:
       target_return: the return-to-go that windows aim at.
       inverse_dynamics: infers actions.
       with_setting: the run with another setting.
+      check_data: compares data with those of the run.
     """
 
     dataset: str
@@ -98,6 +111,7 @@ class GeneratingRun:
     target_return: TargetReturnFn
     inverse_dynamics: InverseDynamicsFn
     with_setting: WithSettingFn
+    check_data: CheckDataFn = _accept
 
 
 def load(workdir: str | pathlib.Path) -> GeneratingRun:
@@ -132,6 +146,7 @@ def from_run(run: LoadedRun) -> GeneratingRun:
         target_return=target_return,
         inverse_dynamics=run.inverse_dynamics,
         with_setting=lambda name, value: from_run(run.with_rollout(**{name: value})),
+        check_data=run.check_data,
     )
 
 

@@ -59,14 +59,14 @@ class Reference:
       environment: Gymnasium id of the simulator.
       train: [n] rows of the training episodes.
       held_out: [m] sample of the rows of the other episodes.
-      scales: of the dataset's columns.
-      columns: [k, 2 S + A + 1] of a sample of the training rows, see `metrics.columns`.
-      held_out_distances: [m] from each held-out (s, a) to the nearest in `columns`.
+      scales: means and standard deviations of the dataset's columns.
+      columns: [k, 2 S + A + 1] table of a sample of the training rows, see `metrics.columns`.
+      held_out_distances: [m] distance from each held-out (s, a) to the nearest in `columns`.
       margin_scale: factor of the contact margins with which the data replay; None without a
         simulator.
       measures: the data's own numbers.
       notes: what a reader must know about the simulator.
-      sizes: of the samples.
+      sizes: sizes of the samples.
     """
 
     dataset: OfflineDataset
@@ -97,8 +97,8 @@ def prepare(
       environment: Gymnasium id.
       held_out_fraction: share of episodes that the models were not trained on. With 0, the last
         twentieth of the steps is used as held-out data.
-      seed: of the samples.
-      sizes: of the samples.
+      seed: seed of the samples.
+      sizes: sizes of the samples.
 
     Raises:
       UserError: the environment is unknown.
@@ -148,7 +148,7 @@ def compare_distributions(
     Args:
       table: [N, 2 S + A + 1].
       real: [M, 2 S + A + 1].
-      scales: of the columns.
+      scales: means and standard deviations of the columns.
       num_keys: number of fits of the classifier.
     """
     state_size, action_size = scales.state_size, scales.action_size

@@ -270,7 +270,8 @@ def _termination_rows(report: QualityReport) -> Iterator[Row]:
     if timing is not None:
         yield Row(
             Measure.TERMINATION_TIMING,
-            f"terminations of {timing.windows:,} windows: on time / late / early / missed / false",
+            f"terminations of {timing.windows:,} windows: on time / late / early / missed / false "
+            "(others: none on either side)",
             f"{timing.on_time} / {timing.late} / {timing.early} / {timing.missed} / {timing.false}",
             "",
         )
@@ -342,8 +343,8 @@ def _legend(report: QualityReport) -> str:
     real = report.real.simulator
     if real is not None:
         text += (
-            " One simulator step is taken from each state with its action. The smallest "
-            "possible errors are the data's own, not zero: observations clip velocities "
+            " One simulator step is taken from each state with its action. The errors of the "
+            "data's own steps are not zero: observations clip velocities "
             f"({100 * real.clipped_share:.1f} % of the data's steps; the others have a mean "
             f"error of {number(real.dynamics_unclipped.mean)}), are float32, and leave out the "
             "contact solver's warm start."

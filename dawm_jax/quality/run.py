@@ -37,9 +37,9 @@ class Request:
       reference: name of the real data, without `workdir`.
       environment: Gymnasium id of the simulator; None takes the run's or the real data's.
       transitions: number of transitions to evaluate.
-      seed: of samples and generation.
+      seed: seed of samples and generation.
       ablation: measures several values of each sampler setting instead of the run's own.
-      sizes: of the samples.
+      sizes: sizes of the samples.
       grid: values of the ablation.
     """
 
@@ -64,6 +64,8 @@ def make_report(request: Request) -> str:
     run = _load_run(request)
     _make_folder(request.out)
     real = load_dataset(run.dataset if run else str(request.reference))
+    if run:
+        run.check_data(real)
     other = load_dataset(request.dataset_id) if request.dataset_id else None
     environment = _environment(request, run, real, other)
     _log.info("replaying real steps of %s in %s", real.name, environment)

@@ -58,7 +58,7 @@ def run_ablation(
       run: a run with models.
       measure: measures a run.
       grid: the values.
-      seed: of the first repeat and of all other values.
+      seed: seed of the first repeat and of all other values.
 
     Returns:
       The metrics of the repeats, and one series per setting.

@@ -71,7 +71,8 @@ class TerminationTiming:
         that terminate both in the data and in the simulator are counted.
       mean_late: mean delay in steps; None if no window is counted.
       missed: number of windows that only the simulator terminates.
-      false: number of windows that only the data terminates.
+      false: number of windows that only the data terminates. The windows that are in none of
+        these numbers terminate neither in the data nor in the simulator.
     """
 
     windows: int
@@ -143,9 +144,9 @@ class StepErrors:
     """Errors against one simulator step from each transition's own state and action.
 
     Attributes:
-      all_steps: of all steps.
-      later_steps: of the steps after the first of each window; None without windows.
-      by_step: of each step of the windows; None without windows.
+      all_steps: errors of all steps.
+      later_steps: errors of the steps after the first of each window; None without windows.
+      by_step: errors of each step of the windows; None without windows.
     """
 
     all_steps: Summary
@@ -259,11 +260,12 @@ class RealMeasures:
     """The real data's own numbers, which those of the synthetic data are compared with.
 
     Attributes:
-      mean_reward: of the training transitions.
+      mean_reward: mean reward of the training transitions.
       step_size: mean squared change of the standardised state in one step.
       termination_rate: share of the training transitions that terminate.
-      distribution: of held-out transitions against training transitions.
-      distances: from held-out (s, a) to the nearest training (s, a), standardised.
+      distribution: distances of held-out from training transitions.
+      distances: quantiles of the distance from held-out (s, a) to the nearest training (s, a),
+        standardised.
       simulator: None without a simulator.
     """
 
@@ -283,11 +285,11 @@ class SyntheticMeasures:
       transitions: number of transitions.
       windows: number of windows; None if the transitions are single.
       generated: number of transitions whose state and action are generated.
-      mean_reward: of all transitions.
+      mean_reward: mean reward of all transitions.
       step_size: see `RealMeasures`; like the next two, of the `generated` transitions.
       termination_rate: share of all transitions that terminate.
-      distribution: against training transitions.
-      distances: from (s, a) to the nearest training (s, a), standardised.
+      distribution: distances from training transitions.
+      distances: quantiles of the distance from (s, a) to the nearest training (s, a), standardised.
       novelty: median of these distances divided by the median of `RealMeasures.distances`.
       simulator: None without a simulator.
       calibration: None for a dataset.
@@ -316,11 +318,11 @@ class About:
       synthetic: name of the synthetic transitions.
       reference: name of the real data.
       environment: Gymnasium id of the simulator.
-      commit: of the program's source; None outside a repository.
-      versions: of the installed packages.
-      seed: of samples and generation.
+      commit: git commit of the program's source; None outside a repository.
+      versions: versions of the installed packages.
+      seed: seed of samples and generation.
       notes: what a reader must know about the simulator.
-      settings: of the generation, `config.rollout`; None for a dataset.
+      settings: settings of the generation, `config.rollout`; None for a dataset.
     """
 
     synthetic: str
@@ -387,7 +389,7 @@ class Series:
     Attributes:
       setting: name of the setting in `config.rollout`.
       own: the run's own value.
-      points: in ascending order of the values, among them the own one.
+      points: measured values in ascending order, among them the run's own one.
     """
 
     setting: str

@@ -60,7 +60,7 @@ def dataset_windows(dataset: OfflineDataset, *, limit: int, seed: int) -> Window
       dataset: its episodes are the windows if none has more than 32 steps; otherwise its
         transitions are taken as single ones.
       limit: largest number of transitions; of longer windows at least one is taken.
-      seed: of the sample.
+      seed: seed of the sample.
     """
     rng = np.random.default_rng(seed)
     ends = dataset.episode_ends

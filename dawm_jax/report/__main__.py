@@ -10,11 +10,9 @@ updates but different root seeds are pooled. The command writes report.md, repor
 per method and task) and report.png into --out and replaces files of these names there.
 """
 
-import pathlib
-
 from absl import flags
 
-from dawm_jax.runtime import cli
+from dawm_jax.runtime import cli, paths
 
 _OUT = flags.DEFINE_string("out", "report", "Folder to write report.md, .csv and .png to")
 _REFERENCE = flags.DEFINE_string(
@@ -22,15 +20,15 @@ _REFERENCE = flags.DEFINE_string(
 )
 
 
-def main(paths: list[str]) -> None:
+def main(folders: list[str]) -> None:
     """Writes the report and prints its Markdown."""
     from dawm_jax.report import runs, tables
     from dawm_jax.types import UserError
 
-    if not paths:
+    if not folders:
         raise UserError("no runs: expected their folders, e.g. python -m dawm_jax.report runs/*")
-    out = pathlib.Path(_OUT.value).expanduser()
-    print(tables.write(runs.load(paths), out, reference=_REFERENCE.value))
+    out = paths.expand(_OUT.value, "--out")
+    print(tables.write(runs.load(folders), out, reference=_REFERENCE.value))
 
 
 def run() -> None:

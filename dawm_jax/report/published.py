@@ -51,8 +51,8 @@ class PublishedScore:
 
     Attributes:
       method: as this package labels its runs, so that both stand in one row.
-      dwm_paper: in DWM's paper.
-      others: in the other publications.
+      dwm_paper: score in DWM's paper.
+      others: score in the other publications.
     """
 
     method: str

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from dawm_jax.envs.scores import normalised_score
+from dawm_jax.envs.tasks import References
 from dawm_jax.report import statistics
 from dawm_jax.types import UserError, first_line, one_line
 
@@ -28,6 +29,7 @@ _ABSENT: dict[str, object] = {
     "stages": {},
     "device": "",
     "commit": None,
+    "dataset_digest": "",
     "value_check": {},
 }
 _LABELS = {
@@ -51,7 +53,9 @@ class Run:
     Attributes:
       path: folder of the run.
       environment: Gymnasium id.
+      references: returns of scores 0 and 100 that the run used, or None.
       dataset: name of the dataset, which names the task.
+      dataset_digest: digest of the dataset's content, "" if unknown.
       method: registered name of the method.
       method_label: the method's name in tables.
       agent: registered name of the agent, "planner" for a method that plans.
@@ -64,14 +68,16 @@ class Run:
       settings: values of the settings that a study may vary, by name.
       curve: [evaluations, seeds] returns.
       best: [seeds] returns at the evaluation with the highest mean return.
-      seconds: of training, compilation and evaluation excluded.
+      seconds: duration of training, without compilation and evaluation.
       device: the devices in words.
       commit: git commit of the source, "" if unknown.
     """
 
     path: pathlib.Path
     environment: str
+    references: References | None
     dataset: str
+    dataset_digest: str
     method: str
     method_label: str
     agent: str
@@ -132,7 +138,26 @@ def load(paths: Iterable[str | pathlib.Path]) -> list[Run]:
             f"no finished run in {got}: expected a results.json in at least one folder; "
             "wait until a run has finished or name other folders"
         )
-    return sorted(map(_read, found), key=lambda run: (run.dataset, *_order(run), run.label))
+    runs = _tell_datasets_apart([_read(path) for path in found])
+    return sorted(runs, key=lambda run: (run.dataset, *_order(run), run.label))
+
+
+def _tell_datasets_apart(runs: list[Run]) -> list[Run]:
+    """Adds the digest to the name of a dataset that runs know with different contents."""
+    digests: dict[str, set[str]] = {}
+    for run in runs:
+        digests.setdefault(run.dataset, set()).add(run.dataset_digest)
+    several = {name for name, found in digests.items() if len(found - {""}) > 1}
+    for name in sorted(several):
+        _log.warning(
+            "runs on %s were trained on different data of this name: they are told apart", name
+        )
+    return [
+        dataclasses.replace(run, dataset=f"{run.dataset} [{run.dataset_digest[:8]}]")
+        if run.dataset in several and run.dataset_digest
+        else run
+        for run in runs
+    ]
 
 
 def _order(run: "Run | MethodResult") -> tuple[bool, str, str]:
@@ -178,7 +203,9 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
     return Run(
         path=folder,
         environment=_text(data, "environment"),
+        references=_references(data),
         dataset=_text(data, "dataset"),
+        dataset_digest=_text(data, "dataset_digest"),
         method=method,
         method_label=str(data.get("method_label") or _LABELS.get(method, method)),
         agent=agent,
@@ -196,6 +223,14 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         device=_text(data, "device"),
         commit=str(data["commit"] or ""),
     )
+
+
+def _references(data: dict[str, object]) -> References | None:
+    """None in a run without references, and in runs of versions that did not record them."""
+    if data.get("references") is None:
+        return None
+    low, high = np.array(_list(data, "references"), np.float64)
+    return References(float(low), float(high))
 
 
 def _settings(data: dict[str, object]) -> dict[str, Setting]:
@@ -287,7 +322,7 @@ class MethodResult:
       learns_values: whether the agent has a critic.
       real_fraction: share of real transitions in a minibatch.
       top_fraction: share of the episodes that is used.
-      updates: of the agents.
+      updates: gradient updates of the agents.
       last: [seeds] normalised scores, each the mean of the last `LAST` evaluations, or None
         where D4RL has no reference returns.
       best: [seeds] normalised scores at each run's best evaluation, or None likewise.
@@ -374,8 +409,8 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
         real_fraction=first.real_fraction,
         top_fraction=first.top_fraction,
         updates=first.updates,
-        last=normalised_score(first.environment, last),
-        best=normalised_score(first.environment, best),
+        last=normalised_score(first.environment, last, first.references),
+        best=normalised_score(first.environment, best, first.references),
         last_return=last,
         best_return=best,
     )
@@ -452,10 +487,10 @@ class Comparison:
       other: label.
       tasks: names of the tasks of both.
       seeds: fewest seeds of a method on a task.
-      probability: of improvement.
+      probability: probability of improvement.
       probability_interval: its 95 % interval, None where a task has a single seed.
-      probability_by_task: in the order of `tasks`.
-      gain: of the averages, per cent of the other's; None where that is not positive.
+      probability_by_task: probability of improvement on each of `tasks`.
+      gain: gain of the average, in per cent of the other's; None where that is not positive.
       gain_interval: its 95 % interval, None where a task has a single seed or where an average
         of a bootstrap sample is not positive.
     """
@@ -522,7 +557,7 @@ def comparisons(results: list[MethodResult], reference: str) -> list[Comparison]
     many updates. A method that plans makes no updates and is comparable with every budget.
 
     Args:
-      results: of all methods.
+      results: results of all methods.
       reference: registered name of the method to compare with the others.
     """
     by_name = {result.method: result for result in results}

@@ -61,7 +61,7 @@ def bootstrap_interval(
       statistic: takes as many `Scores` as there are `methods`.
       *methods: scores of each method.
       repeats: number of bootstrap samples.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Returns:
       The interval, or None where a task has a single seed or where the statistic of a

@@ -83,7 +83,7 @@ def summary(results: list[MethodResult], *, reference: str, heading: str = "##")
     """Scores by task, scores over tasks, and the reference method against every other.
 
     Args:
-      results: of all methods.
+      results: results of all methods.
       reference: registered name of the method to compare with the others.
       heading: Markdown's mark of the headings.
     """
@@ -120,8 +120,8 @@ def runs_table(found: Iterable[Run]) -> str:
 
 
 def _run_row(run: Run) -> list[str]:
-    score = normalised_score(run.environment, run.curve[-1])
-    best = normalised_score(run.environment, run.best)
+    score = normalised_score(run.environment, run.curve[-1], run.references)
+    best = normalised_score(run.environment, run.best, run.references)
     return [
         markdown.shorten_path(run.dataset),
         run.label,

@@ -4,26 +4,51 @@ A job may be several processes, each with its own devices; jax.distributed conne
 processes run the same program on global arrays. Process 0 alone writes files and the log.
 """
 
+import ctypes
 import importlib.util
 import json
+import logging
 import os
 import re
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dawm_jax.runtime import rendezvous
+from dawm_jax.runtime.stopping import Interrupted
 from dawm_jax.types import UserError, first_line
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+JOIN_TIMEOUT_S = 300  # seconds that the processes of a job wait for each other at the start
+# JAX aborts the others so many seconds after a process ended. A process that computes or waits
+# still sends heartbeats; one that is suspended for longer is taken for dead.
+HEARTBEAT_TIMEOUT_S = 30
 SHUTDOWN_TIMEOUT_S = 20  # seconds that an ending process waits for the others
 EXIT_DELAY_S = 2.0  # seconds that a failing process 0 gives the others to report their errors
 _STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
+# Variables by which a SLURM step tells a task about the others.
+_SLURM_STEP = (
+    *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+)
+
+
+class Job(NamedTuple):
+    """The processes that belong together, as this one was told."""
+
+    size: int
+    told_by: str  # flags or variables, for people
+    # Unknown on the hosts of a TPU slice, which JAX finds itself.
+    address: str | None = None  # HOST:PORT of process 0
+    process_id: int | None = None
 
 
 def join(
@@ -34,7 +59,7 @@ def join(
     """Connects this process to the others of its job, before anything is computed.
 
     Does nothing where there are no others. Without arguments the job is what `srun` started
-    (SLURM), or the hosts of a Cloud TPU slice.
+    (SLURM), or the hosts of a Cloud TPU slice. A log line says what is waited for.
 
     Args:
       coordinator_address: host:port of process 0.
@@ -42,38 +67,76 @@ def join(
       process_id: of this one, from 0.
 
     Raises:
-      UserError: only some of the arguments, or the others cannot be reached.
+      UserError: only some of the arguments, or the others cannot be reached within
+        JOIN_TIMEOUT_S seconds.
     """
-    given = (coordinator_address, num_processes, process_id)
-    if any(value is not None for value in given):
-        if coordinator_address is None or num_processes is None or process_id is None:
-            raise UserError(
-                "expected --coordinator_address, --num_processes and --process_id together"
-            )
-        if not 0 <= process_id < num_processes:
-            raise UserError(
-                f"--process_id: expected 0 to {num_processes - 1} with "
-                f"--num_processes={num_processes}, got {process_id}"
-            )
-        size = num_processes
-    else:
-        size = _world_size(os.environ)
-    if size == 1:
+    job = _given_job(coordinator_address, num_processes, process_id) or _found_job(os.environ)
+    if job.size == 1:
         return
     # JAX's preemption service installs a SIGTERM handler, which would replace the one of
-    # loop.stop_on_signals. It also requires step numbers that grow by one, and chunks are longer.
+    # stopping.stop_on_signals. It also requires step numbers that grow by one, and chunks are
+    # longer.
     jax.config.update("jax_enable_preemption_service", False)
+    _wait_for_all(job)
+    _explain_aborts()
     try:
         jax.distributed.initialize(
-            *given,
+            job.address,
+            job.size if job.address else None,
+            job.process_id,
             local_device_ids=_slurm_devices(os.environ),
+            initialization_timeout=JOIN_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             shutdown_timeout_seconds=SHUTDOWN_TIMEOUT_S,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"the {size} processes of this job did not find each other ({first_line(error)}); "
-            "check that all were started, and the coordinator's address and port"
-        ) from error
+        raise UserError(_not_found(job, first_line(error))) from error
+
+
+def _wait_for_all(job: Job) -> None:
+    """Returns once all processes are there; JAX itself would wait in silence and then abort."""
+    if job.address is None or job.process_id is None:
+        _log.info("waiting for the %d hosts of %s", job.size, job.told_by)
+        return
+    _log.info(
+        "process %d of %d: waiting for the others at %s (%s)",
+        *(job.process_id, job.size, job.address, job.told_by),
+    )
+    try:
+        rendezvous.meet(job.address, job.size, job.process_id, timeout=JOIN_TIMEOUT_S)
+    except rendezvous.MeetingError as error:
+        raise UserError(_not_found(job, str(error))) from error
+
+
+def _not_found(job: Job, reason: str) -> str:
+    return (
+        f"the {job.size} processes of this job did not find each other ({reason}); check that all "
+        f"were started ({job.told_by}), and the coordinator's address and port"
+    )
+
+
+def _explain_aborts() -> None:
+    """Makes a line of this program the last one where JAX aborts the process.
+
+    JAX's client ends the process from a thread of its own once another process is lost. It prints
+    a stack trace first, which cannot be avoided.
+    """
+
+    def explain(number: int) -> None:
+        os.write(
+            2,
+            b"dawm_jax: another process of this job ended, or cannot be reached (details are "
+            b"above); the same command resumes at the last checkpoint\n",
+        )
+        os._exit(1)
+
+    global _abort_handler
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(explain)
+    # Python's own handlers run in the main thread alone, and abort() does not wait for them.
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+_abort_handler: Any = None  # what C calls must not be collected
 
 
 def leave() -> None:
@@ -138,32 +201,83 @@ def first_process_then_rest(function: Callable[[], T]) -> T:
     The others find what process 0 downloaded, cached or created.
 
     Raises:
-      UserError: that of the first process that raised one, in all processes.
+      UserError, Interrupted: that of the first process that raised one, in all processes.
     """
-    turns = (is_first(), not is_first()) if jax.process_count() > 1 else (True,)
-    for turn in turns:
-        message = None
+    if jax.process_count() == 1:
+        return function()
+    for turn in (is_first(), not is_first()):
+        raised: UserError | Interrupted | None = None
         if turn:
             try:
                 result = function()
-            except UserError as error:
-                message = str(error)
-        messages = [text for text in exchange(message) if text is not None]
-        if messages:
-            raise UserError(messages[0])
+            except (UserError, Interrupted) as error:
+                raised = error
+        kind = isinstance(raised, Interrupted)
+        answers = exchange(None if raised is None else [kind, str(raised)])
+        if raised is not None:
+            raise raised
+        for interrupted, message in filter(None, answers):
+            raise Interrupted(message) if interrupted else UserError(message)
     return result
 
 
-def _world_size(environment: Mapping[str, str]) -> int:
-    """Processes of this job, from what started it."""
-    step = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+def on_first_process(function: Callable[[], T]) -> T | None:
+    """Calls `function` on process 0 while the others wait; None in the others.
+
+    Raises:
+      UserError, Interrupted: that of process 0, in all processes.
+    """
+    return first_process_then_rest(lambda: function() if is_first() else None)
+
+
+# --- who there is -------------------------------------------------------------------------
+
+
+def _given_job(address: str | None, size: int | None, process_id: int | None) -> Job | None:
+    """The job of the three flags; None without any."""
+    if address is None and size is None and process_id is None:
+        return None
+    if address is None or size is None or process_id is None:
+        raise UserError("expected --coordinator_address, --num_processes and --process_id together")
+    if not 0 <= process_id < size:
+        raise UserError(
+            f"--process_id: expected 0 to {size - 1} with --num_processes={size}, got {process_id}"
+        )
+    told_by = "--coordinator_address, --num_processes and --process_id"
+    return Job(size, told_by, address, process_id)
+
+
+def _found_job(environment: Mapping[str, str]) -> Job:
+    """The job of what started this process: a SLURM step, a TPU slice, or nothing."""
     # The body of a batch script has no step: srun has not started the other tasks.
-    if all(name in environment for name in step):
-        return int(environment["SLURM_NTASKS"])
+    if all(name in environment for name in _SLURM_STEP):
+        return _slurm_job(environment)
     platforms = environment.get("JAX_PLATFORMS", "tpu")
     if "tpu" in platforms.split(",") and importlib.util.find_spec("libtpu") is not None:
-        return _tpu_hosts(environment)
-    return 1
+        return Job(_tpu_hosts(environment), "this TPU slice")
+    return Job(1, "nothing")
+
+
+def _slurm_job(environment: Mapping[str, str]) -> Job:
+    """The tasks of a SLURM step, with the address that JAX too derives from its variables."""
+    size = _slurm_tasks(environment)
+    # node001, node001,node002 or node[001-004,007],other
+    nodes = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", environment["SLURM_STEP_NODELIST"])
+    host = "".join(part for part in nodes.groups() if part) if nodes else "localhost"
+    # The last 4,096 ports; steps of different jobs should not meet.
+    port = 65_535 - 2**12 + 1 + int(environment["SLURM_JOB_ID"]) % 2**12
+    port = int(environment.get("JAX_COORDINATOR_PORT", port))
+    return Job(
+        size,
+        f"SLURM's step of {size} tasks; without SLURM_JOB_ID a process is alone",
+        environment.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}",
+        int(environment["SLURM_PROCID"]),
+    )
+
+
+def _slurm_tasks(environment: Mapping[str, str]) -> int:
+    """Tasks of the step; an interactive step has fewer than its allocation, SLURM_NTASKS."""
+    return int(environment.get("SLURM_STEP_NUM_TASKS") or environment["SLURM_NTASKS"])
 
 
 def _tpu_hosts(environment: Mapping[str, str]) -> int:
@@ -184,7 +298,9 @@ def _tpu_hosts(environment: Mapping[str, str]) -> int:
 
 def _slurm_devices(environment: Mapping[str, str]) -> list[int] | None:
     """All GPUs of the node if the node runs one task; None lets JAX give each task one GPU."""
-    tasks, nodes = environment.get("SLURM_NTASKS"), environment.get("SLURM_STEP_NUM_NODES")
-    if tasks is None or tasks != nodes or "SLURM_GPUS_ON_NODE" not in environment:
+    nodes = environment.get("SLURM_STEP_NUM_NODES")
+    if nodes is None or "SLURM_NTASKS" not in environment:
+        return None
+    if _slurm_tasks(environment) != int(nodes) or "SLURM_GPUS_ON_NODE" not in environment:
         return None
     return list(range(int(environment["SLURM_GPUS_ON_NODE"])))

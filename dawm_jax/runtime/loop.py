@@ -1,15 +1,10 @@
 """The loop that every training stage shares: chunks, progress, checkpoints, stopping."""
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import pathlib
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -20,16 +15,13 @@ from dawm_jax.runtime import distributed
 from dawm_jax.runtime.checkpoint import Checkpoints
 from dawm_jax.runtime.metrics import MetricsFile, Progress, Writer
 from dawm_jax.runtime.sharding import Placement
+from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.types import Metrics, UserError
 
 _log = logging.getLogger(__name__)
 
 State = TypeVar("State")
 State_contra = TypeVar("State_contra", contravariant=True)
-
-
-class Interrupted(Exception):
-    """A signal asked to stop; everything is saved."""
 
 
 class Diverged(UserError):
@@ -71,7 +63,7 @@ class StepFn(Protocol[State]):
           first_step: int32 index of the first step.
           constants: tree of arrays, such as datasets and frozen models. A closure would copy
             them into the program.
-          num_steps: of the call.
+          num_steps: steps of the call.
         """
 
 
@@ -79,9 +71,9 @@ class JittedSteps(Generic[State]):
     """Compiles a `StepFn` once for each number of steps.
 
     Args:
-      step_fn: what to compile.
-      key: of the stage, placed; [seeds] with `over_seeds`.
-      constants: of the stage, placed.
+      step_fn: function to compile.
+      key: key of the stage, placed; [seeds] with `over_seeds`.
+      constants: constants of the stage, placed.
       placement: how the program is spread over devices.
       over_seeds: whether state, key and metrics have a leading axis of seeds.
     """
@@ -139,14 +131,14 @@ class Stage(Generic[State]):
     """A part of the training that has its own state and checkpoints.
 
     Attributes:
-      name: of the stage, its folder and its metrics.
-      unit: what a step is, for people.
-      steps: what the stage computes.
-      total_steps: of the whole stage.
-      chunk_steps: steps of one call; also how often metrics are logged.
+      name: name of the stage, of its checkpoint folder, and in metrics.jsonl.
+      unit: display name of a step.
+      steps: computes consecutive steps.
+      total_steps: steps of the whole stage.
+      chunk_steps: steps of one program call, and between log lines.
       checkpoint_steps: steps between checkpoints.
-      assess: diagnostics or an evaluation, to be recorded.
-      assess_steps: steps between assessments; one is always made at the end.
+      assess: diagnostics or an evaluation, whose result metrics.jsonl records.
+      assess_steps: steps between assessments; the last step is always assessed.
       prepare: called with the initial state unless a checkpoint is restored.
     """
 
@@ -161,36 +153,7 @@ class Stage(Generic[State]):
     prepare: Prepare[State] = _unchanged
 
 
-# --- stopping -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class StopFlag:
-    """Set by a signal; the loop reads it between chunks."""
-
-    signal: int | None = None
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopFlag]:
-    """SIGTERM, SIGINT and SIGUSR1 set the flag; a second SIGINT interrupts at once."""
-    flag = StopFlag()
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        if flag.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        flag.signal = number
-        _log.info("%s: saving and stopping", signal.Signals(number).name)
-
-    # Python allows signal handlers in the main thread alone.
-    main = threading.current_thread() is threading.main_thread()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) if main else ()
-    previous = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield flag
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)
+# --- running a stage ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +162,9 @@ class Session:
 
     Attributes:
       workdir: checkpoints go to `workdir`/checkpoints/NAME of the stage.
-      log: metrics.jsonl.
+      log: writer of metrics.jsonl.
       writers: further writers of metrics.
-      stop: set by signals.
+      stop: flag that signals set.
       constants: tree of arrays that stay the same, stored in every checkpoint as "statistics".
     """
 
@@ -217,8 +180,8 @@ class Session:
         Every process of a job calls it with the same arguments.
 
         Args:
-          stage: what to run.
-          state: its initial state, placed; donated.
+          stage: stage to run.
+          state: initial state of the stage, placed; donated.
 
         Returns:
           The final state.
@@ -226,7 +189,7 @@ class Session:
         Raises:
           Interrupted: `stop` was set; the state is saved.
           Diverged: a metric is not finite; the last good checkpoint stays.
-          UserError: a checkpoint cannot be read or written.
+          UserError: a checkpoint cannot be read or written, or it holds other constants.
         """
         checkpoints = Checkpoints(self.workdir / "checkpoints" / stage.name)
         try:
@@ -234,6 +197,7 @@ class Session:
             step = 0
             if restored is not None:
                 saved, step = restored
+                self._check_constants(stage, saved["statistics"])
                 state = saved["state"]
                 text = f"{stage.unit} {step:,} of {stage.total_steps:,}"
                 _log.info("%s: resumed at %s", stage.name, text)
@@ -243,7 +207,7 @@ class Session:
             recorder = _Recorder(stage, self, checkpoints)
             # If the process ended after it saved this checkpoint and before it assessed the
             # state there, the assessment is made now.
-            recorder.assess_if_due(state, step)
+            self._assess(stage, recorder, checkpoints, state, step)
             while step < stage.total_steps:
                 # A signal to any process stops all of them at the same step.
                 if distributed.any_process(self.stop.signal is not None):
@@ -257,11 +221,36 @@ class Session:
                 if step == stage.total_steps or step % stage.checkpoint_steps < steps:
                     recorder.flush()
                     self._save(checkpoints, step, state)
-                recorder.assess_if_due(state, step)
+                self._assess(stage, recorder, checkpoints, state, step)
             recorder.close()
             return state
         finally:
             checkpoints.close()
+
+    def _assess(
+        self,
+        stage: Stage[State],
+        recorder: "_Recorder[State]",
+        checkpoints: Checkpoints,
+        state: State,
+        step: int,
+    ) -> None:
+        """Assesses if it is due; a run that is stopped meanwhile does so when it is resumed."""
+        try:
+            recorder.assess_if_due(state, step)
+        except Interrupted as interruption:
+            self._save(checkpoints, step, state)
+            where = f"the evaluation of {stage.name} at {stage.unit} {step}"
+            raise Interrupted(where) from interruption
+
+    def _check_constants(self, stage: Stage[State], saved: Any) -> None:
+        """Raises UserError if a checkpoint's constants are not those of this run."""
+        if not equal_constants(saved, self.constants):
+            raise UserError(
+                f"{self.workdir}: the data is not what the {stage.name} stage was trained on: "
+                "statistics in its checkpoints differ; restore the data, or choose another "
+                "--workdir"
+            )
 
     def _saved(self, state: State) -> dict[str, Any]:
         return {"state": state, "statistics": self.constants}
@@ -269,6 +258,21 @@ class Session:
     def _save(self, checkpoints: Checkpoints, step: int, state: State) -> None:
         if checkpoints.latest_step() != step:
             checkpoints.save(step, self._saved(state))
+
+
+def equal_constants(a: Any, b: Any) -> bool:
+    """Whether two trees of constants agree up to the rounding of another machine."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(_is_close(_on_host(x), _on_host(y)) for x, y in pairs)
+
+
+def _on_host(leaf: Any) -> np.ndarray:
+    # A copy of an array that other processes hold too cannot be read as a whole.
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+def _is_close(x: np.ndarray, y: np.ndarray) -> bool:
+    return x.shape == y.shape and np.allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
 class _Recorder(Generic[State]):
@@ -280,8 +284,8 @@ class _Recorder(Generic[State]):
     def __init__(self, stage: Stage[State], session: Session, checkpoints: Checkpoints):
         self._stage, self._session, self._checkpoints = stage, session, checkpoints
         last = list(session.log.lines(stage.name, "train"))
-        self._seconds: float = last[-1]["seconds"] if last else 0.0
-        self._compile_seconds: float = last[-1]["compile_seconds"] if last else 0.0
+        self._seconds: float = last[-1].get("seconds", 0.0) if last else 0.0
+        self._compile_seconds: float = last[-1].get("compile_seconds", 0.0) if last else 0.0
         self._compiled: set[int] = set()
         self._pending: tuple[int, Metrics] | None = None
         self._progress: Progress | None = None

@@ -47,12 +47,13 @@ def shorten_path(name: str) -> str:
       - Any other path inside the home folder is written relative to the home folder, with `~/`.
       - Every other path is written by its last name alone.
     """
-    path = pathlib.Path(name).expanduser()
+    path = pathlib.Path(os.path.expanduser(name))
     if not path.is_absolute() and ".." not in path.parts:
         return name
     absolute = pathlib.Path(os.path.abspath(path))
     if absolute.is_relative_to(pathlib.Path.cwd()):
         return str(absolute.relative_to(pathlib.Path.cwd()))
-    if absolute.is_relative_to(pathlib.Path.home()):
-        return str("~" / absolute.relative_to(pathlib.Path.home()))
+    home = os.path.expanduser("~")  # "~" itself where no home folder is known
+    if absolute.is_relative_to(home):
+        return str("~" / absolute.relative_to(home))
     return absolute.name

@@ -1,15 +1,18 @@
 """Where numbers go: metrics.jsonl always, the terminal, TensorBoard and W&B on request."""
 
+import hashlib
+import importlib
 import json
 import logging
 import math
 import pathlib
-import shutil
+import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from dawm_jax.runtime import provenance, terminal
 from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
@@ -35,18 +38,41 @@ class MetricsFile:
 
     def __init__(self, path: pathlib.Path, *, active: bool = True):
         self._path, self._active = path, active
+        self._reported = False
 
     def lines(self, stage: str | None = None, kind: str | None = None) -> Iterator[dict[str, Any]]:
-        """The recorded objects, optionally of one stage and kind."""
-        if not self._active or not self._path.exists():
-            return
-        for line in self._path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a killed process
+        """The recorded objects, optionally of one stage and kind.
+
+        The objects of a stage come in the order of their steps; of two of the same kind and step
+        the later one counts. Damaged lines are left out: a killed process leaves one at the end,
+        any other is reported once.
+        """
+        for entry in self._entries():
             if stage in (None, entry["stage"]) and kind in (None, entry["kind"]):
                 yield entry
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """All objects of the file, sorted."""
+        if not self._active or not self._path.exists():
+            return []
+        lines = self._path.read_bytes().splitlines()
+        entries = [_parse_entry(line) for line in lines]
+        bad = [number for number, entry in enumerate(entries[:-1], 1) if entry is None]
+        if bad and not self._reported:
+            self._reported = True
+            _log.warning(
+                "%s: %d damaged lines are left out, the first is line %d",
+                self._path,
+                len(bad),
+                bad[0],
+            )
+        latest = {(e["stage"], e["kind"], e["step"]): e for e in entries if e is not None}
+        by_step = sorted(latest.values(), key=lambda entry: entry["step"])
+        of_stage = {
+            stage: iter([entry for entry in by_step if entry["stage"] == stage])
+            for stage in {stage for stage, _, _ in latest}
+        }
+        return [next(of_stage[stage]) for stage, _, _ in latest]
 
     def append(self, stage: str, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds one line. Numbers that are not finite become null, as JSON has none."""
@@ -61,9 +87,30 @@ class MetricsFile:
         if not self._active:
             return
         kept = [e for e in self.lines() if e["stage"] != stage or e["step"] <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-        temporary.replace(self._path)
+        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        provenance.write_atomically(self._path, text)
+
+
+# Setting -> package and extra of this package that it needs.
+_PACKAGES = {"tensorboard": ("tensorboardX", "tensorboard"), "wandb_project": ("wandb", "wandb")}
+
+
+def check_writers(*, tensorboard: bool, wandb_project: str) -> None:
+    """Checks that the packages of the optional writers are there, before anything is computed.
+
+    Raises:
+      UserError: one is not installed.
+    """
+    asked = {"tensorboard": tensorboard, "wandb_project": bool(wandb_project)}
+    for setting, (package, extra) in _PACKAGES.items():
+        if not asked[setting]:
+            continue
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(
+                f"config.{setting} needs {package}: pip install 'dawm_jax[{extra}]'"
+            ) from error
 
 
 def make_writers(
@@ -74,6 +121,7 @@ def make_writers(
     Raises:
       UserError: a writer's package is not installed.
     """
+    check_writers(tensorboard=tensorboard, wandb_project=wandb_project)
     writers: list[Writer] = []
     if tensorboard:
         writers.append(_TensorBoard(workdir))
@@ -84,12 +132,8 @@ def make_writers(
 
 class _TensorBoard:
     def __init__(self, workdir: pathlib.Path):
-        try:
-            import tensorboardX
-        except ImportError as error:
-            raise UserError(
-                "config.tensorboard needs tensorboardX: pip install 'dawm_jax[tensorboard]'"
-            ) from error
+        import tensorboardX
+
         self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -102,15 +146,15 @@ class _TensorBoard:
 
 class _WandB:
     def __init__(self, workdir: pathlib.Path, project: str, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "config.wandb_project needs wandb: pip install 'dawm_jax[wandb]'"
-            ) from error
-        # The folder's name as id: a resumed run goes on in its own curve.
+        import wandb
+
         self._run = wandb.init(
-            project=project, id=workdir.name, resume="allow", dir=str(workdir), config=config
+            project=project,
+            id=wandb_id(workdir, config),
+            name=workdir.resolve().name,
+            resume="allow",
+            dir=str(workdir),
+            config=config,
         )
 
     def write(self, stage: str, step: int, values: dict[str, float]) -> None:
@@ -119,6 +163,22 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def wandb_id(workdir: pathlib.Path, config: dict[str, Any]) -> str:
+    """The id under which W&B knows the run of a folder, from the folder's file wandb_id.
+
+    The first call makes it of the folder's absolute path and the configuration and writes the
+    file, so that a run that is moved or resumed goes on in its own curve.
+    """
+    path = workdir / "wandb_id"
+    stored = path.read_text(errors="replace").strip() if path.is_file() else ""
+    if re.fullmatch(r"[\w-]{1,64}", stored, re.ASCII):
+        return stored
+    text = json.dumps([str(workdir.resolve()), config], sort_keys=True)
+    made = hashlib.sha256(text.encode()).hexdigest()[:16]
+    provenance.write_atomically(path, made + "\n")
+    return made
 
 
 class Progress:
@@ -139,17 +199,14 @@ class Progress:
             f"({100 * done / self._total:3.0f} %)  {speed:,.1f}/s  {left} left  {numbers}"
         )
         if self._terminal:
-            # A line that wraps could not be erased.
-            text = text[: shutil.get_terminal_size().columns - 1]
-            sys.stderr.write(f"\r\x1b[2K{text}")
-            sys.stderr.flush()
+            terminal.rewrite(text)
         else:
             _log.info("%s", text)
 
     def close(self) -> None:
         """Ends the line."""
         if self._terminal:
-            sys.stderr.write("\n")
+            terminal.end_line()
 
 
 def format_seconds(seconds: float) -> str:
@@ -160,6 +217,20 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def _parse_entry(line: bytes) -> dict[str, Any] | None:
+    """The object of a line of metrics.jsonl; None if the line is damaged."""
+    try:
+        entry = json.loads(line)
+        stage, kind, step = entry["stage"], entry["kind"], entry["step"]
+        times = [entry.get(name, 0.0) for name in ("seconds", "compile_seconds")]
+    except (ValueError, TypeError, LookupError, AttributeError):  # no JSON, no object, no field
+        return None
+    is_named = isinstance(stage, str) and isinstance(kind, str)
+    is_placed = type(step) is int and step >= 0
+    is_timed = all(type(time) in (int, float) for time in times)
+    return dict(entry) if is_named and is_placed and is_timed else None
 
 
 def _jsonable(value: Any) -> Any:

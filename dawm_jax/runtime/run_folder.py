@@ -1,16 +1,22 @@
-"""A run's folder: made, locked, and refused to another configuration."""
+"""A run's folder: made, locked, and refused to another configuration and to other data."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
+import logging
+import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from dawm_jax.runtime import provenance
 from dawm_jax.types import UserError, first_line
 
-_CONFIG, _LOCK = "config.json", ".lock"
+_log = logging.getLogger(__name__)
+
+_CONFIG, _DATASET, _LOCK = "config.json", "dataset.json", ".lock"
+_RESULTS = "results.json"
 
 
 class Migrate(Protocol):
@@ -25,7 +31,11 @@ def _unchanged(stored: Mapping[str, Any], /) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def own(
-    workdir: pathlib.Path, config: Mapping[str, Any], *, migrate: Migrate = _unchanged
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    *,
+    migrate: Migrate = _unchanged,
+    reporting: Collection[str] = (),
 ) -> Iterator[None]:
     """Makes and locks the folder; refuses one of another configuration.
 
@@ -33,16 +43,22 @@ def own(
       workdir: the folder.
       config: JSON-able; compared with the folder's config.json, if there is one.
       migrate: applied to the stored configuration before the comparison.
+      reporting: dotted names of settings that may differ: they change what is recorded from then
+        on, not what is trained. `write_config` stores their new values.
 
     Raises:
-      UserError: it cannot be written, is in use, or holds another configuration.
+      UserError: it cannot be written, is in use, holds another configuration, or holds a run
+        without a configuration.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / _LOCK).open("w")
+        # A link in the place of the lock must not lead to another file.
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        lock = os.fdopen(os.open(workdir / _LOCK, flags, 0o666), "r+")
     except OSError as error:
         raise UserError(
-            f"--workdir {workdir} cannot be written ({error.strerror}); choose another folder"
+            f"--workdir {workdir} cannot be written ({_why_not_written(workdir, error)}); choose "
+            "another folder"
         ) from error
     with lock:
         try:
@@ -52,8 +68,28 @@ def own(
                 f"--workdir {workdir} is in use by another run; wait for it or choose another"
             ) from None
         if (workdir / _CONFIG).exists():
-            _refuse_other_config(workdir, migrate(read_config(workdir)), config)
+            _refuse_other_config(workdir, migrate(read_config(workdir)), config, reporting)
+        elif found := _first_result(workdir):
+            raise UserError(
+                f"{workdir} holds a run without its {_CONFIG}, which {found} was made with: "
+                f"restore {_CONFIG}, or choose another --workdir"
+            )
         yield
+
+
+def _why_not_written(workdir: pathlib.Path, error: OSError) -> str:
+    dangling = [path for path in (workdir, *workdir.parents) if path.is_symlink()]
+    dangling = [path for path in dangling if not path.exists()]
+    if dangling:
+        return f"{dangling[0]} is a symbolic link to {os.readlink(dangling[0])}, which is absent"
+    return error.strerror or str(error)
+
+
+def _first_result(workdir: pathlib.Path) -> str | None:
+    """Something in the folder that a run made, None if there is nothing."""
+    files = [workdir / _RESULTS, workdir / "metrics.jsonl"]
+    files += sorted((workdir / "checkpoints").glob("*/[0-9]*"))
+    return next((str(path.relative_to(workdir)) for path in files if path.exists()), None)
 
 
 def check_shared(workdir: pathlib.Path) -> None:
@@ -87,28 +123,120 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     return stored
 
 
+def claim(workdir: pathlib.Path, config: Mapping[str, Any], dataset: "DatasetRecord") -> None:
+    """Claims the folder for a configuration and data.
+
+    A run of an older version, which has no record of its data, gets none: they are to be compared
+    with the statistics in its checkpoints first.
+    """
+    if not (workdir / _CONFIG).exists():
+        write_dataset(workdir, dataset)
+    write_config(workdir, config)
+
+
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Claims the folder for `config`: writes config.json, whole or not at all."""
+    """Writes config.json, whole or not at all."""
     provenance.write_atomically(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
 
 
+# --- the data of the run ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetRecord:
+    """What a run's folder stores of its data.
+
+    Attributes:
+      name: of the dataset.
+      digest: of its content.
+      summary: one line for people; may be empty.
+    """
+
+    name: str
+    digest: str
+    summary: str
+
+
+def read_dataset(workdir: pathlib.Path) -> DatasetRecord | None:
+    """The data of a run, from dataset.json or results.json; None for a run of an older version.
+
+    Raises:
+      UserError: dataset.json is damaged.
+    """
+    path = workdir / _DATASET
+    # A call that was killed before it claimed the folder leaves dataset.json alone.
+    if path.exists() and (workdir / _CONFIG).exists():
+        try:
+            return DatasetRecord(**json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{path} cannot be read ({first_line(error)}); restore it, or delete it to compare "
+                "the data with the statistics in the checkpoints"
+            ) from error
+    try:
+        results = json.loads((workdir / _RESULTS).read_bytes())
+        name, digest = results["dataset"], results["dataset_digest"]
+        return DatasetRecord(str(name), str(digest), str(results.get("dataset_summary", "")))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def write_dataset(workdir: pathlib.Path, record: DatasetRecord) -> None:
+    """Writes dataset.json, whole or not at all."""
+    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    provenance.write_atomically(workdir / _DATASET, text)
+
+
+def check_dataset(workdir: pathlib.Path, now: DatasetRecord) -> bool:
+    """Compares data with those that a run was trained on.
+
+    Args:
+      workdir: the run's folder.
+      now: the data at hand.
+
+    Returns:
+      Whether they are equal; False if the folder does not say what the run was trained on.
+
+    Raises:
+      UserError: they differ, or dataset.json is damaged.
+    """
+    stored = read_dataset(workdir)
+    if stored is None:
+        return False
+    if stored.digest != now.digest:
+        then, here = (
+            f"{record.summary or record.name} (digest {record.digest[:12]})"
+            for record in (stored, now)
+        )
+        raise UserError(
+            f"{workdir}: the data is not what the run was trained on: {then} there, {here} here; "
+            "restore the data, or choose another --workdir"
+        )
+    return True
+
+
+# --- comparing configurations -------------------------------------------------------------
+
+
 def _refuse_other_config(
-    workdir: pathlib.Path, stored: Mapping[str, Any], config: Mapping[str, Any]
+    workdir: pathlib.Path,
+    stored: Mapping[str, Any],
+    config: Mapping[str, Any],
+    reporting: Collection[str],
 ) -> None:
-    """Raises if the two configurations differ, and says in what."""
+    """Raises if the two configurations differ in what is trained, and says in what."""
     # A round trip through JSON turns tuples into lists, as in the stored configuration.
     old = _flatten(json.loads(json.dumps(stored)))
     new = _flatten(json.loads(json.dumps(config)))
-    changed = [
-        f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if changed:
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    show = lambda name: f"{name}: {old.get(name)!r} there, {new.get(name)!r} here"
+    if changed := [show(name) for name in names if name not in reporting]:
         raise UserError(
             f"{workdir} holds a run of another configuration ({'; '.join(changed[:4])}"
             f"{'; …' if len(changed) > 4 else ''}); choose another --workdir"
         )
+    for name in names:
+        _log.info("%s; it applies to what is not recorded yet", show(name))
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,38 +11,42 @@ class Settings:
 
 import dataclasses
 import math
+import struct
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from dawm_jax.types import UserError
+from dawm_jax.types import UserError, one_line
 
 T = TypeVar("T")
 
-# Shorter variants of the configuration; one without a value takes that of the one before it.
+# Variants of the configuration, from long to short. A field without a default for a variant takes
+# the default of the next longer variant that has one.
 SCALES = ("full", "quick", "smoke")
 _SPEC = "setting"
+_INT32_MAX = 2**31 - 1
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is known of a field beside its name.
+    """The declaration of a field: everything but its name.
 
     Attributes:
       type: int, float, bool, str or tuple[int, ...].
       help: meaning, with its unit.
       source: the paper that the default is from, or "".
-      defaults: scale -> default; "full" is always there.
-      at_least: smallest value, of each element of a tuple; None is unbounded.
-      above: value that it must exceed.
-      at_most: largest value.
-      below: value that it must stay under.
+      defaults: variant of `SCALES` -> default; "full" always has one.
+      at_least: inclusive lower bound, of each element of a tuple; None is unbounded.
+      above: exclusive lower bound.
+      at_most: inclusive upper bound.
+      below: exclusive upper bound.
       choices: the allowed values; () allows all.
       non_empty: whether an empty tuple or text is refused.
-      absent: how a run behaved that was made before the field existed.
-      renamed_from: dotted name that older configurations have for it, or "".
+      absent: value that a config.json without the field stands for.
+      renamed_from: dotted name of the field in older configurations, or "".
+      reporting: whether the field changes only what is recorded of a run, not what is trained.
     """
 
     type: Any
@@ -57,9 +61,10 @@ class Spec:
     non_empty: bool
     absent: Any
     renamed_from: str
+    reporting: bool
 
     def default(self, scale: str) -> Any:
-        """The default at a scale, or of the nearest longer one that has its own."""
+        """The default of a variant, or of the next longer variant that has one."""
         for name in reversed(SCALES[: SCALES.index(scale) + 1]):
             if name in self.defaults:
                 return self.defaults[name]
@@ -78,7 +83,7 @@ class Spec:
 
     def _limits(self) -> str:
         limits = [
-            f"{word} {bound:g}"
+            f"{word} {bound:.0f}" if float(bound).is_integer() else f"{word} {bound:g}"
             for word, bound in (
                 ("at least", self.at_least),
                 ("above", self.above),
@@ -109,9 +114,31 @@ class Spec:
     def _is_tuple(self) -> bool:
         return typing.get_origin(self.type) is tuple
 
+    def refusal(self, value: Any) -> str:
+        """What is wrong with a value, "expected RANGE, got VALUE"; "" if nothing is."""
+        allowed = self.allows(value)
+        if allowed and self._fits(value):
+            return ""
+        width = " that 32 bits hold" if allowed else ""
+        return f"expected {self.describe_range()}{width}, got {one_line(repr(value))}"
+
+    def _fits(self, value: Any) -> bool:
+        """Whether an allowed value is still in its range as JAX computes with it, in 32 bits."""
+        if self._is_tuple:
+            return all(item <= _INT32_MAX for item in value)
+        if self.type is int:
+            return bool(value <= (_INT32_MAX if self.at_most is None else self.at_most))
+        if self.type is not float:
+            return True
+        try:
+            (single,) = struct.unpack("f", struct.pack("f", float(value)))
+        except OverflowError:
+            return False
+        return self._in_range(single)
+
     def _in_range(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -143,23 +170,26 @@ def setting(
     non_empty: bool = True,
     absent: Any = _UNSET,
     renamed_from: str = "",
+    reporting: bool = False,
 ) -> Any:
     """A field of a section.
 
     Args:
-      default: of the full protocol.
+      default: default of the full protocol.
       help: meaning, with its unit.
       quick: default of the quick variant, if it differs.
       smoke: default of the smoke variant, if it differs from the quick one's.
       source: paper that the default is from.
-      at_least: smallest value; of each element of a tuple, as all bounds.
-      above: value that it must exceed.
-      at_most: largest value.
-      below: value that it must stay under.
+      at_least: inclusive lower bound. All bounds of a tuple are those of each element.
+      above: exclusive lower bound.
+      at_most: inclusive upper bound.
+      below: exclusive upper bound.
       choices: the allowed values.
       non_empty: False allows an empty tuple or text.
-      absent: how runs behaved that were made before the field existed; the default if unset.
+      absent: value that a config.json without the field stands for; the default if unset.
       renamed_from: dotted name of the field in older configurations.
+      reporting: the field changes only what is recorded of a run, so that a resumed run may
+        change it.
     """
     defaults = {"full": default, "quick": quick, "smoke": smoke}
     spec = Spec(
@@ -175,6 +205,7 @@ def setting(
         non_empty=non_empty,
         absent=default if absent is _UNSET else absent,
         renamed_from=renamed_from,
+        reporting=reporting,
     )
     return dataclasses.field(default=default, metadata={_SPEC: spec})
 
@@ -215,8 +246,22 @@ def specs(section: type[Section]) -> dict[str, Spec]:
     }
 
 
+def check_declared(section: type[Section], name: str) -> None:
+    """Checks that every field of a section is made by `setting`.
+
+    Raises:
+      UserError: a plain field, which no flag, check or help would show.
+    """
+    for field in dataclasses.fields(section):
+        if _SPEC not in field.metadata:
+            raise UserError(
+                f"{name}.{field.name}: expected a field made by setting(default, meaning), got a "
+                f"plain one in {section.__qualname__}"
+            )
+
+
 def defaults(section: type[Section], scale: str = "full") -> dict[str, Any]:
-    """The section's defaults at a scale."""
+    """The section's defaults in a variant of `SCALES`."""
     return {name: spec.default(scale) for name, spec in specs(section).items()}
 
 
@@ -225,8 +270,8 @@ def build(section: type[T], values: Mapping[str, Any], *, name: str) -> T:
 
     Args:
       section: the dataclass.
-      values: of all its fields, as a ConfigDict or JSON gives them.
-      name: dotted, for messages: "config.td3_bc".
+      values: values of all its fields, as a ConfigDict or JSON gives them.
+      name: dotted name of the section, for messages: "config.td3_bc".
 
     Raises:
       UserError: a value of another type or out of its range, a missing or unknown field, or
@@ -246,10 +291,8 @@ def checked(section: type, values: Mapping[str, Any], *, name: str) -> dict[str,
     if missing := [field for field in known if field not in values]:
         raise UserError(f"{name}.{missing[0]} is missing: expected {known[missing[0]].help}")
     for field, spec in known.items():
-        if not spec.allows(values[field]):
-            raise UserError(
-                f"{name}.{field}: expected {spec.describe_range()}, got {values[field]!r}"
-            )
+        if refusal := spec.refusal(values[field]):
+            raise UserError(f"{name}.{field}: {refusal}")
     return {field: _convert(values[field], spec.type) for field, spec in known.items()}
 
 

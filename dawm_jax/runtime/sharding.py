@@ -1,4 +1,4 @@
-"""Devices and how programs spread over them, the only module that names meshes.
+"""Placement of programs and data on devices; the only module that uses meshes and pmap.
 
 Two placements compute the same numbers:
   "mesh"  jit over a ("seed", "data") mesh with named shardings (the default). Random numbers
@@ -63,10 +63,10 @@ class Placement(Protocol):
         """Puts a tree on every device."""
 
     def place_seeds(self, tree: Tree) -> Tree:
-        """Puts a tree with a leading seed axis where its seeds are computed."""
+        """Puts a tree with a leading seed axis on the devices that compute its seeds."""
 
     def make_seeds(self, make: Callable[[], Tree]) -> Tree:
-        """Makes a tree with a leading seed axis where its seeds are computed."""
+        """Makes a tree with a leading seed axis on the devices that compute its seeds."""
 
 
 def place(mode: str, *, num_seeds: int, batch_sizes: dict[str, int]) -> Placement:
@@ -151,8 +151,9 @@ class _MeshPlacement:
         return jax.jit(function, donate_argnums=0)
 
     def jit_seeds(self, function: Callable[..., Any]) -> Program:
-        # On one CPU a batched matrix product is no faster than its parts, and a sequential map
-        # keeps one seed's data in cache. On an accelerator seeds share every kernel launch.
+        # On one CPU seeds run one after the other (`lax.map`), so that one seed's data stay in
+        # cache. Elsewhere seeds share every kernel launch (`vmap`). Both are reasons, not
+        # measurements.
         one_cpu = self.num_devices == 1 and self.mesh.devices.flat[0].platform == "cpu"
         mapped = _sequential(function) if one_cpu else _vectorised(function, _SEED)
         return jax.jit(mapped, donate_argnums=0)

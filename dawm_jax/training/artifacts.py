@@ -4,35 +4,51 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.config import schema
-from dawm_jax.envs.scores import confidence_interval, normalised_score
+from dawm_jax.envs.scores import confidence_interval, normalised_score, reference_returns
+from dawm_jax.envs.tasks import References
 from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime import provenance, sharding
 from dawm_jax.runtime.metrics import MetricsFile, format_seconds
+from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.training.setup import Setup
+from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
-# A mean Q above this multiple of the data's largest return is no noise of minibatches.
-_Q_WARNING = 1.5
+# A mean Q that exceeds the data's largest discounted return by this share of the largest magnitude
+# of a return is no noise of minibatches.
+_Q_WARNING = 0.5
+_PNG_END = b"IEND\xaeB`\x82"
 
 
-def evaluation_entry(environment: str, returns: np.ndarray, when: str) -> dict[str, Any]:
+def evaluation_entry(
+    environment: str, returns: np.ndarray, when: str, references: References | None = None
+) -> dict[str, Any]:
     """What is recorded of an evaluation: all returns, and their summary for the log.
 
     Args:
       environment: Gymnasium id.
       returns: [seeds, episodes], undiscounted.
       when: in the training, for the log.
+      references: of the data; see `envs.scores.reference_returns`.
+
+    Raises:
+      UserError: a return is not a finite number.
     """
+    if bad := int((~np.isfinite(returns)).sum()):
+        raise UserError(
+            f"{when}: expected finite returns of {environment}, got {bad} of {returns.size} "
+            "episodes with NaN or infinity; check the rewards of the environment"
+        )
     entry = {"return_mean": float(returns.mean()), "returns": returns.tolist()}
-    scores = normalised_score(environment, returns.mean(axis=1))
+    scores = normalised_score(environment, returns.mean(axis=1), references)
     text = f"return {returns.mean():.0f}"
     if scores is not None:
         entry["normalised_score"] = float(scores.mean())
@@ -43,50 +59,168 @@ def evaluation_entry(environment: str, returns: np.ndarray, when: str) -> dict[s
 
 
 def finish(
-    parts: Setup, workdir: pathlib.Path, log: MetricsFile, *, dataset_text: str
+    parts: Setup, workdir: pathlib.Path, log: MetricsFile, *, dataset: DatasetRecord
 ) -> dict[str, Any]:
     """Writes the run's results from its metrics and logs the score.
+
+    results.json is written last, so that it exists only beside all other files.
 
     Args:
       parts: what the run computed with.
       workdir: its folder.
       log: its metrics.jsonl, the only source of numbers.
-      dataset_text: one line about the data.
+      dataset: the data of the run.
 
     Returns:
       The content of results.json.
+
+    Raises:
+      UserError: metrics.jsonl has no final evaluation with finite returns.
     """
     config = parts.config
-    evaluations = list(log.lines("agent" if parts.planner is None else "planner", "assess"))
-    returns = [np.asarray(entry["returns"]) for entry in evaluations]
-    updates = [entry["step"] for entry in evaluations]
-    curve = [
-        {"update": update, **_summary(config.environment, values)}
-        for update, values in zip(updates, returns, strict=True)
-    ]
+    summary = functools.partial(_summary, config.environment, parts.references)
+    returns = _returns(log)
+    if not returns:
+        raise UserError(
+            f"{workdir}/metrics.jsonl: expected evaluations with finite returns, got none; remove "
+            "those that are not finite and run the same command again"
+        )
+    *_, last = returns
     results = {
-        **_what_ran(parts, dataset_text),
-        "final": _summary(config.environment, returns[-1]),
-        "best": _summary(config.environment, max(returns, key=lambda values: values.mean())),
-        "curve": curve,
-        "value_check": _check_values(log, _largest_return(parts)),
-        "evaluation_seconds": sum(entry["seconds"] for entry in evaluations),
+        **_what_ran(parts, dataset),
+        "final": summary(returns[last]),
+        "best": summary(max(returns.values(), key=lambda values: values.mean())),
+        "curve": [{"update": update, **summary(values)} for update, values in returns.items()],
+        "value_check": _check_values(log, *_return_limits(parts)),
+        "evaluation_seconds": _evaluation_seconds(log),
         "stages": _stages(log),
         "device": sharding.describe_devices(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
-    provenance.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-    with provenance.whole_file(workdir / "returns.npz") as path, path.open("wb") as file:
-        arrays: dict[str, Any] = {f"update_{u}": r for u, r in zip(updates, returns, strict=True)}
-        np.savez(file, updates=np.asarray(updates), **arrays)
+    _write_returns(workdir / "returns.npz", returns)
     plot_curves(workdir / "curves.png", log, results)
+    text = json.dumps(results, indent=2) + "\n"
+    provenance.write_atomically(workdir / "results.json", text)
+    announce(results, workdir)
+    stored: dict[str, Any] = json.loads(text)
+    return stored
+
+
+def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Logs the score and where the results are."""
     _log.info("%s", headline(results))
     _log.info("results, curves and checkpoints are in %s", workdir)
+
+
+def _evaluations(log: MetricsFile) -> list[dict[str, Any]]:
+    """What is recorded of evaluations of agents or plans, of which a run has one kind."""
+    return [*log.lines("agent", "assess"), *log.lines("planner", "assess")]
+
+
+def _returns(log: MetricsFile) -> dict[int, np.ndarray]:
+    """Returns [seeds, episodes] of every evaluation, by its update."""
+    found: dict[int, np.ndarray] = {}
+    for entry in _evaluations(log):
+        try:
+            returns = np.asarray(entry.get("returns"), np.float64)
+        except (TypeError, ValueError):  # neither numbers nor rows of equal length
+            returns = np.empty(0)
+        if returns.ndim == 2 and returns.size and np.isfinite(returns).all():
+            found[entry["step"]] = returns
+        else:
+            _log.warning("update %d: its returns are not finite; left out", entry["step"])
+    return found
+
+
+def _evaluation_seconds(log: MetricsFile) -> float:
+    return sum(entry.get("seconds", 0.0) for entry in _evaluations(log))
+
+
+def _write_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> None:
+    arrays: dict[str, Any] = {f"update_{update}": values for update, values in returns.items()}
+    with provenance.whole_file(path) as part, part.open("wb") as file:
+        np.savez(file, updates=np.asarray(list(returns)), **arrays)
+
+
+# --- results of a finished run ------------------------------------------------------------
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The content of results.json; None, with a warning if it is damaged, without results."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results: dict[str, Any] = json.loads(path.read_bytes())
+        _points(results)
+        headline(results)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        _log.warning("%s is damaged (%s): it will be written anew", path, first_line(error))
+        return None
     return results
 
 
-def _what_ran(parts: Setup, dataset_text: str) -> dict[str, Any]:
+def _points(results: Mapping[str, Any]) -> dict[int, np.ndarray]:
+    """Mean return of every seed at every evaluation, by its update."""
+    return {
+        point["update"]: np.asarray(point["return_per_seed"], np.float64)
+        for point in results["curve"]
+    }
+
+
+def check_recorded(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile) -> None:
+    """Checks that metrics.jsonl holds what results.json was made of.
+
+    Raises:
+      UserError: it does not.
+    """
+    returns, trained = _returns(log), _stages(log)
+    for update, values in _points(results).items():
+        recorded = returns.get(update)
+        if recorded is None or not _is_mean(values, recorded):
+            raise UserError(_not_recorded(workdir, f"its evaluation at update {update}"))
+    for stage, values in results["stages"].items():
+        if trained.get(stage, {}).get("steps") != values["steps"]:
+            raise UserError(_not_recorded(workdir, f"its stage {stage}"))
+
+
+def _is_mean(values: np.ndarray, returns: np.ndarray) -> bool:
+    return values.shape == returns.shape[:1] and np.allclose(values, returns.mean(axis=1))
+
+
+def _not_recorded(workdir: pathlib.Path, what: str) -> str:
+    return (
+        f"{workdir}: metrics.jsonl does not hold what results.json was made of ({what} is missing "
+        "or differs); both are left as they are: restore metrics.jsonl, or choose another --workdir"
+    )
+
+
+def complete(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile) -> None:
+    """Writes returns.npz and curves.png if they are missing or damaged."""
+    returns = _returns(log)
+    if not _holds_returns(workdir / "returns.npz", returns):
+        _write_returns(workdir / "returns.npz", returns)
+    curves = workdir / "curves.png"
+    if not curves.is_file() or not curves.read_bytes().endswith(_PNG_END):
+        plot_curves(curves, log, results)
+
+
+def _holds_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> bool:
+    try:
+        with np.load(path) as file:
+            return file["updates"].tolist() == list(returns) and all(
+                np.array_equal(file[f"update_{update}"], values)
+                for update, values in returns.items()
+            )
+    except Exception:  # a damaged archive raises errors of many kinds
+        return False
+
+
+# --- parts of results.json ----------------------------------------------------------------
+
+
+def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
     """The settings that results.json repeats from config.json."""
     config, method = parts.config, METHODS.get(parts.config.method)
     horizon = config.horizon
@@ -97,7 +231,9 @@ def _what_ran(parts: Setup, dataset_text: str) -> dict[str, Any]:
     return {
         "environment": config.environment,
         "dataset": config.dataset,
-        "dataset_summary": dataset_text,
+        "dataset_summary": dataset.summary,
+        "dataset_digest": dataset.digest,
+        "references": reference_returns(config.environment, parts.references),
         "method": config.method,
         "method_label": method.label,
         "agent": "planner" if method.plans else config.agent,
@@ -115,13 +251,18 @@ def _what_ran(parts: Setup, dataset_text: str) -> dict[str, Any]:
     }
 
 
-def _largest_return(parts: Setup) -> float:
-    """The data's largest discounted return-to-go in the units of the agent's rewards."""
+def _return_limits(parts: Setup) -> tuple[float, float]:
+    """The data's smallest and largest discounted return-to-go in units of the agent's rewards."""
     scale = 1.0 if parts.agent is None else float(parts.agent.reward_scale)
-    return float(parts.normalizer.return_high * parts.normalizer.return_scale) * scale
+    normalizer = parts.normalizer
+    low, high = (
+        float(value * normalizer.return_scale) * scale
+        for value in (normalizer.return_low, normalizer.return_high)
+    )
+    return low, high
 
 
-def headline(results: dict[str, Any]) -> str:
+def headline(results: Mapping[str, Any]) -> str:
     """The final score in one line."""
     final = results["final"]
     text = f"{results['agent_label']} on {_source(results)} of {results['dataset']}: "
@@ -138,7 +279,7 @@ def headline(results: dict[str, Any]) -> str:
     return text + f"return {final['return_mean']:.0f}, in {format_seconds(seconds)}"
 
 
-def _source(results: dict[str, Any]) -> str:
+def _source(results: Mapping[str, Any]) -> str:
     """What the agent learnt from, for the headline."""
     share = results["real_fraction"]
     if share == 1.0:
@@ -147,26 +288,39 @@ def _source(results: dict[str, Any]) -> str:
     return generated if share == 0.0 else f"{share:.0%} real and {1 - share:.0%} {generated}"
 
 
-def _check_values(log: MetricsFile, largest_return_to_go: float) -> dict[str, float] | None:
+def _check_values(log: MetricsFile, smallest: float, largest: float) -> dict[str, float] | None:
     """The last mean Q beside the best the data ever returned; says so when it is far above.
 
-    None without a critic.
+    Far above is a distance, so that the check holds for returns of any sign: more than
+    `_Q_WARNING` of the largest magnitude of a return above the largest return. Data whose returns
+    are all 0 have no magnitude and get no warning.
+
+    Args:
+      log: of the run.
+      smallest: discounted return-to-go in the data, in units of the agent's rewards.
+      largest: likewise.
+
+    Returns:
+      What results.json records; None without a critic.
     """
     last = list(log.lines("agent", "train"))[-1:]
-    if not last or "q_mean" not in last[0]:
+    if not last or not isinstance(last[0].get("q_mean"), int | float):
         return None
     q_mean = last[0]["q_mean"]
-    if q_mean > _Q_WARNING * largest_return_to_go:
+    magnitude = max(abs(smallest), abs(largest))
+    if magnitude > 0.0 and q_mean > largest + _Q_WARNING * magnitude:
         _log.warning(
-            "the mean Q of %.0f is far above the data's largest discounted return of %.0f: "
+            "the mean Q of %.3g is far above the data's largest discounted return of %.3g: "
             "the values have run away and the policy cannot be trusted",
             q_mean,
-            largest_return_to_go,
+            largest,
         )
-    return {"q_mean": q_mean, "largest_return_to_go": largest_return_to_go}
+    return {"q_mean": q_mean, "largest_return_to_go": largest}
 
 
-def _summary(environment: str, returns: np.ndarray) -> dict[str, Any]:
+def _summary(
+    environment: str, references: References | None, returns: np.ndarray
+) -> dict[str, Any]:
     """Returns and scores by seed, their mean and 95 % interval over seeds."""
     per_seed = returns.mean(axis=1)
     summary = {
@@ -175,7 +329,7 @@ def _summary(environment: str, returns: np.ndarray) -> dict[str, Any]:
         "return_interval": confidence_interval(per_seed),
         "episodes_per_seed": returns.shape[1],
     }
-    scores = normalised_score(environment, per_seed)
+    scores = normalised_score(environment, per_seed, references)
     if scores is not None:
         summary["score_per_seed"] = scores.tolist()
         summary["score_mean"] = float(scores.mean())
@@ -186,21 +340,26 @@ def _summary(environment: str, returns: np.ndarray) -> dict[str, Any]:
 def _stages(log: MetricsFile) -> dict[str, Any]:
     """Steps, seconds and speed of every stage, from its last line."""
     last = {entry["stage"]: entry for entry in log.lines(kind="train")}
-    return {
-        stage: {
-            "steps": entry["step"],
-            "seconds": entry["seconds"],
-            "compile_seconds": entry["compile_seconds"],
-            "steps_per_second": entry["step"] / max(entry["seconds"], 1e-9),
-        }
-        for stage, entry in last.items()
+    return {stage: _stage(entry) for stage, entry in last.items()}
+
+
+def _stage(last: Mapping[str, Any]) -> dict[str, Any]:
+    """What results.json says of a stage, from the last line of its training."""
+    seconds = last.get("seconds", 0.0)
+    found = {
+        "steps": last["step"],
+        "seconds": seconds,
+        "compile_seconds": last.get("compile_seconds", 0.0),
+        "steps_per_second": last["step"] / max(seconds, 1e-9),
     }
+    # The folder of another run, which trained the stage.
+    return {**found, "trained_in": last["trained_in"]} if "trained_in" in last else found
 
 
 # --- curves.png ---------------------------------------------------------------------------
 
 
-def plot_curves(path: pathlib.Path, log: MetricsFile, results: dict[str, Any]) -> None:
+def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]) -> None:
     """Draws the learning curve, each model's loss, and a metric of the agents' updates.
 
     Args:
@@ -234,7 +393,7 @@ def plot_curves(path: pathlib.Path, log: MetricsFile, results: dict[str, Any]) -
     plt.close(figure)
 
 
-def _plot_scores(axis: Any, results: dict[str, Any]) -> None:
+def _plot_scores(axis: Any, results: Mapping[str, Any]) -> None:
     """Every seed's score, or return without a score, and the mean over seeds."""
     curve = results["curve"]
     scored = "score_mean" in curve[0]
@@ -248,19 +407,26 @@ def _plot_scores(axis: Any, results: dict[str, Any]) -> None:
 
 
 def _plot_loss(axis: Any, log: MetricsFile, stage: str) -> None:
-    entries = list(log.lines(stage, "train"))
-    losses = [entry["loss"] for entry in entries]
-    axis.plot([entry["step"] for entry in entries], losses)
+    steps, losses = _curve(log, stage, "loss")
+    axis.plot(steps, losses)
     # The negative log-likelihood of a Gaussian model can be negative.
-    axis.set_yscale("log" if min(losses) > 0 else "linear")
+    axis.set_yscale("log" if min(losses, default=0) > 0 else "linear")
     axis.set(title=f"{stage.replace('_', ' ')}: loss", xlabel="steps")
 
 
-def _plot_metric(axis: Any, log: MetricsFile, results: dict[str, Any]) -> None:
+def _curve(log: MetricsFile, stage: str, metric: str) -> tuple[list[int], list[float]]:
+    """Steps of a stage and the values of a metric, where there are any."""
+    entries = [e for e in log.lines(stage, "train") if isinstance(e.get(metric), int | float)]
+    return [entry["step"] for entry in entries], [entry[metric] for entry in entries]
+
+
+def _plot_metric(axis: Any, log: MetricsFile, results: Mapping[str, Any]) -> None:
     """The metric that the agent names, beside the data's largest return if it is a value."""
     metric = AGENTS.get(results["agent"]).curve
-    entries = list(log.lines("agent", "train"))
-    axis.plot([entry["step"] for entry in entries], [entry[metric] for entry in entries])
+    steps, values = _curve(log, "agent", metric)
+    if not steps:
+        _log.warning("%s's updates report no metric %r to plot", results["agent_label"], metric)
+    axis.plot(steps, values)
     axis.set(title=f"{metric.replace('_', ' ')} of minibatches", xlabel="updates")
     if results["value_check"]:
         limit = results["value_check"]["largest_return_to_go"]

@@ -1,7 +1,8 @@
 """What a run will do and about how long it takes here, before it starts."""
 
+import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -57,15 +58,34 @@ class StageCost(NamedTuple):
     shared: bool = True
 
 
-def plan(parts: Setup, replay: Replay) -> list[str]:
-    """Lines for people: the stages, their rough durations, and a shorter variant if long."""
+def steps_done(workdir: pathlib.Path) -> dict[str, int]:
+    """Steps of each stage at the newest checkpoint in a run's folder, damaged or not."""
+    found: dict[str, int] = {}
+    for path in (workdir / "checkpoints").glob("*/*"):
+        if path.name.isdecimal():
+            stage = path.parent.name
+            found[stage] = max(int(path.name), found.get(stage, 0))
+    return found
+
+
+def plan(parts: Setup, replay: Replay, done: Mapping[str, int] | None = None) -> list[str]:
+    """Lines for people: the stages, their rough durations, and a shorter variant if long.
+
+    Args:
+      parts: what the run computes with.
+      replay: its data.
+      done: steps that are done, by stage; only what is left is counted.
+    """
+    costs = list(stages(parts, replay, done))
+    if not costs:
+        return ["all stages are trained"]
     rate = matmul_rate()
     lines = [
         f"devices: {sharding.describe_devices()}; float32 matrix products run at "
         f"{rate / 1e9:,.0f} GFLOP/s"
     ]
     total = 0.0
-    for stage in stages(parts, replay):
+    for stage in costs:
         seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
         lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
@@ -87,38 +107,50 @@ def matmul_rate(size: int = 1024, seconds: float = 0.2) -> float:
     return count * 2 * size**3 / (time.monotonic() - start)
 
 
-def stages(parts: Setup, replay: Replay) -> Iterator[StageCost]:
-    """Every stage of a run, counted from its lowered programs."""
-    models = None
+def stages(
+    parts: Setup, replay: Replay, done: Mapping[str, int] | None = None
+) -> Iterator[StageCost]:
+    """Every stage of a run that has steps left, counted from its lowered programs; see `plan`."""
+    models, done = None, done or {}
     if METHODS.get(parts.config.method).trains_models(parts.config):
         states = {
             name: jax.eval_shape(model.init, jax.random.key(0))
             for name, model in parts.method.models.items()
         }
         for name, model in parts.method.models.items():
-            yield _fitting(name, model, states[name], replay)
+            if done.get(name, 0) < model.settings.steps:
+                yield _fitting(name, model, states[name], replay, done.get(name, 0))
         models = {name: state.average for name, state in states.items()}
     if parts.planner is not None:
         yield _planning(parts.config, parts.planner, models, replay)
-    elif parts.training is not None:
+    elif parts.training is not None and done.get("agent", 0) < parts.config.training.updates:
+        first = done.get("agent", 0)
         if parts.training.method is not None:
-            yield _generation(parts.config, parts.training.method, parts.training, models, replay)
-        yield _updates(parts.config, parts.training, replay)
+            method = parts.training.method
+            yield _generation(parts.config, method, parts.training, models, replay, first)
+        yield _updates(parts.config, parts.training, replay, first)
 
 
-def _fitting(name: str, model: Trainable, state: TrainState, replay: Replay) -> StageCost:
-    """The fit of a model."""
+def _left(total: int, done: int) -> str:
+    """How many of the steps of a stage are left, for people."""
+    return f"the last {total - done:,} of {total:,}" if done else f"{total:,}"
+
+
+def _fitting(
+    name: str, model: Trainable, state: TrainState, replay: Replay, done: int
+) -> StageCost:
+    """The fit of a model after `done` steps."""
     settings, size = model.settings, networks.count_parameters(state.params)
 
     def step(state: TrainState, replay: Replay) -> tuple[TrainState, Metrics]:
         return model.step(state, jax.random.key(0), replay, shard=keep, mean=keep)
 
     text = (
-        f"{name.replace('_', ' ')}, {size:,} parameters, {settings.steps:,} steps of "
+        f"{name.replace('_', ' ')}, {size:,} parameters, {_left(settings.steps, done)} steps of "
         f"{settings.batch_size}"
     )
     exchanged = round(size * _EXCHANGED.get(name, 1.0))
-    return StageCost(text, settings.steps, *_cost(step, state, replay), size, exchanged)
+    return StageCost(text, settings.steps - done, *_cost(step, state, replay), size, exchanged)
 
 
 def _generation(
@@ -127,8 +159,9 @@ def _generation(
     training: AgentTraining,
     models: ModelParams | None,
     replay: Replay,
+    done: int,
 ) -> StageCost:
-    """The generation of all rounds, the prefill's too."""
+    """The generation of all rounds after `done` updates; before the first, the prefill's too."""
     starts = jnp.zeros(training.windows_per_round, jnp.int32)
 
     def generate(models: ModelParams, replay: Replay) -> Generated:
@@ -136,8 +169,8 @@ def _generation(
         return method.generate(models, jax.random.key(0), condition)
 
     flops, operations = _cost(generate, models, replay)
-    rounds = config.training.updates // config.rollout.updates_per_round
-    rounds += setup.prefill_rounds(config)
+    rounds = (config.training.updates - done) // config.rollout.updates_per_round
+    rounds += 0 if done else setup.prefill_rounds(config)
     transitions = rounds * config.rollout.windows_per_round * config.horizon
     text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
     # XLA reports the cost of a scan for one iteration.
@@ -145,8 +178,8 @@ def _generation(
     return StageCost(text, rounds, flops, operations, seeds=config.num_seeds)
 
 
-def _updates(config: Config, training: AgentTraining, replay: Replay) -> StageCost:
-    """The updates of the agents."""
+def _updates(config: Config, training: AgentTraining, replay: Replay, done: int) -> StageCost:
+    """The updates of the agents after `done` of them."""
 
     def update(run: AgentRun, replay: Replay) -> Any:
         key = jax.random.key(0)
@@ -154,10 +187,11 @@ def _updates(config: Config, training: AgentTraining, replay: Replay) -> StageCo
         return training.agent.update(run.agent, batches, key)
 
     cost = _cost(update, jax.eval_shape(training.init, jax.random.key(0)), replay)
-    updates = f"{config.training.updates:,} updates of {config.training.batch_size}"
+    left = _left(config.training.updates, done)
+    updates = f"{left} updates of {config.training.batch_size}"
     return StageCost(
         f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
-        config.training.updates // training.agent.batches_per_update,
+        (config.training.updates - done) // training.agent.batches_per_update,
         *cost,
         seeds=config.num_seeds,
         shared=False,

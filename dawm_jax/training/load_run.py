@@ -5,11 +5,12 @@ run = dawm_jax.load_run("runs/hopper")
 action = run.policy(observation)
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,19 @@ import numpy as np
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
+from dawm_jax.data.dataset import OfflineDataset, describe
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.replay import Replay
 from dawm_jax.methods.base import GeneratingMethod
 from dawm_jax.models.inverse_dynamics import ActionModel
-from dawm_jax.runtime import run_folder, sharding
-from dawm_jax.runtime.checkpoint import Checkpoints
-from dawm_jax.training import fused, setup
+from dawm_jax.runtime import backend, loop, paths, run_folder, sharding
+from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
+from dawm_jax.runtime.run_folder import DatasetRecord
+from dawm_jax.training import finished, fused, setup
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import Condition, ModelParams, Normalizer, Transition, UserError
+
+StateT = TypeVar("StateT")
 
 # Windows that `LoadedRun.generate` generates at a time.
 _WINDOWS = 256
@@ -53,6 +58,8 @@ class LoadedRun:
         seeds are the keys of its plans.
       models: averaged parameters of the method's models; None for a run on real data only.
       setup: what the run computed with.
+      dataset: the run's data, where they were given as arrays; None: `config.dataset` is loaded.
+      workdir: the run's folder; None: nothing is known of its data but their statistics.
     """
 
     config: Config
@@ -60,6 +67,8 @@ class LoadedRun:
     policies: Any
     models: ModelParams | None
     setup: Setup
+    dataset: OfflineDataset | None = None
+    workdir: pathlib.Path | None = None
 
     def __repr__(self) -> str:
         config = self.config
@@ -154,8 +163,8 @@ class LoadedRun:
           seed: of the noise.
 
         Returns:
-          Transitions [H, ...] or [B, H, ...] and valid [H] or [B, H]: steps after a
-          termination are not.
+          Transitions [H, ...] or [B, H, ...] and valid [H] or [B, H], False after a
+          termination.
 
         Raises:
           UserError: sizes that do not fit, or the run generates no transitions.
@@ -219,13 +228,31 @@ class LoadedRun:
         Raises:
           UserError: the dataset is missing, or is not what the run was trained on.
         """
-        replay, normalizer = setup.build_replay(self.config, load_dataset(self.config.dataset))
-        if not _same(normalizer, self.normalizer):
+        dataset = self.dataset or load_dataset(self.config.dataset)
+        self._check_digest(dataset)
+        replay, normalizer = setup.build_replay(self.config, dataset)
+        if not loop.equal_constants(normalizer, self.normalizer):
             raise UserError(
-                f"dataset {self.config.dataset} is not what the run was trained on: its "
+                f"dataset {self.config.dataset}: the data is not what the run was trained on: its "
                 "statistics differ; restore it, or train a new run"
             )
         return replay
+
+    def check_data(self, dataset: OfflineDataset) -> None:
+        """Checks that data are what the run was trained on.
+
+        Raises:
+          UserError: they are not.
+        """
+        if not self._check_digest(dataset):
+            dataclasses.replace(self, dataset=dataset).training_data()
+
+    def _check_digest(self, dataset: OfflineDataset) -> bool:
+        """Raises UserError for other data; False if the run's folder has no digest."""
+        if self.workdir is None:
+            return False
+        record = DatasetRecord(self.config.dataset, dataset.digest, describe(dataset))
+        return run_folder.check_dataset(self.workdir, record)
 
     def with_rollout(self, **changes: Any) -> "LoadedRun":
         """The same run with other settings of `config.rollout`, such as guidance=2.0.
@@ -318,84 +345,88 @@ class LoadedRun:
         return self.models
 
 
-def _same(a: Normalizer, b: Normalizer) -> bool:
-    close = jax.tree.map(
-        lambda x, y: np.shape(x) == np.shape(y) and np.allclose(x, y, rtol=1e-4, atol=1e-6), a, b
-    )
-    return jax.tree.all(close)
-
-
 # --- loading ------------------------------------------------------------------------------
 
 
-def load_run(workdir: str | pathlib.Path) -> LoadedRun:
+def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None) -> LoadedRun:
     """Loads the newest checkpoints of a run.
 
     Args:
       workdir: the run's folder.
+      dataset: the run's data, if it was trained on arrays: `generate` needs them.
 
     Raises:
       UserError: the folder is no run, a stage has no checkpoint, or a checkpoint was made by an
         incompatible version.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    backend.check()
+    workdir = paths.expand(str(workdir), "workdir")
     config = schema.parse(schema.migrate(run_folder.read_config(workdir)))
-    # The checkpoints give the sizes, and the sizes give the structure of the checkpoints.
-    blank = _blank_normalizer(workdir)
-    parts = setup.make(config, blank)
-    key = jax.random.key(0)
-    models, policies = None, None
-    normalizer = blank
-    if parts.planner is not None or parts.generator is not None:
-        models = {}
-        for name, model in parts.method.models.items():
-            saved = _restore(workdir, name, jax.eval_shape(model.init, key), blank)
-            models[name], normalizer = saved["state"].average, saved["statistics"]
-    if parts.training is not None:
-        keys = jax.random.split(key, config.num_seeds)
-        shapes = jax.eval_shape(jax.vmap(parts.training.init), keys)
-        saved = _restore(workdir, "agent", shapes, blank)
-        policies, normalizer = saved["state"].agent, saved["statistics"]
+    with contextlib.ExitStack() as cleanup:
+        stages = {name: _open(workdir, name) for name in finished.last_steps(config)}
+        for checkpoints in stages.values():
+            cleanup.callback(checkpoints.close)
+        # The shapes of the statistics give S and A, which give the shapes of all parameters.
+        normalizer = _normalizer(workdir, stages)
+        parts = setup.make(config, normalizer)
+        key = jax.random.key(0)
+        models, policies = None, None
+        if parts.planner is not None or parts.generator is not None:
+            models = {
+                name: _restore(stages[name], jax.eval_shape(model.init, key), normalizer).average
+                for name, model in parts.method.models.items()
+            }
+        if parts.training is not None:
+            keys = jax.random.split(key, config.num_seeds)
+            shapes = jax.eval_shape(jax.vmap(parts.training.init), keys)
+            policies = _restore(stages["agent"], shapes, normalizer).agent
     return LoadedRun(
         config=config,
         normalizer=normalizer,
         policies=policies,
         models=models,
-        setup=setup.make(config, normalizer),
+        setup=parts,
+        dataset=dataset,
+        workdir=workdir,
     )
 
 
-def _blank_normalizer(workdir: pathlib.Path) -> Normalizer:
-    """Zeros of the shapes that the run's normaliser has in any of its checkpoints."""
-    folders = sorted((workdir / "checkpoints").glob("*/"))
-    if not folders:
-        raise UserError(f"{workdir} has no checkpoint yet: resume the run")
-    checkpoints = _open(workdir, folders[0].name)
-    shapes = checkpoints.shapes()["statistics"]
-    checkpoints.close()
-    if differing := set(shapes) ^ {field.name for field in dataclasses.fields(Normalizer)}:
-        raise UserError(
-            f"{workdir} was made by another version of dawm_jax (its statistics differ in "
-            f"{', '.join(sorted(differing))}): load it with that version, or train it anew"
-        )
-    return Normalizer(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
+def _normalizer(workdir: pathlib.Path, stages: Mapping[str, Checkpoints]) -> Normalizer:
+    """The statistics of the run's data, from the checkpoints of all its stages.
+
+    Raises:
+      UserError: the stages hold different statistics, or those of an incompatible version.
+    """
+    found = {name: stage.entry("statistics") for name, stage in stages.items()}
+    first, statistics = next(iter(found.items()))
+    for name, others in found.items():
+        if differing := set(others) ^ {field.name for field in dataclasses.fields(Normalizer)}:
+            raise UserError(
+                f"{workdir} was made by another version of dawm_jax (its statistics differ in "
+                f"{', '.join(sorted(differing))}): load it with that version, or train it anew"
+            )
+        if not loop.equal_constants(others, statistics):
+            raise UserError(
+                f"{workdir}: its stages {first} and {name} were trained on different data: delete "
+                "the checkpoints of one and resume the run"
+            )
+    return Normalizer(**{name: jnp.asarray(value) for name, value in statistics.items()})
 
 
-def _restore(
-    workdir: pathlib.Path, stage: str, state: Any, normalizer: Normalizer
-) -> dict[str, Any]:
-    """The newest checkpoint of a stage; `state` and `normalizer` give its structure."""
-    checkpoints = _open(workdir, stage)
-    shapes = sharding.on_one_device({"state": state, "statistics": normalizer})
-    restored = checkpoints.restore(shapes)
-    checkpoints.close()
+def _restore(checkpoints: Checkpoints, state: StateT, normalizer: Normalizer) -> StateT:
+    """The state in the newest intact checkpoint; the arguments give the checkpoint's structure."""
+    restored = checkpoints.restore(
+        sharding.on_one_device({"state": state, "statistics": normalizer})
+    )
     assert restored is not None  # `_open` found one
-    return restored[0]
+    found: StateT = restored[0]["state"]
+    return found
 
 
 def _open(workdir: pathlib.Path, stage: str) -> Checkpoints:
     folder = workdir / "checkpoints" / stage
-    checkpoints = Checkpoints(folder) if folder.is_dir() else None
-    if checkpoints is None or checkpoints.latest_step() is None:
-        raise UserError(f"{workdir} has no checkpoint of its {stage} stage yet: resume the run")
-    return checkpoints
+    if newest_step(folder) is None:
+        has_results = (workdir / "results.json").exists()
+        fix = "delete results.json and train it again" if has_results else "resume the run"
+        raise UserError(f"{workdir} has no checkpoint of its {stage} stage: {fix}")
+    return Checkpoints(folder)

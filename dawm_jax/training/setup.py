@@ -9,14 +9,18 @@ import logging
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dawm_jax.agents.base import AGENTS, Agent, AgentTask
 from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
+from dawm_jax.data import remarks
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.dataset import OfflineDataset, top_episodes
 from dawm_jax.data.replay import Replay
-from dawm_jax.envs import simulate
+from dawm_jax.envs import recorded, simulate
+from dawm_jax.envs.scores import reference_returns
+from dawm_jax.envs.tasks import References
 from dawm_jax.methods import base as methods
 from dawm_jax.methods.base import GeneratingMethod, Method, PlanningMethod
 from dawm_jax.methods.synthetic import FirstSteps
@@ -33,11 +37,12 @@ class Setup:
     """What a run computes with.
 
     Attributes:
-      config: the run's settings.
-      normalizer: of its training data.
-      method: with its models.
+      config: settings of the run.
+      normalizer: constants fitted on the training data.
+      method: method with its models.
       planner: the method, if it plans; None if it trains agents.
       training: the fused program of the agents; None if the method plans.
+      references: returns of scores 0 and 100 that the data's metadata name, or None.
     """
 
     config: Config
@@ -45,6 +50,7 @@ class Setup:
     method: Method
     planner: PlanningMethod | None
     training: AgentTraining | None
+    references: References | None = None
 
     @property
     def generator(self) -> GeneratingMethod | None:
@@ -64,13 +70,34 @@ class Setup:
         return normalizing.denormalise_action(self.normalizer, action)
 
 
-def make(config: Config, normalizer: Normalizer, *, shard_windows: ShardFn = keep) -> Setup:
+def check(config: Config) -> None:
+    """Builds the method's models with placeholder statistics, before any data are read.
+
+    Raises:
+      UserError: settings that exclude each other.
+    """
+    shapes = {
+        field.name: (1,) if field.name.startswith(("observation", "action")) else ()
+        for field in dataclasses.fields(Normalizer)
+    }
+    blank = Normalizer(**{name: jnp.ones(shape) for name, shape in shapes.items()})
+    methods.check(config).make(config, blank)
+
+
+def make(
+    config: Config,
+    normalizer: Normalizer,
+    *,
+    shard_windows: ShardFn = keep,
+    references: References | None = None,
+) -> Setup:
     """Builds what a run computes with.
 
     Args:
-      config: the run's settings.
-      normalizer: of its training data.
+      config: settings of the run.
+      normalizer: constants fitted on the training data.
       shard_windows: spreads generated windows over devices.
+      references: see `Setup`.
 
     Raises:
       UserError: an unknown method, agent or denoiser, or settings that exclude each other.
@@ -78,9 +105,9 @@ def make(config: Config, normalizer: Normalizer, *, shard_windows: ShardFn = kee
     spec = methods.check(config)
     method: Any = spec.make(config, normalizer)
     if spec.plans:
-        return Setup(config, normalizer, method, planner=method, training=None)
+        return Setup(config, normalizer, method, method, None, references)
     training = _agent_training(config, normalizer, spec, method, shard_windows)
-    return Setup(config, normalizer, method, planner=None, training=training)
+    return Setup(config, normalizer, method, None, training, references)
 
 
 def _agent_training(
@@ -106,6 +133,7 @@ def _agent_training(
             rows=Expansion if expansions else Transition,
         ),
     )
+    _check_agent(agent_spec.name, agent)
     windows = roll.windows_per_round
     if generator is not None and roll.real_actions_only:
         generator, windows = FirstSteps(generator, config.horizon), windows * config.horizon
@@ -120,11 +148,26 @@ def _agent_training(
         windows_per_round=windows,
         batch_size=config.training.batch_size,
         real_fraction=spec.real_fraction(config.training.real_fraction),
-        # An expansion is one row for H transitions; both buffers hold equally many windows.
+        # A window is H transitions but one expansion. Divided by H, the capacity in rows holds
+        # the same number of windows in both cases.
         buffer_capacity=roll.buffer_capacity // (config.horizon if expansions else 1),
         next_action=agent_spec.needs_next_action,
         shard=shard_windows,
     )
+
+
+def _check_agent(name: str, agent: object) -> None:
+    """Checks that an agent has the members of `Agent`, before anything is trained.
+
+    Raises:
+      UserError: a member is missing.
+    """
+    members = ("init", "update", "act", "batches_per_update", "reward_scale")
+    if missing := [member for member in members if not hasattr(agent, member)]:
+        raise UserError(
+            f"agent {name!r}: expected the members {', '.join(members)}, got no "
+            f"{', '.join(missing)}; see docs/architecture.md"
+        )
 
 
 def prefill_rounds(config: Config) -> int:
@@ -136,33 +179,95 @@ def prefill_rounds(config: Config) -> int:
 def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Normalizer]:
     """The episodes of a dataset that the run uses, on the device.
 
-    They are checked against the environment that the agents are evaluated in.
+    They are checked against the environment that the agents are evaluated in; what may surprise
+    is logged, one line each.
 
     Raises:
       UserError: sizes or bounds differ from the environment's; see `replay.build`.
     """
-    env = simulate.make_environment(config.environment)
-    action_space, observation_space = env.action_space, env.observation_space
-    env.close()
-    if observation_space.shape[0] != dataset.observations.shape[1]:
-        raise UserError(
-            f"dataset {dataset.name} has {dataset.observations.shape[1]} observation dimensions, "
-            f"{config.environment} {observation_space.shape[0]}; choose the configuration of the "
-            "dataset's environment, or set --config.environment"
-        )
-    if dataset.environment not in (None, config.environment):
-        _log.warning(
-            "%s was recorded in %s and will be evaluated in %s",
-            dataset.name,
-            dataset.environment,
-            config.environment,
-        )
-    return replaying.build(
+    env = simulate.make_environment(config.environment, config.environment_arguments)
+    try:
+        _check_sizes(config, dataset, env)
+        lines = _origin_lines(config, dataset, env)
+    finally:
+        env.close()
+    replay, normalizer = replaying.build(
         top_episodes(dataset, config.top_fraction),
-        action_low=action_space.low,
-        action_high=action_space.high,
+        action_low=env.action_space.low,
+        action_high=env.action_space.high,
         discount=config.discount,
         return_scale=config.return_scale,
         timeout_value=config.timeout_value,
         held_out_fraction=config.held_out_fraction,
+        clip_actions=config.clip_actions,
     )
+    for line in (*lines, *remarks.scales(normalizer), *_held_out_lines(config, replay)):
+        _log.warning("dataset %s: %s", dataset.name, line)
+    return replay, normalizer
+
+
+def _check_sizes(config: Config, dataset: OfflineDataset, env: Any) -> None:
+    """Raises UserError unless the data have the sizes of the environment's spaces."""
+    for kind, array, space in (
+        ("observation", dataset.observations, env.observation_space),
+        ("action", dataset.actions, env.action_space),
+    ):
+        if array.shape[1] != space.shape[0]:
+            raise UserError(
+                f"dataset {dataset.name} has {array.shape[1]} {kind} dimensions, "
+                f"{config.environment} {space.shape[0]}; {_size_advice(dataset, env)}"
+            )
+
+
+def _size_advice(dataset: OfflineDataset, env: Any) -> str:
+    """What makes an environment with the sizes of the data."""
+    origin = dataset.recorded
+    if dataset.environment is not None and not _is_made_by(dataset.environment, env):
+        return f"the data was recorded in {dataset.environment}: set --config.environment to it"
+    if origin is not None and origin.wrappers:
+        return (
+            f"the data was recorded with the wrappers {', '.join(origin.wrappers)}: register an "
+            "environment with them and name it in --config.environment"
+        )
+    flag = "" if origin is None else recorded.advice(origin, env)
+    if flag:
+        return f"set {flag}, as the data was recorded"
+    return (
+        "set --config.environment to the dataset's environment, or --config.environment_kwargs to "
+        "the keyword arguments that it was made with"
+    )
+
+
+def _origin_lines(config: Config, dataset: OfflineDataset, env: Any) -> list[str]:
+    """How the environment of the evaluation differs from the one that the data come from."""
+    lines, origin = [], dataset.recorded
+    if dataset.environment is not None and not _is_made_by(dataset.environment, env):
+        lines.append(
+            f"it was recorded in {dataset.environment} and will be evaluated in "
+            f"{config.environment}"
+        )
+    if origin is not None:
+        lines += recorded.differences(origin, env)
+    limit = env.spec.max_episode_steps
+    if origin is None or origin.max_episode_steps == limit:
+        lines += remarks.long_episodes(dataset, config.environment, limit)
+    if config.environment_arguments and reference_returns(config.environment) is not None:
+        lines.append(
+            f"scores are relative to returns of {config.environment} without "
+            f"--config.environment_kwargs={config.environment_kwargs}"
+        )
+    return lines
+
+
+def _is_made_by(name: str, env: Any) -> bool:
+    """Whether a Gymnasium id, with or without a module to import, is the environment's."""
+    return name.rpartition(":")[2] == env.spec.id
+
+
+def _held_out_lines(config: Config, replay: Replay) -> list[str]:
+    if replay.num_train < len(replay) or not methods.METHODS.get(config.method).trains_models(
+        config
+    ):
+        return []
+    reason = "there is only one" if config.held_out_fraction else "config.held_out_fraction is 0"
+    return [f"no episode is held out ({reason}): models are assessed on their training steps"]

@@ -1,7 +1,6 @@
 """The stages of a run: each model, then the agents, or the evaluation of plans."""
 
 import functools
-import itertools
 import logging
 import time
 import zlib
@@ -15,28 +14,34 @@ import numpy as np
 from dawm_jax.config.schema import Config
 from dawm_jax.data.replay import Replay
 from dawm_jax.envs import rollouts
-from dawm_jax.methods.base import MethodSpec, PlanningMethod
+from dawm_jax.envs.resumable import ResumablePolicy, StepPolicyFn
+from dawm_jax.methods.base import MethodSpec
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.optim import TrainState, scan_steps
 from dawm_jax.runtime import distributed, loop, sharding
-from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.metrics import Progress
 from dawm_jax.runtime.sharding import Placement
+from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.training import artifacts, setup
 from dawm_jax.training.fused import AgentRun, AgentTraining, Inputs
 from dawm_jax.training.setup import Setup
+from dawm_jax.training.verdict import verdict
 from dawm_jax.types import Metrics, ModelParams, Params
 
 _log = logging.getLogger(__name__)
 
 # Largest number of rows that the held-out diagnostics of a model use.
 _MAX_HELD_OUT = 2_048
-# A stage folds its own number into the run's key; each consumer of a stage folds its steps.
+# Actions of an evaluation of plans that is not complete, in the run's folder.
+_KEPT_ACTIONS = "planner_actions.npz"
+_PLAN_REPORTS = 50  # lines of progress of an evaluation of plans
+# Numbers that stages fold into the run's key. Step i of a stage then folds in i.
 _STREAMS = {"world_model": 0, "inverse_dynamics": 1, "agent": 2, "policy": 3, "planner": 4}
 
 
 def stream_key(key: jax.Array, stage: str) -> jax.Array:
     """The key of a stage, derived from the run's key and the stage's name."""
-    # A checksum gives every other name a number of its own, beyond the numbers above.
+    # Every other name gets its checksum with the highest bit set, above the numbers of `_STREAMS`.
     number = _STREAMS.get(stage, zlib.crc32(stage.encode()) | 1 << 31)
     return jax.random.fold_in(key, number)
 
@@ -106,7 +111,7 @@ def train_model(
     def assess(state: TrainState, step: int, /) -> dict[str, Any]:
         values = jax.device_get(errors(state.average, replay, held_out))
         found = {metric: np.asarray(value).tolist() for metric, value in values.items()}
-        _log.info("%s, held out: %s", name.replace("_", " "), _short(found))
+        _log.info("%s", verdict(name, found, held_out=replay.num_train < len(replay)))
         return found
 
     key_init, key_steps = jax.random.split(stream_key(key, name))
@@ -134,14 +139,6 @@ def held_out_rows(replay: Replay) -> jax.Array:
     first = replay.num_train if replay.num_train < len(replay) else 0
     count = min(_MAX_HELD_OUT, len(replay) - first)
     return jnp.asarray(np.linspace(first, len(replay) - 1, count).astype(np.int32))
-
-
-def _short(values: Any) -> str:
-    if isinstance(values, dict):
-        return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
-    if isinstance(values, list):
-        return "[" + ", ".join(map(_short, values)) + "]"
-    return f"{values:.2g}"
 
 
 # --- agents -------------------------------------------------------------------------------
@@ -190,9 +187,11 @@ def train_agents(
         num_rounds = setup.prefill_rounds(config)
         if models is None or not num_rounds:
             return run
-        _log.info("agent: generating the first %s rounds", f"{num_rounds:,}")
         fill = placement.jit_seeds(functools.partial(training.prefill, num_rounds=num_rounds))
-        return AgentRun(run.agent, fill(run.buffer, key_prefill, inputs))
+        _log.info("agent: compiling the generation")
+        compiled = fill.lower(run.buffer, key_prefill, inputs).compile()
+        _log.info("agent: generating before the first update, %s rounds", f"{num_rounds:,}")
+        return AgentRun(run.agent, compiled(run.buffer, key_prefill, inputs))
 
     stage = loop.Stage(
         name="agent",
@@ -207,7 +206,7 @@ def train_agents(
         total_steps=config.training.updates,
         chunk_steps=config.training.log_updates,
         checkpoint_steps=config.training.checkpoint_updates,
-        assess=_evaluator(parts, placement),
+        assess=_evaluator(parts, placement, session.stop),
         assess_steps=config.evaluation.interval,
         prepare=prefill,
     )
@@ -220,8 +219,8 @@ def seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
     return [jax.vmap(jax.random.fold_in, (0, None))(seeds, stream) for stream in range(3)]
 
 
-def _evaluator(parts: Setup, placement: Placement) -> loop.Assess[AgentRun]:
-    """What evaluates all seeds' agents.
+def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Assess[AgentRun]:
+    """What evaluates all seeds' agents; raises Interrupted if `stop` is set meanwhile.
 
     Process 0 plays all episodes on all cores of its host while the other processes wait. This
     takes a small share of a run, and the returns do not depend on the number of processes.
@@ -231,18 +230,27 @@ def _evaluator(parts: Setup, placement: Placement) -> loop.Assess[AgentRun]:
 
     def evaluate(run: AgentRun, update: int, /) -> dict[str, Any]:
         agents = sharding.local_copy(placement.replicate(run.agent))
-        if not distributed.is_first():
-            return {}
         section = config.evaluation
         last = update == config.training.updates
-        returns = rollouts.run_episodes(
-            functools.partial(act, agents),
-            config.environment,
-            num_policies=config.num_seeds,
-            num_episodes=section.final_episodes if last else section.episodes,
-            seed=section.seed,
+
+        def play() -> np.ndarray:
+            return rollouts.run_episodes(
+                functools.partial(act, agents),
+                config.environment,
+                num_policies=config.num_seeds,
+                num_episodes=section.final_episodes if last else section.episodes,
+                seed=section.seed,
+                environment_kwargs=config.environment_arguments,
+                max_steps=section.max_steps,
+                stop=stop,
+            )
+
+        returns = distributed.on_first_process(play)
+        if returns is None:
+            return {}
+        return artifacts.evaluation_entry(
+            config.environment, returns, f"update {update}", parts.references
         )
-        return artifacts.evaluation_entry(config.environment, returns, f"update {update}")
 
     return evaluate
 
@@ -251,38 +259,86 @@ def _evaluator(parts: Setup, placement: Placement) -> loop.Assess[AgentRun]:
 
 
 def evaluate_plans(
-    config: Config,
-    method: PlanningMethod,
-    models: ModelParams | None,
-    key: jax.Array,
-    log: MetricsFile,
+    parts: Setup, models: ModelParams | None, key: jax.Array, session: loop.Session
 ) -> None:
     """Evaluates a method that plans; a seed is the noise of its plans, models are shared.
 
+    Process 0 plays all episodes while the other processes wait. The actions are kept in the run's
+    folder until the evaluation is complete, so that a stopped or killed one is resumed.
+
     Args:
-      config: of the run.
-      method: what plans.
+      parts: what the run computes with; its method plans.
       models: averaged parameters of the method's models.
       key: of the run.
-      log: metrics.jsonl, which gets one entry.
+      session: of the run; its metrics.jsonl gets one entry.
+
+    Raises:
+      Interrupted: a signal asked to stop.
     """
-    if not distributed.is_first() or any(log.lines("planner", "assess")):
+    distributed.on_first_process(lambda: _evaluate_plans(parts, models, key, session))
+
+
+def _evaluate_plans(
+    parts: Setup, models: ModelParams | None, key: jax.Array, session: loop.Session
+) -> None:
+    config, section = parts.config, parts.config.evaluation
+    policy = ResumablePolicy(_plan_fn(parts, models, key), session.workdir / _KEPT_ACTIONS)
+    if any(session.log.lines("planner", "assess")):
+        policy.discard()
         return
+    if policy.num_kept:
+        _log.info("planner: repeating %s steps of episodes", f"{policy.num_kept:,}")
+    start = time.monotonic()
+    try:
+        returns = rollouts.run_episodes(
+            policy,
+            config.environment,
+            num_policies=config.num_seeds,
+            num_episodes=section.final_episodes,
+            seed=section.seed,
+            environment_kwargs=config.environment_arguments,
+            max_steps=section.max_steps,
+            stop=session.stop,
+            report=_PlanReport(policy),
+        )
+    except Interrupted as interruption:
+        policy.save()
+        raise Interrupted(f"planner, {interruption}") from interruption
+    entry = artifacts.evaluation_entry(config.environment, returns, "planner", parts.references)
+    seconds = time.monotonic() - start
+    session.log.append("planner", "assess", 0, {**entry, "seconds": seconds})
+    policy.discard()
+
+
+def _plan_fn(parts: Setup, models: ModelParams | None, key: jax.Array) -> StepPolicyFn:
+    """The plans of all seeds at a time step of their episodes."""
+    method = parts.planner
+    assert method is not None
     models = sharding.local_copy(models)
-    keys = seed_keys(stream_key(key, "planner"), config.num_seeds)[0]
+    keys = seed_keys(stream_key(key, "planner"), parts.config.num_seeds)[0]
     plan_of_seeds = jax.jit(
         lambda models, keys, index, observations: jax.vmap(method.plan, (None, 0, 0))(
             models, jax.vmap(jax.random.fold_in, (0, None))(keys, index), observations
         )
     )
-    steps = itertools.count()
-    start = time.monotonic()
-    returns = rollouts.run_episodes(
-        lambda observations: plan_of_seeds(models, keys, next(steps), observations),
-        config.environment,
-        num_policies=config.num_seeds,
-        num_episodes=config.evaluation.final_episodes,
-        seed=config.evaluation.seed,
-    )
-    entry = artifacts.evaluation_entry(config.environment, returns, "planner")
-    log.append("planner", "assess", 0, {**entry, "seconds": time.monotonic() - start})
+    return lambda observations, step: plan_of_seeds(models, keys, step, observations)
+
+
+class _PlanReport:
+    """A `rollouts.Report` that shows the time left and saves the actions of what was planned."""
+
+    def __init__(self, policy: ResumablePolicy):
+        self._policy = policy
+        self._progress: Progress | None = None
+
+    def __call__(self, step: int, limit: int, running: int, /) -> None:
+        if step <= self._policy.num_kept:
+            return  # repeated, not planned
+        if self._progress is None:
+            # The first step compiles the planner, which the estimate must not count.
+            self._progress = Progress("planner", limit, "step", step)
+        elif step % max(1, limit // _PLAN_REPORTS) == 0:
+            self._policy.save()
+            self._progress.report(step, {"episodes running": running})
+        if running == 0:
+            self._progress.close()

@@ -62,6 +62,7 @@ def generate(
         environment=config.environment,
         metadata=_metadata(config, origin),
         overwrite=overwrite,
+        environment_kwargs=config.environment_arguments,
     ) as writer:
         replay = run.training_data()
         _log.info("compiling the generation of %s windows at a time", f"{batch:,}")

@@ -13,60 +13,109 @@ import jax
 
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
-from dawm_jax.data.dataset import describe
+from dawm_jax.data.dataset import OfflineDataset, describe
 from dawm_jax.data.load import load_dataset
+from dawm_jax.envs import guard
 from dawm_jax.methods import base as methods
-from dawm_jax.runtime import distributed, loop, run_folder, sharding
-from dawm_jax.runtime.metrics import MetricsFile, Writer, make_writers
-from dawm_jax.training import artifacts, cost_model, setup, stages
+from dawm_jax.runtime import distributed, loop, run_folder, sharding, stopping
+from dawm_jax.runtime.metrics import MetricsFile, Writer, check_writers, make_writers
+from dawm_jax.runtime.run_folder import DatasetRecord
+from dawm_jax.training import artifacts, cost_model, finished, setup, sharing, stages
+from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
 
 
-def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+def run(
+    config: Config,
+    workdir: pathlib.Path,
+    dataset: OfflineDataset | None = None,
+    *,
+    models_from: pathlib.Path | None = None,
+) -> dict[str, Any]:
     """Trains what `config` asks for, resuming what `workdir` already holds.
+
+    A finished run is answered with its stored results.
 
     Args:
       config: the run's settings; see `config.schema`.
       workdir: the run's folder, made when absent.
+      dataset: what to train on; None loads `config.dataset`.
+      models_from: folder of a run whose trained models are copied; they must be those that this
+        run would train.
 
     Returns:
       The content of results.json in process 0, which alone evaluates, logs and writes
       everything but checkpoints; {} in other processes.
 
     Raises:
-      UserError: a mistake in the settings, the data or the folder.
+      UserError: a mistake in the settings, the data or the folder; data that are not what the
+        run was trained on.
       loop.Interrupted: a signal asked to stop; the same call resumes.
     """
     method = methods.check(config)
-    with loop.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
+    check_writers(tensorboard=config.tensorboard, wandb_project=config.wandb_project)
+    with stopping.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
         own = _own(workdir, config)
         distributed.first_process_then_rest(lambda: cleanup.enter_context(own))
 
-        # --- data ---
-        dataset = distributed.first_process_then_rest(lambda: load_dataset(config.dataset))
-        _log.info("%s", describe(dataset))
-        replay, normalizer = setup.build_replay(config, dataset)
-
-        # --- devices ---
+        # --- what can be refused without the data ---
+        setup.check(config)
         placement = sharding.place(
             config.parallel,
             num_seeds=config.num_seeds,
             batch_sizes=stages.shared_batch_sizes(config, method),
         )
-        parts = setup.make(config, normalizer, shard_windows=placement.shard_windows)
+        guard.episode_limit(
+            config.environment,
+            config.environment_arguments,
+            max_steps=config.evaluation.max_steps,
+        )
+
+        # --- data ---
+        if dataset is None:
+            dataset = distributed.first_process_then_rest(lambda: load_dataset(config.dataset))
+        _log.info("%s", describe(dataset))
+        record = _record(config, dataset)
+
+        # --- what an earlier call left ---
+        log = MetricsFile(workdir / "metrics.jsonl", active=distributed.is_first())
+        earlier = distributed.first_process_then_rest(
+            lambda: finished.look_up(config, workdir, log, record)
+        )
+        if distributed.any_process(earlier.is_finished):
+            return _stored(earlier, workdir, log)
+        replay, normalizer = setup.build_replay(config, dataset)
+
+        # --- what is computed ---
+        parts = setup.make(
+            config,
+            normalizer,
+            shard_windows=placement.shard_windows,
+            references=dataset.references,
+        )
+        shared = []
+        if models_from is not None:
+            source = models_from
+            shared = distributed.first_process_then_rest(
+                lambda: sharing.find(parts, workdir, source, record)
+            )
         replay = placement.replicate(replay)
-        for line in cost_model.plan(parts, replay):
+        done = cost_model.steps_done(workdir) | {model.name: model.steps for model in shared}
+        for line in cost_model.plan(parts, replay, done):
             _log.info("%s", line)
 
         # --- the folder ---
         # A run that was refused above leaves no config.json and so does not claim the folder.
-        writers = distributed.first_process_then_rest(lambda: _start_recording(workdir, config))
+        writers = distributed.first_process_then_rest(
+            lambda: _start_recording(workdir, config, record)
+        )
         for writer in writers:
             cleanup.callback(writer.close)
+        distributed.on_first_process(lambda: sharing.copy(shared, workdir, log))
         session = loop.Session(
             workdir=workdir,
-            log=MetricsFile(workdir / "metrics.jsonl", active=distributed.is_first()),
+            log=log,
             writers=tuple(writers),
             stop=stop,
             constants=placement.replicate(normalizer),
@@ -81,29 +130,60 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 for name, model in parts.method.models.items()
             }
         if parts.planner is not None:
-            stages.evaluate_plans(config, parts.planner, models, key, session.log)
+            stages.evaluate_plans(parts, models, key, session)
         else:
             stages.train_agents(parts, models, replay, placement, key, session)
 
         # --- results ---
         if not distributed.is_first():
             return {}
-        return artifacts.finish(parts, workdir, session.log, dataset_text=describe(dataset))
+        # The statistics in all checkpoints are those of the data at hand.
+        run_folder.write_dataset(workdir, record)
+        if earlier.results:
+            return _stored(earlier, workdir, log)
+        return artifacts.finish(parts, workdir, log, dataset=record)
+
+
+def _record(config: Config, dataset: OfflineDataset) -> DatasetRecord:
+    """What the folder stores of the data.
+
+    Raises:
+      UserError: processes read different data.
+    """
+    if len(set(distributed.exchange(dataset.digest))) > 1:
+        raise UserError(
+            f"dataset {config.dataset}: the processes read different data; give all of them the "
+            "same files"
+        )
+    return DatasetRecord(config.dataset, dataset.digest, describe(dataset))
+
+
+def _stored(earlier: finished.Earlier, workdir: pathlib.Path, log: MetricsFile) -> dict[str, Any]:
+    """The results of a finished run, whose other files are written if they are missing."""
+    if distributed.is_first():
+        artifacts.complete(earlier.results, workdir, log)
+        artifacts.announce(earlier.results, workdir)
+    return dict(earlier.results)
 
 
 @contextlib.contextmanager
 def _own(workdir: pathlib.Path, config: Config) -> Iterator[None]:
     """Process 0 locks the folder; the others check that they see it."""
     if distributed.is_first():
-        with run_folder.own(workdir, schema.to_dict(config), migrate=schema.migrate):
+        with run_folder.own(
+            workdir,
+            schema.to_dict(config),
+            migrate=schema.migrate,
+            reporting=schema.reporting_names(),
+        ):
             yield
     else:
         run_folder.check_shared(workdir)
         yield
 
 
-def _start_recording(workdir: pathlib.Path, config: Config) -> list[Writer]:
-    """Claims the folder for these settings; the optional writers of process 0."""
+def _start_recording(workdir: pathlib.Path, config: Config, record: DatasetRecord) -> list[Writer]:
+    """Claims the folder for these settings and data; the optional writers of process 0."""
     if not distributed.is_first():
         return []
     values = schema.to_dict(config)
@@ -113,5 +193,5 @@ def _start_recording(workdir: pathlib.Path, config: Config) -> list[Writer]:
         wandb_project=config.wandb_project,
         config=values,
     )
-    run_folder.write_config(workdir, values)
+    run_folder.claim(workdir, values, record)
     return writers

@@ -64,6 +64,11 @@ def test_a_dataset_is_collected_and_read(tmp_path, policies, monkeypatch):
         (["--env=Hopper-v5", "--tier=best"], 2, "best"),
         (["--env=NoSuchTask-v0", "--tier=random"], 1, "cannot be made"),
         (["--env=Ant-v5"], 1, "no policies are shipped for Ant-v5"),
+        (["--env=Hopper-v5", "--steps=0"], 2, "0 is not an integer in the range [1, "),
+        (["--env=Hopper-v5", "--steps=-5"], 2, "-5 is not an integer in the range [1, "),
+        (["--env=Hopper-v5", "--seed=-1"], 2, "-1 is not an integer in the range [0, "),
+        (["--env=Hopper-v5", "--max_steps=-1"], 2, "-1 is not an integer in the range [0, "),
+        (["--env=Hopper-v5", "--train", "--steps=127"], 1, "at least a round of 128"),
         (["--env=Hopper-v5", "--policies=/nowhere.npz"], 1, "no policies at /nowhere.npz"),
     ],
 )
@@ -79,5 +84,15 @@ def test_mistakes_are_one_line(tmp_path, arguments, code, message):
 def test_help_names_every_flag(tmp_path):
     code, _, out = collect("--help", root=tmp_path)
     assert code == 0
-    for flag in ("env", "tier", "steps", "dataset_id", "seed", "policies", "train", "workdir"):
+    for flag in (
+        "env",
+        "tier",
+        "steps",
+        "max_steps",
+        "dataset_id",
+        "seed",
+        "policies",
+        "train",
+        "workdir",
+    ):
         assert f"--{flag}" in out

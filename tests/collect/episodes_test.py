@@ -54,8 +54,8 @@ def test_actions_are_the_policys_on_what_it_saw():
 def test_time_outs_are_truncations(monkeypatch):
     make = simulate.make_simulator
 
-    def short(environment, num, *, threads):
-        simulator = make(environment, num, threads=threads)
+    def short(environment, num, **options):
+        simulator = make(environment, num, **options)
         simulator._limit = 7
         return simulator
 

@@ -1,5 +1,7 @@
 """D4RL's tiers: which policy makes which part, and the same data from the same seed."""
 
+import concurrent.futures
+
 import jax
 import minari
 import numpy as np
@@ -9,10 +11,12 @@ from dawm_jax.collect import episodes as episodes_lib
 from dawm_jax.collect import sac, tiers
 from dawm_jax.collect.policies import Policies, shipped_environments, shipped_policies
 from dawm_jax.config import schema
-from dawm_jax.data import TIERS
+from dawm_jax.data import TIERS, minari_writer
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_source import is_local
+from dawm_jax.envs import guard
 from dawm_jax.envs.tasks import task_name
+from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.types import UserError
 
 
@@ -126,6 +130,32 @@ def test_an_interrupted_collection_leaves_nothing(tmp_path, monkeypatch):
     assert not is_local("test/hopper/it-v0")
 
 
+def test_a_signal_ends_a_collection_at_the_next_step(tmp_path, monkeypatch):
+    stop, steps = StopFlag(), []
+    step = guard.GuardedSimulator.step
+
+    def stopping(self, indices, actions):
+        steps.append(indices)
+        stop.signal = 15 if len(steps) == 40 else None
+        return step(self, indices, actions)
+
+    monkeypatch.setattr(guard.GuardedSimulator, "step", stopping)
+    with pytest.raises(Interrupted, match=r"the collection of test/hopper/it-v0 at step \d+, of"):
+        collect("medium", stop=stop)
+    assert len(steps) == 40
+    assert not list((tmp_path / "minari").rglob("*.hdf5"))
+    assert not is_local("test/hopper/it-v0")
+
+
+def test_a_time_limit_of_the_users(register):
+    recipe = tiers.Recipe("Hopper-v5", "random", 30, max_steps=4)
+    tiers.make("test/hopper/it-v0", recipe, None, seed=0)
+    dataset = minari.load_dataset("test/hopper/it-v0")
+    assert {len(episode.rewards) for episode in dataset.iterate_episodes()} == {4}
+    assert dataset.env_spec.max_episode_steps == 4
+    assert "--max_steps=4 " in dataset.storage.metadata["collection"]["command"]
+
+
 def test_unknown_tiers():
     with pytest.raises(UserError, match=r"--tier: expected one of random, .* got 'best'"):
         collect("best")
@@ -135,12 +165,9 @@ def test_unknown_tiers():
 
 
 def test_standard_names_are_recipes():
-    assert tiers.recipe_of("dawm/hopper/medium-v1") == ("Hopper-v5", "medium", None)
-    assert tiers.recipe_of("dawm/walker2d/medium-replay-200k-v1") == (
-        "Walker2d-v5",
-        "medium-replay",
-        200_000,
-    )
+    assert tiers.recipe_of("dawm/hopper/medium-v1") == tiers.Recipe("Hopper-v5", "medium", None)
+    sized = tiers.Recipe("Walker2d-v5", "medium-replay", 200_000)
+    assert tiers.recipe_of("dawm/walker2d/medium-replay-200k-v1") == sized
     others = ("hopper/medium-v0", "ant/medium-v1", "humanoid/medium-v1", "hopper/best-v1")
     for other in ("mujoco/hopper/medium-v1", *(f"dawm/{name}" for name in others)):
         assert tiers.recipe_of(other) is None
@@ -151,7 +178,7 @@ def test_policies_of_every_shipped_environment_make_datasets_of_standard_names()
     assert len(shipped_environments()) >= 3
     for environment in shipped_environments():
         recipe = tiers.recipe_of(f"dawm/{task_name(environment)}/expert-v1")
-        assert recipe == (environment, "expert", None)
+        assert recipe == tiers.Recipe(environment, "expert", None)
 
 
 @pytest.mark.parametrize("task", ["hopper", "walker2d", "halfcheetah"])
@@ -163,7 +190,7 @@ def test_the_nine_configured_datasets_need_no_network(task, tier):
     for scale, size in (("", None), (",quick", 200_000)):
         config = module.get_config(tier + scale)
         recipe = tiers.recipe_of(config.dataset)
-        assert recipe == (config.environment, tier, size)
+        assert recipe == tiers.Recipe(config.environment, tier, size)
         policies = shipped_policies(recipe.environment)
         assert tiers.parts_of(tier, policies)
         assert tiers.default_steps(tier, policies) >= 50_000
@@ -176,6 +203,52 @@ def test_a_missing_dataset_of_a_standard_name_is_collected(monkeypatch):
     assert dataset.environment == "Hopper-v5"
     monkeypatch.setattr(tiers, "make", None)  # it exists: nothing to make
     np.testing.assert_array_equal(load_dataset(name, cache=False).rewards, dataset.rewards)
+
+
+def test_processes_that_need_the_same_dataset_wait_for_the_one_that_collects_it(
+    monkeypatch, caplog
+):
+    name, made = "dawm/hopper/random-1k-v1", []
+    original = tiers.make
+
+    def make(*args, **options):
+        made.append(args)
+        original(*args, **options)
+
+    monkeypatch.setattr(tiers, "make", make)
+    monkeypatch.setattr(tiers, "_POLL_S", 0.01)
+    caplog.set_level("INFO", "dawm_jax")
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: load_dataset(name, cache=False), range(3)))
+    for other in loaded[1:]:
+        np.testing.assert_array_equal(loaded[0].observations, other.observations)
+    assert caplog.text.count("is collected from the policies") == len(made)
+    assert "is being collected by another process; waiting for it" in caplog.text
+
+
+def test_a_collector_that_dies_is_replaced(monkeypatch):
+    """The lock ends with its process; the one that waits collects."""
+    name = "dawm/hopper/random-1k-v1"
+    dying = minari_writer.DatasetWriter(name, environment="Hopper-v5", metadata={})
+    dying.__enter__()
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        dying._lock.close()  # as the system does with a dead process
+
+    monkeypatch.setattr(tiers.time, "sleep", sleep)
+    assert len(load_dataset(name, cache=False)) >= 1000
+    assert len(looks) == 1
+
+
+def test_the_wait_for_another_process_can_be_stopped():
+    name = "dawm/hopper/random-1k-v1"
+    other = minari_writer.DatasetWriter(name, environment="Hopper-v5", metadata={})
+    other.__enter__()
+    with pytest.raises(Interrupted, match=f"the wait for {name}"):
+        tiers._collect_once(name, tiers.recipe_of(name), StopFlag(15))
+    other._lock.close()
 
 
 def test_only_the_random_tier_needs_no_policies():

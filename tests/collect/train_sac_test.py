@@ -10,7 +10,7 @@ import pytest
 from dawm_jax.collect import train_sac
 from dawm_jax.collect.policies import load_policies
 from dawm_jax.envs import simulate
-from dawm_jax.runtime import loop
+from dawm_jax.runtime import loop, stopping
 from dawm_jax.runtime.checkpoint import Checkpoints
 from dawm_jax.types import UserError
 
@@ -31,7 +31,7 @@ SETTINGS = train_sac.Settings(
 @pytest.fixture(scope="module", name="trained")
 def _trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sac")
-    with loop.stop_on_signals() as stop:
+    with stopping.stop_on_signals() as stop:
         return workdir, train_sac.train(SETTINGS, workdir, stop)
 
 
@@ -77,7 +77,7 @@ def test_what_is_stored_is_what_happened(trained):
 
 
 def test_a_stopped_training_resumes(tmp_path):
-    with loop.stop_on_signals() as stop:
+    with stopping.stop_on_signals() as stop:
         stop.signal = signal.SIGTERM
         with pytest.raises(loop.Interrupted):
             train_sac.train(SETTINGS, tmp_path, stop)
@@ -86,4 +86,27 @@ def test_a_stopped_training_resumes(tmp_path):
         train_sac.train(SETTINGS, tmp_path, stop)
     assert (tmp_path / "policies.npz").is_file()
     with pytest.raises(UserError, match="seed: 0 there, 1 here"):
-        train_sac.train(dataclasses.replace(SETTINGS, seed=1), tmp_path, loop.StopFlag())
+        train_sac.train(dataclasses.replace(SETTINGS, seed=1), tmp_path, stopping.StopFlag())
+
+
+def test_whole_rounds_are_told(caplog):
+    caplog.set_level("INFO", "dawm_jax")
+    train_sac._check(train_sac.Settings("Hopper-v5", steps=1500))
+    assert "1,408 steps, which are whole rounds of 128, of the 1,500 asked for" in caplog.text
+    with pytest.raises(UserError, match="--steps: expected at least a round of 128"):
+        train_sac._check(train_sac.Settings("Hopper-v5", steps=127))
+
+
+def test_a_stopped_score_is_made_on_resume(tmp_path):
+    stop = stopping.StopFlag()
+    score = train_sac._score
+
+    def stopped(*args):
+        stop.signal = 15
+        return score(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_sac, "_score", stopped)
+        with pytest.raises(stopping.Interrupted, match="the evaluation of sac at step"):
+            train_sac.train(SETTINGS, tmp_path, stop)
+    assert not (tmp_path / "policies.npz").exists()

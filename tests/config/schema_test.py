@@ -157,12 +157,19 @@ def test_a_list_becomes_a_tuple():
         ({"unet.dim": 12}, r"config\.unet\.dim: expected a multiple of the 8 groups, got 12"),
         ({"unet.dim": 5, "unet.groups": 5}, r"config\.unet\.dim: expected an even number, got 5"),
         ({"unet.kernel_size": 4}, r"config\.unet\.kernel_size: expected an odd number, got 4"),
+        ({"environment_kwargs": "[1]"}, r"config\.environment_kwargs: expected a JSON object"),
+        ({"environment_kwargs": "gravity=1"}, r"environment_kwargs: expected a JSON object such"),
     ],
 )
 def test_settings_that_exclude_each_other(changes, message):
     with pytest.raises(UserError, match=message) as error:
         default_config(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_keyword_arguments_of_the_environment_are_json():
+    config = default_config(environment_kwargs='{"terminate_when_unhealthy": false, "a": [1, 2]}')
+    assert config.environment_arguments == {"terminate_when_unhealthy": False, "a": [1, 2]}
 
 
 def test_a_round_may_fill_the_buffer_exactly():
@@ -206,7 +213,7 @@ def test_the_fast_planner():
 
 @pytest.mark.parametrize("variant", ["fast", "quick,medium", "quick,smoke", "smoke,smoke", "full"])
 def test_unknown_variants(variant):
-    with pytest.raises(ValueError, match="unknown variant .*expected quick, smoke") as error:
+    with pytest.raises(ValueError, match=r"unknown variant .*expected quick, smoke") as error:
         schema.get_config(variant)
     assert "\n" not in str(error.value)
 
@@ -345,13 +352,14 @@ def test_the_sizes_of_the_u_net_move_to_its_section():
 def test_settings_that_a_run_lacks_say_how_it_behaved():
     """A run from before there were methods was DAWM's, on all episodes."""
     values = schema.to_dict(default_config())
-    for name in ("method", "top_fraction"):
+    for name in ("method", "top_fraction", "environment_kwargs", "clip_actions"):
         del values[name]
     del values["rollout"]["real_actions_only"], values["world_model"]["denoiser"]
     for name in ("planner", "one_step", "bc", "transformer", "residual_mlp"):
         del values[name]
     config = schema.parse(schema.migrate(values))
     assert (config.method, config.top_fraction) == ("dawm", 1.0)
+    assert (config.environment_arguments, config.clip_actions) == ({}, False)
     assert (config.rollout.real_actions_only, config.world_model.denoiser) == (False, "unet")
 
 

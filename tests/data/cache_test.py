@@ -1,5 +1,6 @@
 """Flat files and the cached copies of datasets."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 import tiny_data as tiny
 
-from dawm_jax.data import flat_file
+from dawm_jax.data import cache, flat_file
 from dawm_jax.data.d4rl import D4rlSource, from_flat_arrays
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_source import MinariSource
+from dawm_jax.envs.recorded import Recorded
+from dawm_jax.envs.tasks import References
+from dawm_jax.runtime import paths
 
 
 def _sources(tmp_path):
@@ -80,6 +84,12 @@ def test_damaged_copy_is_read_again(tmp_path, caplog, damage):
     assert not caplog.text
 
 
+@pytest.fixture(autouse=True)
+def _warn_anew():
+    """The cache warns once in a process."""
+    paths._warn.cache_clear()
+
+
 def test_unwritable_cache_only_warns(tmp_path, monkeypatch, caplog):
     blocker = tmp_path / "blocker"
     blocker.write_text("a file where a folder should be: refused to every user, root too")
@@ -87,7 +97,21 @@ def test_unwritable_cache_only_warns(tmp_path, monkeypatch, caplog):
     episodes = tiny.make_episodes()
     name = tiny.write_hdf5(tmp_path / "tiny.hdf5", tiny.d4rl_arrays(episodes))
     tiny.assert_arrays(load_dataset(name), tiny.expected_arrays(episodes))
-    assert "no cached copy" in caplog.text
+    assert "no cache in" in caplog.text and str(blocker) in caplog.text
+
+
+def test_a_user_without_a_home_folder_loads_without_a_cache(tmp_path, monkeypatch, caplog):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(pathlib.Path, "expanduser", homeless)
+    episodes = tiny.make_episodes()
+    arrays = tiny.d4rl_arrays(episodes)
+    files = (tmp_path / "tiny.hdf5",)
+    tiny.write_hdf5(files[0], arrays)
+    dataset = cache.cached("tiny", files, lambda name: from_flat_arrays(name, **arrays))
+    tiny.assert_arrays(dataset, tiny.expected_arrays(episodes))
+    assert "the home folder is not known" in caplog.text
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch, caplog):
@@ -109,10 +133,10 @@ def test_failed_write_leaves_nothing(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("successors", ["next row", "own array"])
 def test_flat_copy_round_trip(tmp_path, successors):
-    arrays = tiny.d4rl_arrays(tiny.make_episodes())
-    if successors == "own array":  # an episode whose successor is not the next row
-        arrays["next_observations"] = arrays["next_observations"] + np.float32(0.5)
-    dataset = from_flat_arrays("tiny", **arrays)
+    dataset = from_flat_arrays("tiny", **tiny.d4rl_arrays(tiny.make_episodes()))
+    if successors == "own array":  # a source whose successors are not the next rows
+        moved = dataset.next_observations + np.float32(0.5)
+        dataset = dataclasses.replace(dataset, next_observations=moved)
     flat_file.write(dataset, tmp_path / "copy.npz", compress=True)
     again = flat_file.read(tmp_path / "copy.npz", "tiny")
     for name in tiny.ARRAYS:
@@ -120,9 +144,39 @@ def test_flat_copy_round_trip(tmp_path, successors):
     assert ("next_observations" in np.load(tmp_path / "copy.npz")) == (successors == "own array")
 
 
-def test_meta_is_json(tmp_path):
-    """The copy's environment survives as JSON, so that no pickle is ever loaded."""
+def _with_origin():
     dataset = from_flat_arrays("tiny", **tiny.d4rl_arrays(tiny.make_episodes()))
+    return dataclasses.replace(
+        dataset,
+        environment="Hopper-v5",
+        recorded=Recorded({"range": [0.7, float("inf")]}, ("FlattenObservation",), 50),
+        references=References(-3.0, 7.5),
+        notes=("3 steps count as time-outs",),
+    )
+
+
+def test_the_origin_of_data_survives_the_copy(tmp_path):
+    dataset = _with_origin()
     flat_file.write(dataset, tmp_path / "copy.npz", compress=False)
+    again = flat_file.read(tmp_path / "copy.npz", "tiny")
+    for field in ("environment", "recorded", "references", "notes"):
+        assert getattr(again, field) == getattr(dataset, field), field
+
+
+def test_meta_is_json(tmp_path):
+    """The copy's origin survives as JSON, so that no pickle is ever loaded."""
+    flat_file.write(_with_origin(), tmp_path / "copy.npz", compress=False)
     with np.load(tmp_path / "copy.npz", allow_pickle=False) as file:
-        assert json.loads(str(file["meta"])) == {"environment": None}
+        assert json.loads(str(file["meta"]))["environment"] == "Hopper-v5"
+
+
+def test_notes_are_told_on_every_load(tmp_path, caplog):
+    """A copy is read without the checks of the file: what they found is part of the copy."""
+    arrays = tiny.d4rl_arrays(tiny.make_episodes())
+    del arrays["timeouts"]
+    name = tiny.write_hdf5(tmp_path / "tiny.hdf5", arrays)
+    for _ in range(2):
+        caplog.clear()
+        load_dataset(name)
+        assert caplog.text.count("count as time-outs") == 1
+    assert len(_copies(tmp_path)) == 1

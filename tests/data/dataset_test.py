@@ -1,5 +1,7 @@
 """Datasets in memory: their properties, action bounds, the best episodes."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_data as tiny
@@ -58,7 +60,29 @@ def test_actions_outside_the_bounds():
     ones = np.ones(tiny.ACTION_SIZE, np.float32)
     with pytest.raises(UserError) as error:
         dataset_lib.scale_actions(_with_actions(rows), -ones, ones)
-    tiny.assert_one_line(error, "tiny", "exceed the environment's bounds by 0.5")
+    tiny.assert_one_line(
+        error,
+        "tiny",
+        "exceed the environment's bounds by 0.5 of the half range, at 1 of 12 steps",
+        "--config.clip_actions=True",
+    )
+
+
+def test_actions_outside_the_bounds_can_be_clipped(caplog):
+    rows = np.zeros((12, tiny.ACTION_SIZE))
+    rows[3, 1], rows[7] = -1.05, 1.05
+    ones = np.ones(tiny.ACTION_SIZE, np.float32)
+    scaled = dataset_lib.scale_actions(_with_actions(rows), -ones, ones, clip=True)
+    np.testing.assert_array_equal(scaled, np.clip(rows, -1, 1))
+    (record,) = caplog.records
+    assert "at 2 of 12 steps; these are clipped" in record.getMessage()
+
+
+def test_actions_within_the_bounds_are_clipped_without_a_word(caplog):
+    ones = np.ones(tiny.ACTION_SIZE, np.float32)
+    dataset = _with_actions(np.ones((12, tiny.ACTION_SIZE)))
+    np.testing.assert_array_equal(dataset_lib.scale_actions(dataset, -ones, ones, clip=True), 1.0)
+    assert not caplog.records
 
 
 def test_other_number_of_actions():
@@ -113,3 +137,43 @@ def test_all_episodes_are_the_dataset_itself():
 def test_a_share_outside_0_to_1_is_refused(fraction):
     with pytest.raises(UserError, match=r"top_fraction: expected above 0 and at most 1"):
         dataset_lib.top_episodes(ranked_dataset(), fraction)
+
+
+# --- the digest ---------------------------------------------------------------------------
+
+
+def test_equal_content_has_an_equal_digest():
+    dataset = ranked_dataset()
+    copy = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset)}
+    copy = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in copy.items()}
+    assert dataset_lib.OfflineDataset(**{**copy, "name": "other"}).digest == dataset.digest
+    zero = dataclasses.replace(dataset, observations=0 * dataset.observations)
+    minus = dataclasses.replace(dataset, observations=-0.0 * dataset.observations)
+    assert zero.digest == minus.digest != dataset.digest
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "observations",
+        "actions",
+        "rewards",
+        "next_observations",
+        "terminations",
+        "truncations",
+    ],
+)
+def test_a_change_of_any_array_changes_the_digest(field):
+    dataset = ranked_dataset()
+    array = getattr(dataset, field).copy()
+    array[7] = ~array[7] if array.dtype == bool else np.nextafter(array[7], np.float32(100))
+    assert dataclasses.replace(dataset, **{field: array}).digest != dataset.digest
+
+
+def test_a_longer_or_reordered_dataset_has_another_digest():
+    dataset = ranked_dataset()
+    assert dataset_lib.top_episodes(dataset, 0.6).digest != dataset.digest
+    swapped = dataclasses.replace(
+        dataset, observations=dataset.next_observations, next_observations=dataset.observations
+    )
+    assert swapped.digest != dataset.digest

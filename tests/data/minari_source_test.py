@@ -1,9 +1,11 @@
 """Minari datasets: what was recorded is read, and every mistake is one clear line."""
 
+import json
 import os
 import types
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from minari.data_collector import EpisodeBuffer
 
 from dawm_jax.data import minari_source
 from dawm_jax.data.load import load_dataset
+from dawm_jax.envs.recorded import Recorded
+from dawm_jax.envs.tasks import References
 from dawm_jax.types import UserError
 
 
@@ -69,9 +73,53 @@ def test_minari_environment_is_the_recorded_one():
         truncations=[False, False],
     )
     minari.create_dataset_from_buffers("test/hopper-v0", [buffer], env="Hopper-v5")
-    assert load_dataset("test/hopper-v0").environment == "Hopper-v5"
-    # Also from the flat copy.
-    assert load_dataset("test/hopper-v0").environment == "Hopper-v5"
+    for _ in range(2):  # the second time from the flat copy
+        dataset = load_dataset("test/hopper-v0")
+        assert dataset.environment == "Hopper-v5"
+        assert dataset.recorded == Recorded({}, (), 1000)
+        assert dataset.references is None
+
+
+def _hopper(name, env, **metadata):
+    """A Minari dataset that names `env` as its origin."""
+    size = env.observation_space.shape[0]
+    buffer = EpisodeBuffer(
+        observations=list(np.arange(3 * size, dtype=np.float64).reshape(3, size)),
+        actions=[np.zeros(3, np.float32)] * 2,
+        rewards=[1.0, 2.0],
+        terminations=[False, True],
+        truncations=[False, False],
+    )
+    minari.create_dataset_from_buffers(name, [buffer], env=env, **metadata)
+    env.close()
+    return load_dataset(name)
+
+
+def test_keyword_arguments_wrappers_and_limit_are_read():
+    env = gym.make(
+        "Hopper-v5", terminate_when_unhealthy=False, max_episode_steps=50, render_mode="rgb_array"
+    )
+    dataset = _hopper("test/kwargs-v0", gym.wrappers.TimeAwareObservation(env))
+    assert dataset.recorded == Recorded(
+        {"terminate_when_unhealthy": False}, ("TimeAwareObservation",), 50
+    )
+
+
+def test_references_are_minaris():
+    dataset = _hopper("test/refs-v0", gym.make("Hopper-v5"), ref_min_score=-3.0, ref_max_score=7.5)
+    assert dataset.references == References(-3.0, 7.5)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [{}, {"ref_min_score": 1}, {"ref_min_score": "1", "ref_max_score": 2}]
+    + [
+        {"ref_min_score": low, "ref_max_score": high}
+        for low, high in ((2, 2), (3, 2), (0, float("inf")), (float("nan"), 2), (0, 10**400))
+    ],
+)
+def test_references_that_give_no_score_are_none(found):
+    assert minari_source._references(found) is None
 
 
 # --- bad input ----------------------------------------------------------------------------
@@ -131,16 +179,152 @@ def test_damaged_minari_data(tmp_path):
     os.truncate(file, file.stat().st_size // 2)
     with pytest.raises(UserError) as error:
         load_dataset(name)
-    tiny.assert_one_line(error, name, "minari download --force")
+    tiny.assert_one_line(error, name, str(tmp_path / "minari" / name), "record it again")
 
 
-def test_damaged_minari_metadata(tmp_path):
+def _metadata(change):
+    def damage(folder):
+        file = folder / "metadata.json"
+        found = json.loads(file.read_text())
+        change(found)
+        file.write_text(json.dumps(found))
+
+    return damage
+
+
+def _content(text):
+    return lambda folder: (folder / "metadata.json").write_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "metadata.json").unlink(),
+        _content(b"null"),
+        _content(b"[1]"),
+        _content(b"{"),
+        _content(b"\xff\xfe"),
+        _metadata(lambda found: found.pop("data_format")),
+        _metadata(lambda found: found.pop("dataset_id")),
+        _metadata(lambda found: found.update(minari_version="~=0.4.1")),
+        _metadata(lambda found: found.update(env_spec="{}")),
+        _metadata(lambda found: found.update(env_spec=3)),
+        _metadata(lambda found: found.update(action_space="{}")),
+        _metadata(lambda found: found.update(total_episodes=9)),
+        _metadata(lambda found: found.update(total_episodes="x")),
+        lambda folder: (folder / "main_data.hdf5").unlink(),
+    ],
+)
+def test_damaged_minari_metadata(tmp_path, damage):
     name = tiny.write_minari(tiny.make_episodes())
-    (file,) = (tmp_path / "minari").rglob("metadata.json")
-    file.unlink()
+    damage(tmp_path / "minari" / name / "data")
     with pytest.raises(UserError) as error:
         load_dataset(name)
-    tiny.assert_one_line(error, name, "minari download --force")
+    tiny.assert_one_line(error, name, "record it again")
+    assert "minari download" not in str(error.value)  # no server has it
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("mujoco/hopper/medium-v0", "run: minari download --force mujoco/hopper/medium-v0"),
+        ("dawm/hopper/medium-v1", "the next run collects it again"),
+        ("local/hopper/mine-v0", "record it again"),
+    ],
+)
+def test_advice_on_damage_is_what_can_help(tmp_path, name, advice):
+    (tmp_path / "minari" / name / "data").mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        load_dataset(name)
+    tiny.assert_one_line(error, name, advice)
+
+
+def test_a_downloaded_dataset_can_be_downloaded_again(tmp_path):
+    """The server's client leaves a folder beside what it downloads."""
+    name = "someone/hopper/mine-v0"
+    (tmp_path / "minari" / name / "data").mkdir(parents=True)
+    (tmp_path / "minari" / "someone" / ".cache" / "huggingface").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"run: minari download --force {name}"):
+        load_dataset(name)
+
+
+def _replace(field, value):
+    def damage(file):
+        del file["episode_1"][field]
+        if value is not None:
+            file["episode_1"][field] = value
+
+    return damage
+
+
+def _group(file):
+    del file["episode_1/actions"]
+    file.create_group("episode_1/actions")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_replace("actions", None), "cannot be read"),
+        (_group, "cannot be read"),
+        (_replace("rewards", 3.0), "cannot be read"),
+        (_replace("rewards", h5py.Empty("f4")), "cannot be read"),
+        (lambda file: file.pop("episode_2"), "cannot be read"),
+        (_replace("observations", np.zeros(4)), "episode 1: expected observations of shape [4,"),
+        (_replace("observations", np.zeros((3, 3))), "episode 1: expected observations of shape"),
+        (_replace("observations", np.zeros((9, 3))), "episode 1: expected observations of shape"),
+        (_replace("observations", np.zeros((4, 5))), "observations of one size, got 3 in episode"),
+        (_replace("rewards", np.zeros((3, 1))), "episode 1: expected rewards of shape [3]"),
+        (_replace("rewards", np.array([b"a"] * 3)), "episode 1: expected numbers in rewards"),
+        (_replace("rewards", np.full(3, 1e30)), "rewards"),
+        (_replace("actions", np.zeros((3, 2), int)), "episode 1: expected continuous actions"),
+        (_replace("actions", np.zeros(3)), "episode 1: expected actions of shape [3, size]"),
+        (_replace("terminations", np.array([0, np.nan, 0])), "0 or 1 in terminations, got nan"),
+        (_replace("truncations", np.array([0, 2, 0])), "0 or 1 in truncations, got 2"),
+    ],
+)
+def test_malformed_episodes(tmp_path, damage, message):
+    name = tiny.write_minari(tiny.make_episodes())
+    with h5py.File(tmp_path / "minari" / name / "data" / "main_data.hdf5", "a") as file:
+        damage(file)
+    with pytest.raises(UserError) as error:
+        load_dataset(name)
+    tiny.assert_one_line(error, name, message)
+
+
+def test_integer_actions_are_discrete_in_minari_as_in_hdf5():
+    episodes = tiny.make_episodes()
+    for episode in episodes:
+        episode["actions"] = np.zeros_like(episode["actions"], np.int64)
+    name = tiny.write_minari(episodes, action_space=gym.spaces.Box(-1, 1, (2,), np.int64))
+    with pytest.raises(UserError) as error:
+        load_dataset(name)
+    tiny.assert_one_line(error, name, "discrete", "int64")
+
+
+# --- the folder of all datasets -------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "~/mm")
+    assert not minari_source.is_local("test/tiny-v0")
+    name = tiny.write_minari(tiny.make_episodes())
+    assert minari_source.is_local(name)
+    assert (tmp_path / "home" / "mm" / name / "data").is_dir()
+    assert not (tmp_path / "~").exists()
+    assert len(load_dataset(name)) == 12
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    blocker = tmp_path / "blocker"
+    blocker.write_text("a file where a folder should be: refused to every user, root too")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(blocker / "minari"))
+    for call in (load_dataset, minari_source.is_local):
+        with pytest.raises(UserError) as error:
+            call("test/tiny-v0")
+        tiny.assert_one_line(error, str(blocker), "MINARI_DATASETS_PATH")
 
 
 def _episode(steps: int, **changes):

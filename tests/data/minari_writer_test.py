@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
+from dawm_jax.data import minari_writer
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_writer import DatasetWriter
 from dawm_jax.types import UserError
@@ -216,6 +217,78 @@ def test_overwriting(episodes):
     assert_read_back(ID, episodes[2:], np.float64)
 
 
+class Killed(BaseException):
+    """Stands for a process that dies."""
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("moment", range(4))
+def test_a_writer_killed_while_it_overwrites(root, episodes, monkeypatch, exchange, moment):
+    """Before and after each change of a folder's name; a rerun just after succeeds."""
+    write(episodes[:2])
+    changes = []
+    rename, original = pathlib.Path.rename, minari_writer._exchange
+
+    def counted(change, *folders):
+        for when in ("before", "after"):
+            if len(changes) == moment:
+                raise Killed
+            changes.append(when)
+            if when == "before":
+                result = change(*folders)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "rename", lambda *folders: counted(rename, *folders))
+        one_step = (lambda *folders: counted(original, *folders)) if exchange else no_exchange
+        patch.setattr(minari_writer, "_exchange", one_step)
+        # A dead process cleans nothing up.
+        patch.setattr(minari_writer.DatasetWriter, "_release", lambda self: self._lock.close())
+        try:
+            write(episodes[2:], overwrite=True)
+        except Killed:
+            pass
+    if exchange or moment not in (1, 2):  # else it is back once a writer has looked
+        visible = len(list(minari.load_dataset(ID).iterate_episodes()))
+        assert visible in (2, len(episodes) - 2)
+    with pytest.raises(UserError, match="exists already"), writer() as out:
+        out.add(*episodes[0])
+    write(episodes[1:], overwrite=True)
+    assert_read_back(ID, episodes[1:], np.float64)
+    assert contents(root) == [f"{ID}/data/main_data.hdf5", f"{ID}/data/metadata.json"]
+
+
+def no_exchange(one, other):
+    """A file system that cannot exchange two folders in one step."""
+    return False
+
+
+def test_this_system_exchanges_folders_in_one_step(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    assert minari_writer._exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "b").exists() and (tmp_path / "b" / "a").exists()
+    assert not minari_writer._exchange(tmp_path / "a", tmp_path / "absent")
+
+
+def test_who_writes_is_seen(episodes):
+    assert not minari_writer.is_being_written(ID)
+    with writer() as out:
+        out.add(*episodes[0])
+        assert minari_writer.is_being_written(ID)
+    assert not minari_writer.is_being_written(ID)
+
+
+def test_a_dataset_that_appears_meanwhile_is_not_written_over(root, episodes):
+    late = writer()
+    write(episodes[:2])
+    with pytest.raises(minari_writer.ExistsError, match="exists already"), late as out:
+        out.add(*episodes[2])
+    assert_read_back(ID, episodes[:2], np.float64)
+    assert contents(root) == [f"{ID}/data/main_data.hdf5", f"{ID}/data/metadata.json"]
+
+
 # --- refusals -----------------------------------------------------------------------------
 
 
@@ -268,6 +341,28 @@ def test_refused_metadata(metadata, message):
 def test_an_unknown_environment():
     with pytest.raises(UserError, match="cannot be made"):
         writer(environment="Hoper-v5")
+
+
+class Point(gym.Env):
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    action_space = gym.spaces.Box(-1, 1, (2,))
+
+
+def test_an_environment_that_cannot_be_described_is_refused_at_once(root, register):
+    """Minari stores how it is made; a class or a function as entry point has no text."""
+    name = register("DawmPoint-v0", Point, max_episode_steps=5)
+    with pytest.raises(UserError, match=r'DawmPoint-v0.*entry_point="module:Class"') as error:
+        writer(environment=name)
+    assert "\n" not in str(error.value)
+    assert contents(root) == []
+
+
+def test_keyword_arguments_of_the_environment_are_stored(episodes):
+    kwargs = {"forward_reward_weight": 2.0, "max_episode_steps": 30}
+    write(episodes, environment_kwargs=kwargs)
+    recorded = load_dataset(ID, cache=False).recorded
+    assert recorded is not None
+    assert (recorded.kwargs, recorded.max_episode_steps) == ({"forward_reward_weight": 2.0}, 30)
 
 
 def spoil(episode, index, change):

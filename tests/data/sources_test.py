@@ -45,6 +45,9 @@ def test_a_registered_source_is_read_by_the_only_door(tmp_path):
         ("bundled/hopper/medium-v0", "bundled"),
         ("bundled/x.hdf5", "bundled"),
         ("/data/hopper.hdf5", "d4rl"),
+        ("/data/hopper.npz", "flat_npz"),
+        ("hopper.npz", "flat_npz"),
+        ("memory:hopper", "arrays"),
         ("dawm/hopper/medium-v1.h5", "d4rl"),
         ("dawm/hopper/medium-v1", "tiers"),
         ("dawm/hopper/medium-v0", "minari"),
@@ -73,9 +76,17 @@ def test_minari_and_d4rl_give_identical_arrays(tmp_path):
         ("bundled/nothing-v0", "unknown bundled dataset"),
         ("missing.hdf5", "not found"),
         ("/nowhere/at/all", "not found"),
+        ("missing.npz", "not found"),
+        ("memory:mine", "pass them as dataset="),
     ],
 )
 def test_unknown_names(name, message):
     with pytest.raises(UserError) as error:
         load_dataset(name)
     tiny.assert_one_line(error, message, name)
+
+
+def test_a_name_of_several_lines_is_refused_in_one():
+    with pytest.raises(UserError) as error:
+        load_dataset("two\nlines.hdf5")
+    tiny.assert_one_line(error, "two\\nlines.hdf5")

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs import rollouts
+from dawm_jax.runtime.stopping import Interrupted, StopFlag
+from dawm_jax.types import UserError
 
 # Policies of Hopper (S = 11, A = 3) that fall after different numbers of steps.
 _WEIGHTS = np.random.default_rng(0).normal(scale=0.5, size=(2, 11, 3))
@@ -88,11 +90,65 @@ def test_environments_are_closed_when_a_policy_fails(register):
         def close(self):
             closed.append(self)
 
-    name = register("DawmClosing-v0", Closing)
+    name = register("DawmClosing-v0", Closing, max_episode_steps=5)
 
     def fail(observations):
         raise RuntimeError("a broken policy")
 
     with pytest.raises(RuntimeError, match="a broken policy"):
         rollouts.run_episodes(fail, name, num_policies=2, num_episodes=2, seed=0)
-    assert len(closed) == 4
+    assert len(closed) == 4 + 1  # and the one whose time limit was read
+
+
+# --- stopping, and how far it is ----------------------------------------------------------
+
+
+def _still(observations):
+    return np.zeros((1, 2, 1))
+
+
+def test_a_stop_flag_ends_an_evaluation_at_the_next_step(register):
+    name, stop, seen = register("DawmCount-v0", _Count, max_episode_steps=8), StopFlag(), []
+
+    def policy(observations):
+        seen.append(observations)
+        if len(seen) == 3:
+            stop.signal = 15
+        return _still(observations)
+
+    with pytest.raises(Interrupted, match="an evaluation at step 3"):
+        rollouts.run_episodes(policy, name, num_policies=1, num_episodes=2, seed=0, stop=stop)
+    assert len(seen) == 3
+
+
+def test_every_step_is_reported(register):
+    name, reports = register("DawmCount-v0", _Count, max_episode_steps=3), []
+    rollouts.run_episodes(
+        *(_still, name),
+        **{"num_policies": 1, "num_episodes": 2, "seed": 0},
+        report=lambda *report: reports.append(report),
+    )
+    assert reports == [(1, 3, 2), (2, 3, 2), (3, 3, 0)]
+
+
+# --- time limits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "max_steps", "expected"), [(None, 4, 4.0), (6, 4, 4.0), (3, 4, 3.0), (None, 40, 10.0)]
+)
+def test_episodes_are_cut(register, own, max_steps, expected):
+    name = register("DawmCount-v0", _Count, max_episode_steps=own)
+    returns = rollouts.run_episodes(
+        *(_still, name), num_policies=1, num_episodes=2, seed=0, max_steps=max_steps
+    )
+    np.testing.assert_array_equal(returns, [[expected, expected]])
+
+
+@pytest.mark.parametrize("kwargs", [None, {"max_episode_steps": -1}])
+def test_an_environment_without_a_time_limit_is_refused(register, kwargs):
+    name = register("DawmCount-v0", _Count)
+    with pytest.raises(UserError, match=r"DawmCount-v0: expected a time limit.*max_steps"):
+        rollouts.run_episodes(
+            *(_still, name), num_policies=1, num_episodes=1, seed=0, environment_kwargs=kwargs
+        )

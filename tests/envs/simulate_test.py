@@ -171,6 +171,29 @@ class _Odd(_Clock):
         self.action_space, self.observation_space = action_space, observation_space
 
 
+def test_keyword_arguments_are_gymnasiums(register):
+    """The batch engine knows one set of them; any other is stepped by Gymnasium."""
+    kwargs = {"forward_reward_weight": 3.0, "terminate_when_unhealthy": False}
+    simulator = simulate.make_simulator("Hopper-v5", 2, kwargs=kwargs)
+    assert isinstance(simulator, simulate._GymnasiumSimulator)
+    assert isinstance(simulate.make_simulator("Hopper-v5", 2, kwargs={}), simulate._BatchSimulator)
+    plain = gym.make("Hopper-v5", **kwargs)
+    np.testing.assert_array_equal(simulator.reset(1, 5), plain.reset(seed=5)[0])
+    action = np.full(3, 0.5, np.float32)
+    steps = simulator.step(np.array([1]), action[None])
+    observation, reward, *_ = plain.step(action)
+    np.testing.assert_array_equal(steps.observations[0], observation)
+    assert steps.rewards[0] == reward
+    simulator.close()
+    plain.close()
+
+
+def test_keyword_arguments_that_an_environment_does_not_take():
+    with pytest.raises(UserError, match=r"cannot be made .*environment_kwargs \(wind\)") as error:
+        simulate.make_environment("Hopper-v5", {"wind": 3})
+    assert "\n" not in str(error.value)
+
+
 _WIDE = gym.spaces.Box(np.linspace(-9, -1, 60), np.linspace(1, 9, 60), dtype=np.float64)
 _FLAT = gym.spaces.Box(-1, 1, (1,))
 
@@ -180,10 +203,12 @@ _FLAT = gym.spaces.Box(-1, 1, (1,))
     [
         ((gym.spaces.Box(-1, 1, (2, 2)),), "flat Box space of actions"),
         ((gym.spaces.Box(-np.inf, 1, (2,)),), "bounded actions"),
+        ((gym.spaces.Box(-1, 1, (2,), np.int64),), "continuous actions of floats, got int64"),
+        ((gym.spaces.Box(1, 1, (2,)),), "low bound is below the high one"),
         ((_FLAT, gym.spaces.Dict(state=_WIDE)), "flat Box space of observations"),
         ((_FLAT, gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)), "flat Box space of observations"),
     ],
-    ids=["matrix", "unbounded", "dict", "image"],
+    ids=["matrix", "unbounded", "integers", "no range", "dict", "image"],
 )
 def test_other_spaces(register, spaces, message):
     name = register("DawmOdd-v0", lambda: _Odd(*spaces), disable_env_checker=True)

@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from minari.dataset import minari_dataset
 
 from dawm_jax.envs import scores, simulate
 from dawm_jax.envs.tasks import TASKS, BatchPhysics, References, Task, find_task, task_name
@@ -43,15 +44,16 @@ def test_which_ids_are_versions_of_a_task(environment, name):
         ("Walker2d-v4", "walker2d"),
         ("Hopper-Custom-v0", "hopper-custom"),
         ("customenvs:Point-v0", "point"),
-        ("a.b:name space/Réach_2.1-v10", "name-space-r-ach_2.1"),
+        ("a.b:name space/Réach_2.1-v10", "name-space-r-ach_2-1"),
         ("WithoutVersion", "withoutversion"),
         ("../../etc-v0", "etc"),
         ("..", "task"),
         ("", "task"),
     ],
 )
-def test_task_names_are_safe_in_paths(environment, name):
+def test_task_names_are_safe_in_paths_and_minari_ids(environment, name):
     assert task_name(environment) == name
+    assert minari_dataset.parse_dataset_id(f"dawm/{name}/random-v1")
 
 
 def test_a_registered_task_has_scores_and_a_fast_simulator(register):

@@ -210,7 +210,7 @@ def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
     np.testing.assert_allclose(action, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [pytest.param("joint", marks=pytest.mark.slow), "one_step"])
+@pytest.mark.parametrize("method", ["joint", "one_step"])
 def test_a_training_step_lowers_the_loss_of_every_model(method):
     replay, _ = make_data()
     for model in make_parts(method).method.models.values():

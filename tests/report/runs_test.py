@@ -341,3 +341,20 @@ def test_the_command_refuses_in_one_line(tmp_path):
     assert process.returncode == 1
     assert process.stderr.startswith("dawm_jax: ") and process.stderr.count("\n") == 1
     assert not (root / "unused").exists()
+
+
+def test_data_of_the_same_name_and_another_content_are_told_apart(tmp_path, caplog):
+    for name, digest in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64)):
+        write_run(tmp_path / name, [10.0], dataset_digest=digest, seed=ord(name))
+    write_run(tmp_path / "old", [10.0], seed=9)  # of a version that stored no digest
+    found = {run.path.name: run.dataset for run in runs.load([tmp_path])}
+    assert found["a"] == found["c"] == "dawm/hopper/medium-v0 [11111111]"
+    assert found["b"] == "dawm/hopper/medium-v0 [22222222]"
+    assert found["old"] == "dawm/hopper/medium-v0"
+    (line,) = caplog.messages
+    assert "trained on different data of this name" in line
+    caplog.clear()
+    assert {run.dataset for run in runs.load([tmp_path / "a", tmp_path / "old"])} == {
+        "dawm/hopper/medium-v0"
+    }
+    assert not caplog.messages

@@ -3,7 +3,10 @@
 import errno
 import logging
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import optax
 import pytest
 
 from dawm_jax.models import optim as learner
-from dawm_jax.runtime.checkpoint import Checkpoints
+from dawm_jax.runtime.checkpoint import Checkpoints, damage
 from dawm_jax.types import UserError
 
 # Big enough that the background write is still under way when the state is donated.
@@ -203,7 +206,7 @@ def test_all_damaged(open_checkpoints, folder):
         _damage(folder / step, "cut")
     with pytest.raises(UserError) as error:
         open_checkpoints().restore(_state())
-    _assert_one_line(error, str(folder), "no checkpoint can be restored", "--workdir")
+    _assert_one_line(error, f"delete {folder}", "no checkpoint can be restored", "--workdir")
     # Nothing is deleted where nothing could be read: the mistake may be the caller's.
     assert sorted(path.name for path in folder.iterdir()) == ["10", "20"]
 
@@ -230,6 +233,92 @@ def test_leftover_of_a_killed_process_is_ignored(open_checkpoints, folder):
     restored, step = open_checkpoints().restore(_state())
     assert step == 20
     _assert_bits(restored, _state(seed=20))
+
+
+# --- digests ------------------------------------------------------------------------------
+
+
+def _saved(open_checkpoints, steps=(10, 20)):
+    states = {step: _state(seed=step) for step in steps}
+    checkpoints = open_checkpoints()
+    for step, state in states.items():
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    return states
+
+
+def _flip(path, position, bit):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_any_file_is_noticed(open_checkpoints, folder):
+    _saved(open_checkpoints)
+    files = sorted(path for path in (folder / "20").rglob("*") if path.is_file())
+    assert len(files) > 5
+    rng = np.random.default_rng(0)
+    for path in files:
+        whole = path.read_bytes()
+        for position in {0, len(whole) - 1, int(rng.integers(len(whole)))}:
+            _flip(path, position, int(rng.integers(8)))
+            assert damage(folder / "20"), path
+            path.write_bytes(whole)
+    assert damage(folder / "20") is None
+
+
+@pytest.mark.parametrize("change", ["flipped", "longer", "empty", "gone"])
+def test_damaged_arrays_are_not_restored(open_checkpoints, folder, caplog, change):
+    states = _saved(open_checkpoints)
+    path = max((folder / "20").rglob("d/*"), key=lambda path: path.stat().st_size)
+    if change == "flipped":
+        _flip(path, path.stat().st_size // 2, 3)
+    elif change == "longer":
+        path.write_bytes(path.read_bytes() + b"0")
+    elif change == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    checkpoints = open_checkpoints()
+    with caplog.at_level(logging.WARNING):
+        restored, step = checkpoints.restore(_state())
+    assert step == 10
+    _assert_bits(restored, states[10])
+    (line,) = caplog.messages
+    assert "20 cannot be restored" in line and "damaged or missing" in line
+
+
+def test_one_entry_is_read_from_the_newest_intact_checkpoint(open_checkpoints, folder, caplog):
+    states = _saved(open_checkpoints)
+    for expected in (20, 10):
+        count = open_checkpoints().entry("count")
+        np.testing.assert_array_equal(count, states[expected]["count"])
+        (folder / "20" / "default" / "_METADATA").write_bytes(b"")
+    assert len(caplog.messages) == 1
+    (folder / "10" / "digests.json").write_bytes(b"{")
+    with pytest.raises(UserError) as error:
+        open_checkpoints().entry("count")
+    _assert_one_line(error, f"delete {folder}", "resume the run")
+
+
+def test_a_checkpoint_of_an_older_version_has_no_digests(open_checkpoints, folder):
+    states = _saved(open_checkpoints)
+    (folder / "20" / "digests.json").unlink()
+    assert damage(folder / "20") is None
+    restored, step = open_checkpoints().restore(_state())
+    assert step == 20
+    _assert_bits(restored, states[20])
+
+
+def test_digests_are_there_when_the_checkpoint_appears(open_checkpoints, folder):
+    """A process killed at any later moment leaves a checkpoint that can be verified."""
+    checkpoints = open_checkpoints()
+    checkpoints.save(10, _state())
+    checkpoints._manager.wait_until_finished()
+    path = max((folder / "10").rglob("d/*"), key=lambda path: path.stat().st_size)
+    assert damage(folder / "10") is None
+    _flip(path, path.stat().st_size // 2, 0)
+    assert damage(folder / "10")
 
 
 # --- what cannot be restored or written ---------------------------------------------------
@@ -303,3 +392,59 @@ def test_close_waits_for_the_write(folder):
     reader = Checkpoints(folder)
     _assert_bits(reader.restore(state)[0], state)
     reader.close()
+
+
+_FAILING = """
+import pathlib, resource, shutil, signal, sys, time
+import jax, jax.numpy as jnp
+from dawm_jax.runtime.checkpoint import Checkpoints
+from dawm_jax.types import UserError
+folder, damage = pathlib.Path(sys.argv[1]), sys.argv[2]
+checkpoints = Checkpoints(folder)
+state = {"x": jnp.arange(1000.0)}
+checkpoints.save(1, state)
+checkpoints.wait()
+if damage == "a file in its place":
+    shutil.rmtree(folder)
+    folder.write_text("")
+elif damage == "writes fail":
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    state = {str(i): jax.random.normal(jax.random.key(i), 2000) for i in range(100)}
+elif damage == "no digests":
+    def fail():
+        raise OSError(28, "No space left on device")
+    checkpoints._manager._checkpointer._post_finalization_callback = fail
+elif damage == "damaged":
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+try:
+    if damage == "damaged":
+        Checkpoints(folder).restore(state)
+    for step in range(2, 6):
+        checkpoints.save(step, state)
+        time.sleep(0.2)
+    checkpoints.close()
+except UserError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["a file in its place", "writes fail", "no digests", "damaged"])
+def test_a_failure_ends_the_process_with_a_line(tmp_path, kind):
+    """No thread of Orbax keeps the process alive, and none of its tracebacks is printed."""
+    result = subprocess.run(
+        [sys.executable, "-c", _FAILING, str(tmp_path / "stage"), kind],
+        cwd=pathlib.Path(__file__).resolve().parents[2],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 1, result.stderr
+    assert result.stdout == ""
+    expected = "no checkpoint can be restored" if kind == "damaged" else "could not be written"
+    assert expected in result.stderr.splitlines()[-1]
+    assert result.stderr.count("\n") <= 2  # a warning about the damage is printed too

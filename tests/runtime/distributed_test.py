@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -48,10 +49,11 @@ def _worker() -> None:
     from dawm_jax.runtime import loop
     from dawm_jax.training import artifacts, cost_model
 
-    def episodes(policy, environment, *, num_policies, num_episodes, seed):
+    def episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
         observations = np.ones((num_policies, num_episodes, 11), np.float32)
         return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
+    distributed.JOIN_TIMEOUT_S = int(os.environ.get("JOIN_TIMEOUT_S", distributed.JOIN_TIMEOUT_S))
     rollouts.run_episodes = episodes
     cost_model.plan = lambda *args: []
     artifacts.plot_curves = lambda *args: None
@@ -235,9 +237,12 @@ def test_a_killed_process_ends_the_others_and_the_job_is_resumed(
     codes, outputs = _finish(_start_all(tmp_path, count, *arguments, dying=dying, die_at=kill))
     assert codes[dying] == -signal.SIGKILL
     assert 0 not in codes, outputs
-    # The first process is the coordinator: without it JAX itself ends the others.
-    if dying:
-        assert "another process ended" in outputs[0]
+    # The first process is the coordinator: without it JAX itself may end the others first, with
+    # a stack trace above the line of this program.
+    for index, output in enumerate(outputs):
+        if index != dying:
+            assert re.match(r"dawm_jax.*: .*another process.* ended", output.splitlines()[-1])
+            assert codes[index] == 1
     codes, outputs = _finish(_start_all(tmp_path, restarted, *arguments, devices=devices))
     assert set(codes) == {0}, outputs
     assert "resumed at" in outputs[0]
@@ -272,6 +277,43 @@ def test_what_the_loss_of_a_peer_looks_like():
     assert not distributed.is_from_devices(ValueError("Incompatible shapes: UNKNOWN: (3,)"))
 
 
+@pytest.mark.parametrize("process_id", [0, 1])
+def test_a_process_that_stays_alone_says_so(tmp_path, process_id):
+    address = f"localhost:{_free_port()}"
+    process = _start(
+        tmp_path,
+        f"--coordinator_address={address}",
+        *("--num_processes=2", f"--process_id={process_id}"),
+        JOIN_TIMEOUT_S="1",
+    )
+    (code,), (output,) = _finish([process])
+    waiting, end = output.splitlines()
+    assert code == 1
+    assert f"process {process_id} of 2: waiting for the others at {address} (--coord" in waiting
+    assert end.startswith("dawm_jax: the 2 processes of this job did not find each other (")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_line_of_this_program_is_the_last_of_an_abort():
+    """JAX's client aborts from a thread of its own, while Python waits."""
+    script = (
+        "import ctypes, threading, time\n"
+        "from dawm_jax.runtime import distributed\n"
+        "distributed._explain_aborts()\n"
+        "threading.Thread(target=ctypes.CDLL(None).abort).start()\n"
+        "time.sleep(60)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", script],
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("dawm_jax: another process of this job ended")
+
+
 # --- who there is -------------------------------------------------------------------------
 
 _STEP = {
@@ -289,18 +331,20 @@ _STEP = {
         ({}, 1),
         (_STEP, 2),
         ({**_STEP, "SLURM_NTASKS": "1"}, 1),
+        # An interactive step of one task in an allocation of four.
+        ({**_STEP, "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 1),
         # The body of a batch script: nobody started the other tasks.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, 1),
     ],
 )
 def test_processes_of_a_job(environment, size):
-    assert distributed._world_size({"JAX_PLATFORMS": "cpu", **environment}) == size
+    assert distributed._found_job({"JAX_PLATFORMS": "cpu", **environment}).size == size
 
 
 def test_hosts_of_a_tpu_slice(monkeypatch):
     monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name)
-    assert distributed._world_size({"TPU_WORKER_HOSTNAMES": "a,b,c"}) == 3
-    assert distributed._world_size({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}) == 1
+    assert distributed._found_job({"TPU_WORKER_HOSTNAMES": "a,b,c"}).size == 3
+    assert distributed._found_job({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}).size == 1
 
     class Metadata(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -316,9 +360,30 @@ def test_hosts_of_a_tpu_slice(monkeypatch):
     with http.server.HTTPServer(("localhost", 0), Metadata) as server:
         threading.Thread(target=server.handle_request).start()
         address = f"localhost:{server.server_port}"
-        assert distributed._world_size({"GCE_METADATA_IP": address}) == 4
+        assert distributed._found_job({"GCE_METADATA_IP": address}).size == 4
     # Nobody answers: a TPU that is no part of a slice.
-    assert distributed._world_size({"GCE_METADATA_IP": f"localhost:{_free_port()}"}) == 1
+    assert distributed._found_job({"GCE_METADATA_IP": f"localhost:{_free_port()}"}).size == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node001", "node001"),
+        ("node001,host2", "node001"),
+        ("node[001-015],host2", "node001"),
+        ("n-a[7,9-15]", "n-a7"),
+    ],
+)
+def test_the_coordinator_of_a_slurm_step_is_jaxs(monkeypatch, nodes, host):
+    from jax._src.clusters.slurm_cluster import SlurmCluster
+
+    step = {**_STEP, "SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "123456"}
+    job = distributed._found_job(step)
+    monkeypatch.setattr(os, "environ", step)
+    assert job.address == SlurmCluster.get_coordinator_address(None, None)
+    assert job.address.startswith(f"{host}:")
+    assert (job.size, job.process_id) == (2, 0)
+    assert distributed._found_job({**step, "JAX_COORDINATOR_PORT": "9"}).address == f"{host}:9"
 
 
 @pytest.mark.parametrize(
@@ -354,7 +419,11 @@ def test_half_a_description_is_refused(arguments, message):
 
 def test_one_process_is_alone():
     distributed.join("localhost:1", 1, 0)  # nobody to connect to
-    assert distributed.is_first() and distributed.describe_process() == "" and distributed.exit_delay() is None
+    assert (
+        distributed.is_first()
+        and distributed.describe_process() == ""
+        and distributed.exit_delay() is None
+    )
     assert distributed.exchange({"a": [1]}) == [{"a": [1]}]
     assert distributed.any_process(True) and not distributed.any_process(False)
     assert distributed.first_process_then_rest(lambda: 3) == 3

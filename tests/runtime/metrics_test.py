@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import logging
+import pathlib
 import sys
 import types
 
@@ -82,6 +83,52 @@ def test_rewind_without_a_file(log):
     assert [entry["step"] for entry in log.lines()] == [1]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\xff\xfe\x00",
+        b"42",
+        b"null",
+        b"[1]",
+        b"{}",
+        b'{"stage": "model", "step": 2}',
+        b'{"stage": "model", "kind": "train", "step": "2"}',
+        b'{"stage": "model", "kind": "train", "step": true}',
+        b'{"stage": 3, "kind": "train", "step": 2}',
+        b'{"stage": "model", "kind": "train", "step": 2, "seconds": "long"}',
+    ],
+)
+def test_a_damaged_line_is_left_out_and_reported_once(log, tmp_path, caplog, line):
+    for step in (1, 2, 3):
+        log.append("model", "train", step, {"loss": 0.25})
+    path = tmp_path / "metrics.jsonl"
+    first, _, last = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([first, line, last, b""]))
+    for _ in range(2):
+        assert [entry["step"] for entry in log.lines("model", "train")] == [1, 3]
+    (message,) = caplog.messages
+    assert "1 damaged lines are left out, the first is line 2" in message
+
+
+def test_lines_of_a_stage_come_in_the_order_of_their_steps(log, tmp_path):
+    for step in (1, 2, 3):
+        log.append("model", "train", step, {"loss": step / 4})
+    log.append("model", "train", 2, {"loss": 9.0})  # the later of two counts
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[2], lines[1], lines[3], lines[0]]))
+    found = [(entry["step"], entry["loss"]) for entry in log.lines("model")]
+    assert found == [(1, 0.25), (2, 9.0), (3, 0.75)]
+
+
+def test_a_rewind_follows_no_link(log, tmp_path):
+    log.append("model", "train", 1, {})
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "metrics.tmp").symlink_to(tmp_path / "precious")
+    log.rewind("model", 0)
+    assert (tmp_path / "precious").read_text() == "text"
+
+
 @pytest.mark.parametrize("lost", [1, 5, 20])
 def test_a_torn_last_line_is_ignored(log, tmp_path, lost):
     """A killed process leaves part of a line; the next one rewinds, then records on."""
@@ -155,28 +202,70 @@ def test_tensorboard_calls(tmp_path, monkeypatch):
     ]
 
 
-def test_wandb_goes_on_in_the_folders_run(tmp_path, monkeypatch):
-    calls = []
-    run = types.SimpleNamespace(log=calls.append, finish=lambda: calls.append("finished"))
+class _Wandb(types.SimpleNamespace):
+    """A stand-in that notes the calls."""
 
-    def init(**options):
-        calls.append(options)
-        return run
+    def __init__(self):
+        calls = []
+        run = types.SimpleNamespace(log=calls.append, finish=lambda: calls.append("finished"))
+        super().__init__(calls=calls, init=lambda **options: calls.append(options) or run)
 
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+
+def _wandb_id(workdir, monkeypatch, config=None):
+    stand_in = _Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    config = config or {"seed": 1}
+    metrics.make_writers(workdir, tensorboard=False, wandb_project="dawm", config=config)
+    return stand_in.calls[0]["id"]
+
+
+def test_wandb_calls(tmp_path, monkeypatch):
+    stand_in = _Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
     (writer,) = metrics.make_writers(
         tmp_path, tensorboard=False, wandb_project="dawm", config={"seed": 1}
     )
     writer.write("model", 5, {"loss": 0.5})
     writer.close()
-    assert calls[0] == {
+    assert stand_in.calls[0] == {
         "project": "dawm",
-        "id": tmp_path.name,
+        "id": metrics.wandb_id(tmp_path, {}),
+        "name": tmp_path.name,
         "resume": "allow",
         "dir": str(tmp_path),
         "config": {"seed": 1},
     }
-    assert calls[1:] == [{"model/loss": 0.5, "model/step": 5}, "finished"]
+    assert stand_in.calls[1:] == [{"model/loss": 0.5, "model/step": 5}, "finished"]
+
+
+def test_a_resumed_or_moved_run_keeps_its_wandb_id(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    first = _wandb_id(tmp_path / "a", monkeypatch)
+    assert (tmp_path / "a" / "wandb_id").read_text().strip() == first
+    assert _wandb_id(tmp_path / "a", monkeypatch, {"seed": 1, "interval": 2}) == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert _wandb_id(tmp_path / "b", monkeypatch) == first
+
+
+def test_folders_of_one_name_have_their_own_wandb_ids(tmp_path, monkeypatch):
+    """Also a folder whose run was replaced by another configuration, and the current folder."""
+    ids = []
+    for parent, config in (("a", {"seed": 1}), ("b", {"seed": 1}), ("c", {"seed": 2})):
+        folder = tmp_path / parent / "seed0"
+        folder.mkdir(parents=True)
+        ids.append(_wandb_id(folder, monkeypatch, config))
+    (tmp_path / "a" / "seed0" / "wandb_id").unlink()
+    ids.append(_wandb_id(tmp_path / "a" / "seed0", monkeypatch, {"seed": 2}))
+    monkeypatch.chdir(tmp_path)
+    ids.append(_wandb_id(pathlib.Path("."), monkeypatch))
+    assert len(set(ids)) == len(ids) and all(ids)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"a b", b"../x"])
+def test_a_damaged_wandb_id_is_made_again(tmp_path, monkeypatch, content):
+    first = _wandb_id(tmp_path, monkeypatch)
+    (tmp_path / "wandb_id").write_bytes(content)
+    assert _wandb_id(tmp_path, monkeypatch) == first
 
 
 # --- progress -----------------------------------------------------------------------------

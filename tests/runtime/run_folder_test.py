@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dawm_jax.runtime import run_folder
+from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.types import UserError
 
 CONFIG = {"seed": 0, "sizes": {"hidden": (4, 4), "rate": 0.5}}
@@ -49,7 +50,10 @@ def test_an_older_configuration_is_compared_after_its_migration(tmp_path):
     run_folder.write_config(tmp_path, {"seed": 0, "rate": 0.5, "hidden": [4, 4]})
 
     def migrate(stored):
-        return {"seed": stored["seed"], "sizes": {name: stored[name] for name in ("hidden", "rate")}}
+        return {
+            "seed": stored["seed"],
+            "sizes": {name: stored[name] for name in ("hidden", "rate")},
+        }
 
     with own(tmp_path, migrate=migrate):
         pass
@@ -78,7 +82,7 @@ def test_a_failed_run_frees_the_folder(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written .* choose another folder") as error:
+    with pytest.raises(UserError, match=r"cannot be written .* choose another folder") as error:
         with own(tmp_path / "file" / "run"):
             pass
     assert "\n" not in str(error.value)
@@ -102,3 +106,93 @@ def test_a_damaged_configuration(tmp_path, text):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="restore it"), own(tmp_path):
         pass
+
+
+def test_settings_of_reporting_may_change(tmp_path, caplog):
+    """What is trained is the same; the new values are told and, once the run starts, stored."""
+    caplog.set_level("INFO")
+    old = {"seed": 0, "evaluation": {"episodes": 2, "seed": 5}, "tensorboard": False}
+    new = {"seed": 0, "evaluation": {"episodes": 9, "seed": 5}, "tensorboard": True}
+    run_folder.write_config(tmp_path, old)
+    reporting = {"evaluation.episodes", "tensorboard"}
+    with own(tmp_path, new, reporting=reporting):
+        assert run_folder.read_config(tmp_path) == old
+    assert "evaluation.episodes: 2 there, 9 here" in caplog.text
+    assert "tensorboard: False there, True here" in caplog.text
+    with pytest.raises(UserError) as error, own(tmp_path, {**new, "seed": 1}, reporting=reporting):
+        pass
+    assert "seed: 0 there, 1 here" in str(error.value)
+    assert "tensorboard" not in str(error.value)
+
+
+def test_a_dangling_link_is_named(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "absent")
+    for workdir in (tmp_path / "run", tmp_path / "run" / "deeper"):
+        with pytest.raises(UserError, match=r"run is a symbolic link to .*absent") as error:
+            with own(workdir):
+                pass
+        assert "\n" not in str(error.value)
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="cannot be written"), own(tmp_path / "run"):
+        pass
+    assert (tmp_path / "precious").read_text() == "text"
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "checkpoints/agent/40/x"])
+def test_a_run_without_its_configuration_is_refused(tmp_path, name):
+    """Its results would pass for those of any configuration."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    with pytest.raises(UserError, match=r"holds a run without its config\.json") as error:
+        with own(tmp_path):
+            pass
+    assert "\n" not in str(error.value)
+
+
+# --- the data -----------------------------------------------------------------------------
+
+DATA = DatasetRecord("hopper", "ab" * 32, "hopper: 9 transitions")
+
+
+def test_a_folder_belongs_to_its_data(tmp_path):
+    assert not run_folder.check_dataset(tmp_path, DATA)
+    run_folder.claim(tmp_path, CONFIG, DATA)
+    assert run_folder.read_dataset(tmp_path) == DATA
+    assert run_folder.check_dataset(tmp_path, DATA)
+    other = DatasetRecord("hopper", "cd" * 32, "hopper: 8 transitions")
+    with pytest.raises(UserError, match="not what the run was trained on") as error:
+        run_folder.check_dataset(tmp_path, other)
+    message = str(error.value)
+    assert "\n" not in message and "9 transitions" in message and "8 transitions" in message
+    # The same content under another name is the same data.
+    assert run_folder.check_dataset(tmp_path, DatasetRecord("copy", DATA.digest, ""))
+
+
+def test_a_run_of_an_older_version_is_claimed_without_a_record_of_its_data(tmp_path):
+    run_folder.write_config(tmp_path, CONFIG)
+    run_folder.claim(tmp_path, CONFIG, DATA)
+    assert run_folder.read_dataset(tmp_path) is None
+
+
+def test_results_name_the_data_where_the_record_is_lost(tmp_path):
+    run_folder.write_config(tmp_path, CONFIG)
+    results = {"dataset": "hopper", "dataset_digest": "ab" * 32, "dataset_summary": ""}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert run_folder.check_dataset(tmp_path, DATA)
+    (tmp_path / "results.json").write_text("null")
+    assert not run_folder.check_dataset(tmp_path, DATA)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"null", b"42", b"[1]", b"{}", b"\xff\xfe"])
+def test_a_damaged_record_of_the_data(tmp_path, text):
+    run_folder.write_config(tmp_path, CONFIG)
+    (tmp_path / "dataset.json").write_bytes(text)
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read.*restore it") as error:
+        run_folder.check_dataset(tmp_path, DATA)
+    assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 
 from dawm_jax.runtime import settings
@@ -185,3 +186,32 @@ def test_a_section_checks_its_settings_against_each_other():
 def test_a_built_section_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         build().count = 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("count", 2**31),
+        ("count", 10**400),
+        ("hidden", (4, 2**31)),
+        ("any_number", 1e300),
+        ("any_number", 10**400),
+        ("rate", 1e-300),  # 0 in 32 bits
+        ("rate", 1 - 1e-12),  # 1 in 32 bits
+    ],
+)
+def test_numbers_that_32_bits_do_not_hold_are_refused(field, value):
+    with pytest.raises(UserError, match=rf"^s\.{field}: expected .* that 32 bits hold, got ") as e:
+        settings.build(Sizes, {**settings.defaults(Sizes), field: value}, name="s")
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_the_largest_numbers_are_allowed():
+    values = {**settings.defaults(Sizes), "count": 2**31 - 1, "any_number": 3e38}
+    assert settings.build(Sizes, values, name="s").count == 2**31 - 1
+
+
+def test_a_value_of_many_lines_is_refused_in_one():
+    with pytest.raises(UserError) as error:
+        settings.build(Sizes, {**settings.defaults(Sizes), "rate": np.zeros((9, 9))}, name="s")
+    assert "\n" not in str(error.value)

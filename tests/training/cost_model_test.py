@@ -62,3 +62,29 @@ def test_a_long_run_names_the_shorter_variant(monkeypatch):
     assert format_seconds(1_000_000 / 0.4) in lines[-2]
     parts.config = small_config(variant="quick")
     assert ":quick" not in cost_model.plan(parts, None)[-1]
+
+
+def test_a_resumed_run_counts_what_is_left(data, tmp_path):
+    replay, normalizer = data
+    config = small_config(num_seeds=2)
+    parts = setup.make(config, normalizer)
+    whole = list(cost_model.stages(parts, replay))
+    for stage, step in (("world_model", 10), ("world_model", 20), ("agent", 8), ("agent", 24)):
+        (tmp_path / "checkpoints" / stage / str(step)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "agent" / "32.tmp").mkdir()
+    done = cost_model.steps_done(tmp_path)
+    assert done == {"world_model": 20, "agent": 24}
+    fitting, generation, updates = cost_model.stages(parts, replay, done)
+    assert fitting.text.startswith("inverse dynamics") and fitting.steps == whole[1].steps
+    # 16 of 40 updates are left, 4 between generations, 2 for each update of the policy.
+    assert (generation.steps, updates.steps) == (4, 8)
+    assert "2 seed(s) x the last 16 of 40 updates" in updates.text
+    assert (updates.flops, generation.flops) == (whole[3].flops, whole[2].flops)
+
+
+def test_a_finished_run_has_nothing_left(data, monkeypatch):
+    replay, normalizer = data
+    monkeypatch.setattr(cost_model, "matmul_rate", lambda: pytest.fail("measured for nothing"))
+    parts = setup.make(small_config(), normalizer)
+    done = {"world_model": 20, "inverse_dynamics": 20, "agent": 40}
+    assert cost_model.plan(parts, replay, done) == ["all stages are trained"]

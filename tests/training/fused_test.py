@@ -122,9 +122,7 @@ KEY = jax.random.key(11)
 def step(num_rounds):
     """The fused program (run, key, first round), compiled once for all tests."""
     program = jax.jit(functools.partial(TRAINING.step, num_steps=num_rounds * UPDATES))
-    return lambda run, key, first_round: program(
-        run, key, jnp.int32(first_round * UPDATES), INPUTS
-    )
+    return lambda run, key, first_round: program(run, key, jnp.int32(first_round * UPDATES), INPUTS)
 
 
 @functools.cache

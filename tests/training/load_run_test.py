@@ -62,7 +62,8 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 def test_a_run_without_a_checkpoint(tmp_path, workdir):
     (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
-    with pytest.raises(UserError, match="has no checkpoint yet: resume the run") as error:
+    message = "has no checkpoint of its world_model stage: resume the run"
+    with pytest.raises(UserError, match=message) as error:
         load_run(tmp_path)
     one_line(error)
 
@@ -153,7 +154,9 @@ def test_observations_of_another_size(run, shape):
         lambda: run.generate_from(wrong, np.zeros(A)),
     )
     for call in calls:
-        with pytest.raises(UserError, match=r"observation: expected an array \[\.\.\., 11\]") as error:
+        with pytest.raises(
+            UserError, match=r"observation: expected an array \[\.\.\., 11\]"
+        ) as error:
             call()
         one_line(error)
 

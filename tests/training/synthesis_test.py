@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from small_run import small_config, write_run
 
-from dawm_jax.data import minari_writer as export
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.load import load_dataset
-from dawm_jax.methods import registry as assembly
-from dawm_jax.training import load_run as loading
-from dawm_jax.training import synthesis
+from dawm_jax.data.minari_writer import DatasetWriter
+from dawm_jax.runtime.checkpoint import Checkpoints
+from dawm_jax.training import setup, synthesis
+from dawm_jax.training.load_run import load_run
 from dawm_jax.types import Condition, Transition, UserError
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -221,8 +221,16 @@ def nothing_in(root):
         ("dawm/hopper/medium-v1", {}, "names real data"),
         (ID, {"rollout": {"target_rule": "best"}}, "target_rule: expected one of amplified"),
         (ID, {"rollout": {"sampling_steps": 1001}}, "expected 1 to 1000"),
-        (ID, {"rollout": {"guidence": 1.0}}, "rollout.guidence: unknown setting; expected .*guidance"),
-        (ID, {"rollout": {"sampling_steps": 0}}, "sampling_steps: expected a whole number at least 1"),
+        (
+            ID,
+            {"rollout": {"guidence": 1.0}},
+            "rollout.guidence: unknown setting; expected .*guidance",
+        ),
+        (
+            ID,
+            {"rollout": {"sampling_steps": 0}},
+            "sampling_steps: expected a whole number at least 1",
+        ),
     ],
 )
 def test_refused_requests(workdir, root, dataset_id, options, message):
@@ -294,12 +302,11 @@ def test_the_command(workdir, root):
 
 
 def test_a_run_of_another_version_is_refused(workdir, monkeypatch):
-    shapes = Checkpoints.shapes
+    entry = Checkpoints.entry
 
-    def older(self):
-        found = shapes(self)
-        return {**found, "statistics": {**found["statistics"], "termination_rate": ()}}
+    def older(self, name):
+        return {**entry(self, name), "termination_rate": np.float32(0)}
 
-    monkeypatch.setattr(Checkpoints, "shapes", older)
+    monkeypatch.setattr(Checkpoints, "entry", older)
     with pytest.raises(UserError, match=r"another version of dawm_jax .*in termination_rate"):
         load_run(workdir)

@@ -29,7 +29,7 @@ def tiny_config(**overrides):
     return schema.replace(schema.parse(schema.get_config("smoke")), changes | changed)
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed):
+def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
     """An evaluation without physics, deterministic in the policy."""
     observations = np.ones((num_policies, num_episodes, 11), np.float32)
     return np.asarray(policy(observations)).sum(-1).astype(np.float64)
@@ -70,6 +70,8 @@ def before_stage(stage, undisturbed, workdir):
     """Makes `workdir` what the undisturbed run's folder was when `stage` began."""
     source = undisturbed[0]
     done = STAGES[: STAGES.index(stage)]
+    for name in ("config.json", "dataset.json"):
+        shutil.copy(source / name, workdir / name)
     for name in done:
         shutil.copytree(source / "checkpoints" / name, workdir / "checkpoints" / name)
     lines = (source / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -239,8 +241,8 @@ def test_a_loaded_run_acts_generates_and_infers(undisturbed):
         ("inverse_dynamics", 5, "run_chunk"),  # before the first checkpoint
         ("inverse_dynamics", 15, "dispatched"),  # after one, with metrics it must not repeat
         ("agent", 24, "dispatched"),  # with a partly filled buffer and an evaluation behind
-        pytest.param("agent", 40, "run_chunk", marks=pytest.mark.slow),  # in the last chunk
-        pytest.param("world_model", 15, "dispatched", marks=pytest.mark.slow),
+        ("agent", 40, "run_chunk"),  # in the last chunk
+        ("world_model", 15, "dispatched"),
     ],
 )
 def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
@@ -346,7 +348,9 @@ def test_a_full_disk_keeps_what_was_saved(undisturbed, tmp_path, monkeypatch):
 
 def test_a_diverged_training_stops_before_it_saves(tmp_path):
     config = tiny_config(world_model__learning_rate=1e30, world_model__warmup_steps=0)
-    with pytest.raises(loop.Diverged, match=r"world_model: loss is not a finite .*no checkpoint is saved") as error:
+    with pytest.raises(
+        loop.Diverged, match=r"world_model: loss is not a finite .*no checkpoint is saved"
+    ) as error:
         train.run(config, tmp_path)
     one_line(error)
 

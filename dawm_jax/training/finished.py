@@ -1,0 +1,88 @@
+"""What a run's folder holds before the run starts: finished, stopped, damaged, or on other data."""
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from dawm_jax.config.schema import Config
+from dawm_jax.methods.base import METHODS
+from dawm_jax.runtime import checkpoint, distributed, run_folder
+from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.run_folder import DatasetRecord
+from dawm_jax.training import artifacts
+
+_log = logging.getLogger(__name__)
+
+_FORMER = "results_former.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Earlier:
+    """What earlier calls left in a run's folder.
+
+    Attributes:
+      results: the content of results.json; {} without one, and in all processes but the first.
+      is_finished: whether nothing is left to do.
+      knows_data: whether the folder says what the run was trained on.
+    """
+
+    results: Mapping[str, Any]
+    is_finished: bool
+    knows_data: bool
+
+
+def look_up(
+    config: Config, workdir: pathlib.Path, log: MetricsFile, dataset: DatasetRecord
+) -> Earlier:
+    """Finds out what an earlier call left, and checks that it belongs to the data at hand.
+
+    Results of a finished run stay as they are. If a finished run lacks a last checkpoint, its
+    results.json is renamed: the run goes on from the checkpoint before.
+
+    Args:
+      config: the run's settings, which are those of the folder.
+      workdir: the run's folder, owned by this process.
+      log: its metrics.jsonl.
+      dataset: the data at hand.
+
+    Raises:
+      UserError: the data are not what the run was trained on, or results.json holds what
+        metrics.jsonl does not.
+    """
+    if not distributed.is_first():
+        return Earlier({}, is_finished=False, knows_data=False)
+    knows_data = run_folder.check_dataset(workdir, dataset)
+    results = artifacts.read_results(workdir)
+    if results is None:
+        return Earlier({}, is_finished=False, knows_data=knows_data)
+    artifacts.check_recorded(results, workdir, log)
+    has_checkpoints = (workdir / "checkpoints").is_dir()
+    if has_checkpoints and (lacks := _what_lacks(config, workdir)):
+        _log.warning("%s: the run goes on from there; its former results are in %s", lacks, _FORMER)
+        (workdir / "results.json").replace(workdir / _FORMER)
+        return Earlier({}, is_finished=False, knows_data=knows_data)
+    # Without a record of the data, the statistics in the checkpoints are compared.
+    return Earlier(results, is_finished=knows_data or not has_checkpoints, knows_data=knows_data)
+
+
+def last_steps(config: Config) -> dict[str, int]:
+    """Number of steps of every stage of a run that has checkpoints."""
+    method = METHODS.get(config.method)
+    sections: Mapping[str, Any] = {**vars(config), **config.sections}
+    trained = method.sections if method.trains_models(config) else {}
+    steps = {stage: int(sections[name].steps) for stage, name in trained.items()}
+    return steps if method.plans else {**steps, "agent": config.training.updates}
+
+
+def _what_lacks(config: Config, workdir: pathlib.Path) -> str | None:
+    """The first stage without its last checkpoint, in words; None if all are complete."""
+    for stage, total in last_steps(config).items():
+        folder = workdir / "checkpoints" / stage
+        step = checkpoint.newest_step(folder)
+        if step is None or step < total:
+            return f"the newest checkpoint of {stage} is at {step or 0:,} of {total:,}"
+        if found := checkpoint.damage(folder / str(step)):
+            return f"{folder}/{step} is damaged ({found})"
+    return None

@@ -1,0 +1,200 @@
+"""--models_from: a run with another's models equals the run that trains its own."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dawm_jax.config import schema
+from dawm_jax.data.load import load_dataset
+from dawm_jax.envs import rollouts
+from dawm_jax.training import artifacts, cost_model, sharing, stages, train
+from dawm_jax.training.load_run import load_run
+from dawm_jax.types import UserError
+
+
+def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
+    """An evaluation without physics, deterministic in the policy."""
+    observations = np.ones((num_policies, num_episodes, 11), np.float32)
+    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_simulator():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollouts, "run_episodes", fake_episodes)
+        patch.setattr(cost_model, "plan", lambda *args: [])
+        patch.setattr(artifacts, "plot_curves", lambda *args: None)
+        yield
+
+
+def config(**changes):
+    small = {
+        "unet.multipliers": (1,),
+        "unet.groups": 4,
+        "num_seeds": 1,
+        "rollout.sampling_steps": 1,
+        "world_model.steps": 10,
+        "inverse_dynamics.steps": 10,
+        "training.updates": 8,
+        "evaluation.interval": 8,
+    }
+    changed = {name.replace("__", "."): value for name, value in changes.items()}
+    return schema.replace(schema.parse(schema.get_config("smoke")), small | changed)
+
+
+@pytest.fixture(scope="module", name="source")
+def _source(no_simulator, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("source")
+    train.run(config(), workdir)
+    return workdir
+
+
+def no_training(monkeypatch, *names):
+    """Fails if one of the models is trained: makes a step of it."""
+    original = stages.train_model
+
+    def checked(name, *args):
+        state = original(name, *args)
+        if name in names:
+            log = args[-1].log
+            assert all("trained_in" in entry for entry in log.lines(name))
+        return state
+
+    monkeypatch.setattr(stages, "train_model", checked)
+
+
+def refuse(settings, workdir, source, *parts, dataset=None):
+    with pytest.raises(UserError) as error:
+        train.run(settings, workdir, dataset, models_from=source)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    assert not (workdir / "config.json").exists()  # the folder stays free
+
+
+def test_a_run_with_shared_models_is_bit_for_bit_the_run_that_trains_them(
+    source, tmp_path, monkeypatch
+):
+    no_training(monkeypatch, "world_model", "inverse_dynamics")
+    results = train.run(config(), tmp_path, models_from=source)
+    original = json.loads((source / "results.json").read_text())
+    assert results["final"] == original["final"]
+    for name in ("world_model", "inverse_dynamics"):
+        assert results["stages"][name] == {
+            **original["stages"][name],
+            "trained_in": str(source),
+        }
+    learnt = [jax.device_get((r.policies, r.models)) for r in map(load_run, (source, tmp_path))]
+    jax.tree.map(np.testing.assert_array_equal, *learnt)
+    # The folder stands for itself: the same call again, also without the other run.
+    assert train.run(config(), tmp_path, models_from=source.parent / "gone") == results
+
+
+def test_models_that_both_methods_train_alike_are_shared(source, tmp_path, monkeypatch):
+    no_training(monkeypatch, "world_model")
+    results = train.run(config(method="dwm", agent="iql"), tmp_path, models_from=source)
+    assert results["stages"]["world_model"]["trained_in"] == str(source)
+
+
+def parts_of(settings):
+    from dawm_jax.training import setup
+
+    dataset = load_dataset(settings.dataset)
+    _, normalizer = setup.build_replay(settings, dataset)
+    return setup.make(settings, normalizer), train._record(settings, dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shared"),
+    [
+        ({"method": "decision_diffuser"}, ["inverse_dynamics"]),
+        ({"rollout.guidance": 3.0, "agent": "iql"}, ["world_model", "inverse_dynamics"]),
+        ({"training.real_fraction": 0.0}, ["world_model", "inverse_dynamics"]),
+        ({"world_model.log_steps": 2}, ["world_model", "inverse_dynamics"]),
+    ],
+)
+def test_what_is_shared(source, tmp_path, changes, shared):
+    parts, record = parts_of(config(**changes))
+    found = sharing.find(parts, tmp_path, source, record)
+    assert [model.name for model in found] == shared
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"seed": 1}, "seed: 0 there, 1 here"),
+        ({"discount": 0.9}, "discount: 0.99 there, 0.9 here"),
+        ({"return_scale": 77.0}, "return_scale"),
+        ({"timeout_value": "average"}, "timeout_value"),
+        ({"held_out_fraction": 0.2}, "held_out_fraction"),
+        ({"top_fraction": 0.5}, "top_fraction: 1.0 there, 0.5 here"),
+        ({"horizon": 3}, "world_model.horizon: 7 there, 3 here"),
+        (
+            {"world_model.learning_rate": 0.5},
+            "world_model.settings.learning_rate: 0.002 there, 0.5",
+        ),
+        ({"world_model.diffusion_steps": 7}, "world_model.process.alpha_bar"),
+        ({"world_model.prediction": "x0"}, "prediction: 'v' there, 'x0' here"),
+        ({"world_model.denoiser": "residual_mlp"}, "world_model.denoiser"),
+        ({"unet.dim": 24}, "world_model.denoiser"),
+        ({"inverse_dynamics.hidden": (9,)}, "inverse_dynamics"),
+        ({"method": "joint"}, "world_model.layout.actions: False there, True here"),
+        ({"method": "one_step"}, "world_model: DiffusionWorldModel there, GaussianDynamics here"),
+        ({"training.real_fraction": 1.0}, "trains no models"),
+    ],
+)
+def test_other_models_are_refused_with_the_difference(source, tmp_path, changes, part):
+    refuse(config(**changes), tmp_path / "run", source, f"--models_from={source}", part)
+
+
+def test_models_of_other_data_are_refused(source, tmp_path):
+    data = load_dataset(config().dataset)
+    data = dataclasses.replace(data, rewards=2 * data.rewards)
+    refuse(config(), tmp_path / "run", source, "data: ", dataset=data)
+
+
+def test_models_of_other_data_are_refused_without_a_digest(source, tmp_path):
+    copy = shutil.copytree(source, tmp_path / "old")
+    (copy / "dataset.json").unlink()
+    (copy / "results.json").unlink()
+    data = load_dataset(config().dataset)
+    data = dataclasses.replace(data, rewards=2 * data.rewards)
+    with pytest.raises(UserError, match="not what the world_model stage was trained on"):
+        train.run(config(), tmp_path / "run", data, models_from=copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("no run", "is not a run"),
+        ("unfinished", "its inverse_dynamics is not trained to the end (step 10)"),
+        ("damaged", "is damaged"),
+    ],
+)
+def test_a_source_that_cannot_be_used(source, tmp_path, change, part):
+    copy = tmp_path / "source"
+    if change != "no run":
+        shutil.copytree(source, copy)
+        step = copy / "checkpoints" / "inverse_dynamics" / "10"
+        shutil.rmtree(step) if change == "unfinished" else (step / "default/_METADATA").unlink()
+    refuse(config(), tmp_path / "run", copy, part)
+
+
+def test_a_killed_copy_is_repeated(source, tmp_path, monkeypatch):
+    parts, record = parts_of(config())
+    models = sharing.find(parts, tmp_path, source, record)
+    (tmp_path / ".world_model.part" / "10").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "world_model" / "10.orbax-checkpoint-tmp").mkdir(parents=True)
+    log = train.MetricsFile(tmp_path / "metrics.jsonl")
+    log.append("world_model", "train", 5, {"loss": 1.0, "seconds": 1.0})
+    sharing.copy(models, tmp_path, log)
+    original = train.MetricsFile(source / "metrics.jsonl")
+    for name in ("world_model", "inverse_dynamics"):
+        found = list(log.lines(name))
+        assert found == [{**entry, "trained_in": str(source)} for entry in original.lines(name)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "metrics.jsonl"]
