@@ -7,8 +7,7 @@ Run with `python -m dawm_jax.main --config=configs/halfcheetah.py` and a variant
   :smoke                 less than a minute; the score means nothing
   :medium-replay,quick   another tier of the data
 
-An installed package takes --config=halfcheetah:quick from any folder. docs/results.md has the scores of
-the quick variant.
+An installed package takes --config=halfcheetah:quick from any folder. docs/results.md has scores.
 """
 
 import ml_collections

@@ -159,7 +159,7 @@ def ddim_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
     """
     if not 1 <= num_steps <= num_train_steps:
         raise UserError(
-            f"sampling_steps: expected 1 to {num_train_steps}, the diffusion_steps, got {num_steps}"
+            f"sampling_steps: expected 1 to {num_train_steps} (diffusion_steps), got {num_steps}"
         )
     # The first visited step is K - 1: the sampler starts from pure noise, which is x_k only there.
     index = np.arange(num_steps, 0, -1)

@@ -166,8 +166,8 @@ def test_guidance_is_linear_in_the_weight(weight):
             lambda: diffusion.predicted_x0("score", *3 * [jnp.ones(2)]),
             "prediction: expected one of epsilon, x0, v, got 'score'",
         ),
-        (lambda: diffusion.ddim_steps(10, 0), r"sampling steps: expected 1 to 10 .*got 0"),
-        (lambda: diffusion.ddim_steps(10, 11), r"sampling steps: expected 1 to 10 .*got 11"),
+        (lambda: diffusion.ddim_steps(10, 0), r"sampling_steps: expected 1 to 10 .*got 0"),
+        (lambda: diffusion.ddim_steps(10, 11), r"sampling_steps: expected 1 to 10 .*got 11"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -496,7 +496,7 @@ def test_settings_that_are_refused(changes, message):
 
 
 def test_more_sampling_steps_than_diffusion_steps_are_refused():
-    with pytest.raises(UserError, match="sampling steps: expected 1 to 8"):
+    with pytest.raises(UserError, match="sampling_steps: expected 1 to 8"):
         world_model.make(
             world_model.Settings(),
             denoiser_settings=unet.Settings(),
