@@ -19,8 +19,6 @@ The same command on the same --workdir resumes the run. Variants: hopper (the fu
 a GPU), hopper:quick (minutes on a CPU), hopper:smoke (seconds).
 """
 
-import hashlib
-import json
 import logging
 import re
 
@@ -28,8 +26,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from dawm_jax.config import by_name, flag, help, schema
-from dawm_jax.envs.tasks import task_name
-from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime import cli, paths
 
 # Host and port of a coordinator: a name, an IPv4 address, or an IPv6 address in brackets.
@@ -71,14 +67,14 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main() -> None:
     """Runs the configured training; see the module's text."""
     from dawm_jax.runtime import backend, distributed, stopping
-    from dawm_jax.training import train
+    from dawm_jax.training import setup, train
     from dawm_jax.types import UserError, first_line
 
     def fail(message: str, code: int) -> None:
         cli.fail(message, code, distributed.describe_process(), delay=distributed.exit_delay())
 
     config = schema.parse(_CONFIG.value)
-    workdir = paths.expand(_WORKDIR.value or _default_workdir(config), "--workdir")
+    workdir = paths.expand(_WORKDIR.value or setup.default_workdir(config), "--workdir")
     distributed.join(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     backend.check()
     try:
@@ -106,20 +102,6 @@ def main() -> None:
             )
         kept = f"; what was saved in {workdir} is intact" if isinstance(error, OSError) else ""
         fail(cli.describe(error, folder=workdir) + kept, 1)
-
-
-def _default_workdir(config: schema.Config) -> str:
-    """A folder below runs/ for these settings: the same settings have the same folder."""
-    text = json.dumps(schema.to_dict(config), sort_keys=True)
-    method = METHODS.get(config.method)
-    words = [
-        task_name(config.environment),
-        *config.variant.split(","),
-        config.method,
-        "" if method.plans else config.agent,
-        hashlib.sha256(text.encode()).hexdigest()[:8],
-    ]
-    return "runs/" + "-".join(filter(None, words))
 
 
 def _check() -> None:

@@ -350,6 +350,33 @@ def _rounded(value: float) -> str:
     return f"{float(f'{value:.1g}'):g}"
 
 
+# --- reliability --------------------------------------------------------------------------
+
+
+def reliability() -> str:
+    """Faults that were made on purpose, and how many ended right."""
+    found = _read(_RESULTS / "reliability" / "reliability.json")
+    caption = (
+        f"Seed {found['seed']}, {found['device']}, jax {found['versions']['jax']}, "
+        f"commit {found['commit']}:"
+    )
+    header = ("fault", "where", "tried", "held", "equal bit for bit", "one line")
+    names = ("kind", "place", "tried", "held", "equal", "one_line")
+    rows = [[str(row[name]) for name in names] for row in found["faults"]]
+    sums = [str(sum(row[name] for row in found["faults"])) for name in names[2:]]
+    counts = ("inputs", "tried", "held")
+    suites = [
+        [f"{name} (`{suite['file']}`)", *(f"{suite[x]:,}" for x in counts)]
+        for name, suite in found["suites"].items()
+    ]
+    parts = [
+        caption,
+        table(header, [*rows, ["all", "", *sums]]),
+        table(("tests of", "inputs", "tests", "passed"), suites),
+    ]
+    return "\n\n".join(parts)
+
+
 def _read(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text())
@@ -370,6 +397,7 @@ BLOCKS = (
     Block("docs/performance.md", "chips", chips),
     Block("docs/quality.md", "quality", quality),
     Block("docs/datasets.md", "datasets", datasets),
+    Block("docs/reliability.md", "reliability", reliability),
 )
 
 

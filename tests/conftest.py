@@ -1,5 +1,6 @@
 """Strictness for all tests, their cache of compiled programs, and throw-away environments."""
 
+import signal
 import tempfile
 
 import gymnasium as gym
@@ -8,6 +9,15 @@ import pytest
 
 # (B, 1) - (B,) silently gives (B, B); the package must never rely on it.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A shell that starts the tests in the background makes them ignore these signals, and processes
+# that tests start inherit it: tests of signals need the handlers of a program in the foreground.
+for _signal, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _handler)
 
 # End-to-end tests run the same programs many times in fresh functions.
 _CACHE = tempfile.TemporaryDirectory(prefix="dawm_jax_test_cache_")

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from dawm_jax import main
 from dawm_jax.config import schema
+from dawm_jax.training import setup
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -118,12 +118,12 @@ def test_configurations_load_from_anywhere(tmp_path, config):
 
 def test_the_same_settings_have_the_same_default_folder():
     config = schema.parse(schema.get_config("quick"))
-    folder = main._default_workdir(config)
+    folder = setup.default_workdir(config)
     assert folder.startswith("runs/hopper-quick-dawm-td3_bc-")
-    assert main._default_workdir(schema.parse(schema.get_config("quick"))) == folder
+    assert setup.default_workdir(schema.parse(schema.get_config("quick"))) == folder
     other = schema.replace(config, {"rollout.guidance": 2.0})
-    assert main._default_workdir(other).rpartition("-")[0] == folder.rpartition("-")[0]
-    assert main._default_workdir(other) != folder
+    assert setup.default_workdir(other).rpartition("-")[0] == folder.rpartition("-")[0]
+    assert setup.default_workdir(other) != folder
     plans = schema.replace(config, {"method": "decision_diffuser"})
-    assert main._default_workdir(plans).startswith("runs/hopper-quick-decision_diffuser-")
-    assert "td3_bc" not in main._default_workdir(plans)
+    assert setup.default_workdir(plans).startswith("runs/hopper-quick-decision_diffuser-")
+    assert "td3_bc" not in setup.default_workdir(plans)

@@ -10,6 +10,7 @@ generates very many very short episodes. An episode of seven steps of Hopper tak
 chunked and resizable, and 1.5 ms with h5py's `create_dataset`.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -18,7 +19,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -160,7 +161,8 @@ class DatasetWriter:
         }
         _check_episode(episode, observation_space.shape, action_space.shape, self.episodes)
         assert self._episodes is not None
-        self._episodes.write(self.episodes, episode)
+        with self._told():
+            self._episodes.write(self.episodes, episode)
         self.episodes += 1
         self.steps += len(episode["rewards"])
 
@@ -172,11 +174,28 @@ class DatasetWriter:
     ) -> None:
         try:
             if self._file is not None:
-                self._file.close()
+                with self._told(error):
+                    self._file.close()
             if error is None:
                 self._finish()
         finally:
             self._release()
+
+    @contextlib.contextmanager
+    def _told(self, error: BaseException | None = None) -> Iterator[None]:
+        """Turns what h5py raises when a write fails, as on a full disk, into a UserError.
+
+        Args:
+          error: what was raised before; it is not replaced by another.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError) as failure:
+            if error is None:
+                raise UserError(
+                    f"dataset {self._id} cannot be written ({first_line(failure)}); nothing of it "
+                    f"is kept: make room in {self._target.parent} and run the same command again"
+                ) from failure
 
     def _release(self) -> None:
         # The lock is released last: this process would otherwise remove the folder of the

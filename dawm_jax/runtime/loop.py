@@ -189,7 +189,8 @@ class Session:
         Raises:
           Interrupted: `stop` was set; the state is saved.
           Diverged: a metric is not finite; the last good checkpoint stays.
-          UserError: a checkpoint cannot be read or written, or it holds other constants.
+          UserError: a checkpoint cannot be read or written, it holds other constants, or
+            metrics.jsonl lacks what the stage recorded before it.
         """
         checkpoints = Checkpoints(self.workdir / "checkpoints" / stage.name)
         try:
@@ -199,6 +200,9 @@ class Session:
                 saved, step = restored
                 self._check_constants(stage, saved["statistics"])
                 state = saved["state"]
+                distributed.first_process_then_rest(
+                    functools.partial(self._check_recorded, stage, step)
+                )
                 text = f"{stage.unit} {step:,} of {stage.total_steps:,}"
                 _log.info("%s: resumed at %s", stage.name, text)
             else:
@@ -250,6 +254,23 @@ class Session:
                 f"{self.workdir}: the data is not what the {stage.name} stage was trained on: "
                 "statistics in its checkpoints differ; restore the data, or choose another "
                 "--workdir"
+            )
+
+    def _check_recorded(self, stage: Stage[State], step: int) -> None:
+        """Raises UserError if metrics.jsonl lacks steps that the stage has made.
+
+        What is recorded is in the file before a checkpoint is saved.
+        """
+        if not distributed.is_first():
+            return
+        recorded = [entry["step"] for entry in self.log.lines(stage.name, "train")]
+        # A stage that was stopped before its first step has a checkpoint at 0 and no line.
+        expected = {*range(stage.chunk_steps, step + 1, stage.chunk_steps), step} - {0}
+        if missing := sorted(expected.difference(recorded)):
+            raise UserError(
+                f"{self.workdir}: metrics.jsonl lacks what {stage.name} recorded at {stage.unit} "
+                f"{missing[0]:,}, and its checkpoint is at {step:,}: restore metrics.jsonl, or "
+                f"delete checkpoints/{stage.name} to train this stage anew"
             )
 
     def _saved(self, state: State) -> dict[str, Any]:

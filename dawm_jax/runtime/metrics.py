@@ -9,13 +9,17 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from dawm_jax.runtime import provenance, terminal
 from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
+
+# The field of every line that holds the CRC-32 of the others.
+_CRC = "crc"
 
 
 class Writer(Protocol):
@@ -29,7 +33,9 @@ class Writer(Protocol):
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, {"stage", "step", ...}, flushed as it is written.
+    """metrics.jsonl: one object a line, {"stage", "step", ..., "crc"}, flushed as it is written.
+
+    The field "crc" tells a line with flipped bits. Lines of an older version have none.
 
     Args:
       path: of the file.
@@ -55,9 +61,8 @@ class MetricsFile:
         """All objects of the file, sorted."""
         if not self._active or not self._path.exists():
             return []
-        lines = self._path.read_bytes().splitlines()
-        entries = [_parse_entry(line) for line in lines]
-        bad = [number for number, entry in enumerate(entries[:-1], 1) if entry is None]
+        entries = self._parsed()
+        bad = _numbers_of_damaged(entries)
         if bad and not self._reported:
             self._reported = True
             _log.warning(
@@ -74,20 +79,42 @@ class MetricsFile:
         }
         return [next(of_stage[stage]) for stage, _, _ in latest]
 
+    def _parsed(self) -> list[dict[str, Any] | None]:
+        """The objects of all lines, None for damaged ones."""
+        entries = [_parse_entry(line) for line in self._path.read_bytes().splitlines()]
+        has_crc = [entry is not None and entry.pop(_CRC, None) is not None for entry in entries]
+        if any(has_crc):  # a line without one has lost its name
+            return [entry if kept else None for entry, kept in zip(entries, has_crc, strict=True)]
+        return entries
+
+    def check(self) -> None:
+        """Checks that no line is damaged but the last, which a killed process may leave so.
+
+        Raises:
+          UserError: one is.
+        """
+        if not self._active or not self._path.exists():
+            return
+        if bad := _numbers_of_damaged(self._parsed()):
+            raise UserError(
+                f"{self._path}: line {bad[0]} is damaged: restore the file, or delete the line to "
+                "go on without what it recorded"
+            )
+
     def append(self, stage: str, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds one line. Numbers that are not finite become null, as JSON has none."""
         if not self._active:
             return
         entry = {"stage": stage, "kind": kind, "step": step, **_jsonable(values)}
         with self._path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(_format(entry))
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops what `stage` recorded after `step`: a resumed run will record it again."""
         if not self._active:
             return
         kept = [e for e in self.lines() if e["stage"] != stage or e["step"] <= step]
-        text = "".join(json.dumps(entry) + "\n" for entry in kept)
+        text = "".join(map(_format, kept))
         provenance.write_atomically(self._path, text)
 
 
@@ -219,6 +246,22 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def _format(entry: Mapping[str, Any]) -> str:
+    """An object as a line of metrics.jsonl."""
+    return json.dumps({**entry, _CRC: _crc(entry)}) + "\n"
+
+
+def _crc(entry: Mapping[str, Any]) -> int:
+    """CRC-32 of an object without its field of that name."""
+    others = {name: value for name, value in entry.items() if name != _CRC}
+    return zlib.crc32(json.dumps(others).encode())
+
+
+def _numbers_of_damaged(entries: list[dict[str, Any] | None]) -> list[int]:
+    """Numbers, from 1, of the damaged lines before the last line."""
+    return [number for number, entry in enumerate(entries[:-1], 1) if entry is None]
+
+
 def _parse_entry(line: bytes) -> dict[str, Any] | None:
     """The object of a line of metrics.jsonl; None if the line is damaged."""
     try:
@@ -230,7 +273,8 @@ def _parse_entry(line: bytes) -> dict[str, Any] | None:
     is_named = isinstance(stage, str) and isinstance(kind, str)
     is_placed = type(step) is int and step >= 0
     is_timed = all(type(time) in (int, float) for time in times)
-    return dict(entry) if is_named and is_placed and is_timed else None
+    is_intact = _CRC not in entry or entry[_CRC] == _crc(entry)
+    return dict(entry) if is_named and is_placed and is_timed and is_intact else None
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """What a run leaves behind: results.json, returns.npz and curves.png."""
 
 import functools
+import hashlib
 import json
 import logging
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +27,9 @@ _log = logging.getLogger(__name__)
 # A mean Q that exceeds the data's largest discounted return by this share of the largest magnitude
 # of a return is no noise of minibatches.
 _Q_WARNING = 0.5
-_PNG_END = b"IEND\xaeB`\x82"
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+# The last field of results.json: SHA-256 of the others. Results of an older version have none.
+_DIGEST = "results_digest"
 
 
 def evaluation_entry(
@@ -100,7 +104,7 @@ def finish(
     }
     _write_returns(workdir / "returns.npz", returns)
     plot_curves(workdir / "curves.png", log, results)
-    text = json.dumps(results, indent=2) + "\n"
+    text = json.dumps({**results, _DIGEST: _digest(results)}, indent=2) + "\n"
     provenance.write_atomically(workdir / "results.json", text)
     announce(results, workdir)
     stored: dict[str, Any] = json.loads(text)
@@ -153,12 +157,20 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
+        if results.get(_DIGEST, _digest(results)) != _digest(results):
+            raise ValueError("its content is not what was written")
         _points(results)
         headline(results)
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         _log.warning("%s is damaged (%s): it will be written anew", path, first_line(error))
         return None
     return results
+
+
+def _digest(results: Mapping[str, Any]) -> str:
+    """SHA-256 of results without their field of that name."""
+    others = {name: value for name, value in results.items() if name != _DIGEST}
+    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
 
 def _points(results: Mapping[str, Any]) -> dict[int, np.ndarray]:
@@ -202,8 +214,21 @@ def complete(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile
     if not _holds_returns(workdir / "returns.npz", returns):
         _write_returns(workdir / "returns.npz", returns)
     curves = workdir / "curves.png"
-    if not curves.is_file() or not curves.read_bytes().endswith(_PNG_END):
+    if not curves.is_file() or not _is_whole_png(curves.read_bytes()):
         plot_curves(curves, log, results)
+
+
+def _is_whole_png(content: bytes) -> bool:
+    """Whether a PNG file is complete and each of its chunks has the CRC-32 stored with it."""
+    if not content.startswith(_PNG_BEGIN) or not content.endswith(_PNG_END):
+        return False
+    start = len(_PNG_BEGIN)
+    while start < len(content):  # length, kind and data, CRC
+        end = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        if zlib.crc32(content[start + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
+            return False
+        start = end + 4
+    return start == len(content)
 
 
 def _holds_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> bool:

@@ -48,16 +48,18 @@ def look_up(
       dataset: the data at hand.
 
     Raises:
-      UserError: the data are not what the run was trained on, or results.json holds what
-        metrics.jsonl does not.
+      UserError: the data are not what the run was trained on, results.json holds what
+        metrics.jsonl does not, or metrics.jsonl is damaged.
     """
     if not distributed.is_first():
         return Earlier({}, is_finished=False, knows_data=False)
     knows_data = run_folder.check_dataset(workdir, dataset)
     results = artifacts.read_results(workdir)
     if results is None:
+        log.check()
         return Earlier({}, is_finished=False, knows_data=knows_data)
     artifacts.check_recorded(results, workdir, log)
+    log.check()
     has_checkpoints = (workdir / "checkpoints").is_dir()
     if has_checkpoints and (lacks := _what_lacks(config, workdir)):
         _log.warning("%s: the run goes on from there; its former results are in %s", lacks, _FORMER)

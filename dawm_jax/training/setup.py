@@ -5,6 +5,8 @@ config.json suffice to compute with a finished run.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dawm_jax.agents.base import AGENTS, Agent, AgentTask
+from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import remarks
@@ -20,7 +23,7 @@ from dawm_jax.data.dataset import OfflineDataset, top_episodes
 from dawm_jax.data.replay import Replay
 from dawm_jax.envs import recorded, simulate
 from dawm_jax.envs.scores import reference_returns
-from dawm_jax.envs.tasks import References
+from dawm_jax.envs.tasks import References, task_name
 from dawm_jax.methods import base as methods
 from dawm_jax.methods.base import GeneratingMethod, Method, PlanningMethod
 from dawm_jax.methods.synthetic import FirstSteps
@@ -271,3 +274,17 @@ def _held_out_lines(config: Config, replay: Replay) -> list[str]:
         return []
     reason = "there is only one" if config.held_out_fraction else "config.held_out_fraction is 0"
     return [f"no episode is held out ({reason}): models are assessed on their training steps"]
+
+
+def default_workdir(config: Config) -> str:
+    """A folder below runs/ for these settings: the same settings have the same folder."""
+    text = json.dumps(schema.to_dict(config), sort_keys=True)
+    method = methods.METHODS.get(config.method)
+    words = [
+        task_name(config.environment),
+        *config.variant.split(","),
+        config.method,
+        "" if method.plans else config.agent,
+        hashlib.sha256(text.encode()).hexdigest()[:8],
+    ]
+    return "runs/" + "-".join(filter(None, words))

@@ -57,6 +57,23 @@ def write(episodes, dataset_id=ID, **options):
             out.add(*episode)
 
 
+@pytest.mark.parametrize("when", ["write", "close"])
+def test_a_full_disk_is_told_in_one_line(root, episodes, monkeypatch, when):
+    """h5py raises errors without a file's name, some of them no OSError."""
+
+    def full(*args):
+        raise RuntimeError("Can't decrement id ref count (unable to extend file properly)")
+
+    where = minari_writer._EpisodeFile if when == "write" else h5py.File
+    with monkeypatch.context() as patch:
+        patch.setattr(where, when, full)
+        with pytest.raises(UserError, match=r"tiny-v0 cannot be written .*make room") as error:
+            write(episodes)
+    assert "\n" not in str(error.value)
+    assert not list(root.rglob("main_data.hdf5"))
+    write(episodes)
+
+
 def contents(folder):
     """Every file below, and hidden folders; Minari's descriptions of namespaces aside."""
     paths = (str(path.relative_to(folder)) for path in folder.rglob("*"))

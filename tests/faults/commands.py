@@ -157,7 +157,10 @@ class Server:
         code = int(self._read())
         seconds = time.monotonic() - start
         changes = command.folder / "changes.json"
-        found = json.loads(changes.read_bytes() or b"[]") if changes.exists() else []
+        try:
+            found = json.loads(changes.read_bytes())
+        except (OSError, ValueError):  # killed, or cut by the limit on files
+            found = []
         changes.unlink(missing_ok=True)
         return Ended(code, output.read_text(errors="replace"), seconds, tuple(found))
 

@@ -5,6 +5,8 @@ import pathlib
 import random
 import zipfile
 
+from PIL import Image
+
 DAMAGES = ("flipped bits", "cut", "deleted", "other bytes")
 _MOST_BITS = 8
 _MOST_BYTES = 4_096
@@ -67,4 +69,14 @@ def is_whole_archive(path: pathlib.Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def is_whole_picture(path: pathlib.Path) -> bool:
+    """Whether a picture can be read, and its checksums are right."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+        return True
+    except (OSError, SyntaxError, ValueError):
         return False

@@ -46,6 +46,7 @@ _DATASET_ARGUMENTS = {
 }
 _EPISODES = 6  # of the bundled data, which the runs are trained on
 _KILLED_TWICE = 0.3  # share of the runs that are killed again when they are resumed
+_BY_STEPS = 0.7  # share of the kills of `collect` and `generate` at a change of files
 _SHORT_S = 0.05  # a save takes about so long
 _TRIES = 4  # to hit a process before it ends
 # Stages of the program, and what its output says when one begins.
@@ -59,7 +60,6 @@ _BEGINS = {
 _MODELS = ("world_model", "inverse_dynamics")
 _RESULTS = ("results.json", "returns.npz", "curves.png")
 _LOG_LINE = re.compile(r"\d\d:\d\d:\d\d  .*")
-_TIMES = re.compile("seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +95,7 @@ class Lab:
         self.root = root
         self._servers: queue.Queue[Server] = queue.Queue()
         self._comparing = threading.Lock()
+        self.pairing = threading.Lock()  # a pair of processes at a time
         self.started = [Server(root) for _ in range(servers)]
         for server in self.started:
             self._servers.put(server)
@@ -205,6 +206,8 @@ class Lab:
                 return f"{name} is damaged"
         if not damage.is_whole_archive(run / "returns.npz"):
             return "returns.npz is damaged"
+        if not damage.is_whole_picture(run / "curves.png"):
+            return "curves.png is damaged"
         with np.load(run / "returns.npz") as got, np.load(whole / "returns.npz") as want:
             if {k: v.tolist() for k, v in got.items()} != {k: v.tolist() for k, v in want.items()}:
                 return "returns.npz differs"
@@ -262,7 +265,11 @@ def _learnt(run: pathlib.Path) -> list[np.ndarray]:
 def _without_times(value: object) -> object:
     if isinstance(value, Mapping):
         items = value.items()
-        return {k: _without_times(v) for k, v in items if not re.search(r"second|commit", k)}
+        return {
+            k: _without_times(v)
+            for k, v in items
+            if not re.search("second|commit|crc|results_digest", k)
+        }
     return [_without_times(item) for item in value] if isinstance(value, list) else value
 
 
@@ -272,8 +279,13 @@ def read_json(path: pathlib.Path) -> object:
 
 
 def read_lines(path: pathlib.Path) -> list[object]:
-    """A file of JSON lines without what depends on the clock."""
-    return [_without_times(json.loads(line)) for line in path.read_bytes().splitlines()]
+    """metrics.jsonl without what depends on the clock, by stage and step.
+
+    A stage that is trained again is recorded behind the later stages.
+    """
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    lines.sort(key=lambda line: (line["stage"], line["step"], line["kind"]))
+    return [_without_times(line) for line in lines]
 
 
 def read_dataset(name: str, folder: pathlib.Path) -> dict[str, np.ndarray] | None:
@@ -365,18 +377,15 @@ def kill_dataset(lab: Lab, place: str, rng: random.Random) -> str:
     old: dict[str, np.ndarray] | None = None
     flags = ["--overwrite"] if how == "overwriting" else []
     if flags:
-        shutil.copytree(lab.root / f"old-{name}", folder / "minari") if False else None
         _need(lab.run(dataset_command(name, folder, "--seed=1")))
         old = read_dataset(name, folder)
     command = dataset_command(name, folder, *flags)
+    hidden = f"{_NAMES[name][1].replace('hopper/', 'hopper/.')}.partial"
+    staging = folder / "minari" / hidden
     for _ in range(_TRIES):
-        if rng.random() < 0.7:
-            kill: FileStep | Moment = FileStep(rng.randrange(26), ("minari/", ".lock", "main_data"))
-        else:
-            staging = (
-                folder / "minari" / (_NAMES[name][1].replace("hopper/", "hopper/.") + ".partial")
-            )
-            kill = Moment(lambda output: staging.exists(), rng.uniform(0, 2.0))
+        kill: FileStep | Moment = Moment(lambda output: staging.exists(), rng.uniform(0, 2.0))
+        if rng.random() < _BY_STEPS:
+            kill = FileStep(rng.randrange(26), ("minari/", "/.lock", "/main_data", "/metadata"))
         if lab.run(command, kill=kill).was_killed:
             break
         if not flags:
@@ -401,9 +410,8 @@ def kill_dataset(lab: Lab, place: str, rng: random.Random) -> str:
     found = read_dataset(name, folder)
     if found is None or not _equal_arrays(found, wanted):
         return "the dataset that the same command makes differs"
-    hidden = [path.name for path in folder.rglob("*.partial")]
-    if hidden:
-        return f"{hidden[0]} is left"
+    if ended.code == 0 and staging.exists():
+        return f"{hidden} is left"
     shutil.rmtree(folder)
     return EQUAL
 
@@ -448,27 +456,35 @@ def damage_file(lab: Lab, place: str, rng: random.Random) -> str:
 
 def full_disk(lab: Lab, place: str, rng: random.Random) -> str:
     """Lets writing fail; the command ends in one line, and the same command with room equals."""
-    if place == "main, small disk":
-        return _small_disk(lab, rng)
-    size = int(10 ** rng.uniform(1.5, 5.0))
-    if place == "main, limited files":
+    command, _, limit = place.partition(", ")
+    judge = _small_disk if limit == "small disk" else _limited_files
+    for attempt in range(_TRIES):
+        found = judge(lab, command, rng, 4**-attempt)
+        if found is not None:
+            return found
+    return "the limit was never reached"
+
+
+def _limited_files(lab: Lab, name: str, rng: random.Random, scale: float) -> str | None:
+    """A limit on the length of files; None if it was not reached."""
+    size = int(scale * 10 ** rng.uniform(1.5, 5.0))
+    if name == "main":
         folder = lab.before(rng.choice(["start", "inverse_dynamics", "agent", "results"]))
-        ended = lab.run(main(folder), largest_file=size)
-        wrong = refusal(ended) if ended.code else None
-        return (
-            f"{size} bytes: {wrong}" if wrong else _ended_equal(lab, folder, lab.run(main(folder)))
-        )
-    folder = lab.folder(lab.finished)
-    command = dataset_command("collect", folder)
+        command = main(folder)
+    else:
+        folder = lab.folder(lab.finished)
+        command = dataset_command(name, folder)
     ended = lab.run(command, largest_file=size)
     if not ended.code:
-        return EQUAL if _is_collected(lab, folder) else "exit code 0 without a complete dataset"
+        return None
     if wrong := refusal(ended):
         return f"{size} bytes: {wrong}"
-    if read_dataset("collect", folder) is not None:
+    if name != "main" and read_dataset(name, folder) is not None:
         return f"{size} bytes: a dataset is visible after a failure"
-    _need(lab.run(command))
-    return EQUAL if _is_collected(lab, folder) else "the dataset differs"
+    ended = lab.run(command)
+    if name == "main":
+        return _ended_equal(lab, folder, ended)
+    return EQUAL if _is_collected(lab, folder) else f"the dataset differs: {ended.output[-200:]}"
 
 
 def _is_collected(lab: Lab, folder: pathlib.Path) -> bool:
@@ -481,19 +497,22 @@ def can_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
-def _small_disk(lab: Lab, rng: random.Random) -> str:
+def _small_disk(lab: Lab, name: str, rng: random.Random, scale: float) -> str | None:
+    """A disk with room for a part of what is left to write; None if it sufficed."""
+    assert name == "main"
     source = lab.before(rng.choice(["start", "inverse_dynamics", "agent", "results"]))
     folder = lab.folder()
-    used = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-    size = used + rng.randrange(1 << 12, 1 << 20)
+    pages = [-(-path.stat().st_size // 4096) for path in source.rglob("*") if path.is_file()]
+    size = 4096 * sum(pages) + int(scale * rng.randrange(1 << 14, 1 << 20))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         return "no small disk can be mounted"
     try:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         ended = lab.run(main(folder))
-        wrong = refusal(ended) if ended.code else None
-        if wrong:
+        if not ended.code:
+            return None
+        if wrong := refusal(ended):
             return f"{size} bytes: {wrong}"
         subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
         ended = lab.run(main(folder))
@@ -509,6 +528,11 @@ def _small_disk(lab: Lab, rng: random.Random) -> str:
 
 def kill_one_of_two(lab: Lab, place: str, rng: random.Random) -> str:
     """Kills one of two processes; the other ends in one line, and both are resumed."""
+    with lab.pairing:
+        return _kill_one_of_two(lab, place, rng)
+
+
+def _kill_one_of_two(lab: Lab, place: str, rng: random.Random) -> str:
     from runtime import distributed_test as pair
 
     jax.config.update("jax_compilation_cache_dir", str(lab.root / "compiled"))
@@ -526,12 +550,14 @@ def kill_one_of_two(lab: Lab, place: str, rng: random.Random) -> str:
     if codes[dying] != -9:
         return f"the process was not killed: {codes}"
     survivor = outputs[1 - dying].splitlines()
-    own = [line for line in survivor if not _LOG_LINE.fullmatch(line)]
+    own = [x for x in survivor if not _LOG_LINE.fullmatch(x) and not x.startswith("[Gloo]")]
     wrong = None
-    if not 0 < codes[1 - dying] < 128:
+    if codes[1 - dying] != 1:
         wrong = f"the survivor's exit code is {codes[1 - dying]}"
-    elif len(own) != 1 or not own[0].startswith("dawm_jax"):
-        wrong = f"the survivor says {len(own)} lines: {' / '.join(own[:3])[:300]}"
+    elif not own or not own[-1].startswith("dawm_jax"):
+        wrong = f"the survivor's last line is {own[-1:]}"
+    elif dying and len(own) > 1:  # without process 0, JAX adds lines of its own
+        wrong = f"the survivor says {len(own)} lines: {' / '.join(own)[:300]}"
     codes, outputs = pair._finish(pair._start_all(folder, 2, real))
     if codes != [0, 0]:
         return f"not resumed: {outputs[0][-300:]}"
@@ -608,10 +634,32 @@ def try_all(
 
 # --- wrong values and random inputs -------------------------------------------------------
 
-SUITES = {
-    "wrong values of settings and flags": "tests/wrong_values_test.py",
-    "wrong settings in Python": "tests/config/schema_test.py",
-    "random data and damaged arrays": "tests/data/fuzz_test.py",
+
+def _count_wrong_values() -> int:
+    import wrong_values_test as tests
+
+    texts = sum(len(tests.wrong_texts(spec)) for spec in tests._FIELDS.values())
+    return texts + sum(map(len, tests.WRONG.values()))
+
+
+def _count_wrong_settings() -> int:
+    from config import schema_test as tests
+
+    return sum(len(tests.wrong_values(spec)) for spec in tests.FIELDS.values())
+
+
+def _count_examples() -> int:
+    from data import fuzz_test as tests
+
+    given = [test for test in vars(tests).values() if hasattr(test, "hypothesis")]
+    return len(given) * tests.FUZZ.max_examples
+
+
+# Name, the file, and how many inputs its tests try.
+SUITES: dict[str, tuple[str, Callable[[], int]]] = {
+    "wrong values of settings and flags": ("tests/wrong_values_test.py", _count_wrong_values),
+    "wrong settings in Python": ("tests/config/schema_test.py", _count_wrong_settings),
+    "random data, whole and damaged": ("tests/data/fuzz_test.py", _count_examples),
 }
 
 
@@ -619,8 +667,8 @@ def count_suite(path: str) -> dict[str, int]:
     """Runs a file of tests; how many were made and how many passed."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     result = subprocess.run([*command, path], cwd=ROOT, capture_output=True, text=True)
-    counts = {
-        word: int(n) for n, word in re.findall(r"(\d+) (\w+)", result.stdout.splitlines()[-1])
-    }
-    failed = counts.get("failed", 0) + counts.get("errors", 0) + counts.get("error", 0)
-    return {"tried": counts.get("passed", 0) + failed, "held": counts.get("passed", 0)}
+    summary = result.stdout.splitlines()[-1] if result.stdout else ""
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", summary)}
+    passed = counts.get("passed", 0)
+    failed = sum(counts.get(word, 0) for word in ("failed", "error", "errors"))
+    return {"tried": passed + failed, "held": passed}

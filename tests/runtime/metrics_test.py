@@ -26,6 +26,7 @@ def test_lines_come_back_in_order(log, tmp_path):
     log.append("agent", "assess", 2, {"returns": [1.0, 2.5], "nested": {"a": 1.5}})
     # One object a line, each readable without the package.
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(type(line.pop("crc")) is int for line in lines)
     assert lines == [
         {"stage": "model", "kind": "train", "step": 1, "loss": 0.5},
         {"stage": "agent", "kind": "train", "step": 2, "q": 3},
@@ -108,6 +109,40 @@ def test_a_damaged_line_is_left_out_and_reported_once(log, tmp_path, caplog, lin
         assert [entry["step"] for entry in log.lines("model", "train")] == [1, 3]
     (message,) = caplog.messages
     assert "1 damaged lines are left out, the first is line 2" in message
+
+
+@pytest.mark.parametrize("flipped", ["a value", "a name", "the sum's name", "nothing"])
+def test_flipped_bits_in_a_line_are_noticed(log, tmp_path, flipped):
+    for step in (1, 2, 3):
+        log.append("model", "train", step, {"loss": 0.25})
+    log.check()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    old, new = {
+        "a value": ("0.25", "0.35"),
+        "a name": ("loss", "lors"),
+        "the sum's name": ("crc", "src"),
+        "nothing": ("loss", "loss"),
+    }[flipped]
+    lines[1] = lines[1].replace(old, new)
+    path.write_text("\n".join(lines) + "\n")
+    if flipped == "nothing":
+        log.check()
+        return
+    assert [entry["step"] for entry in log.lines()] == [1, 3]
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged: restore") as error:
+        log.check()
+    assert "\n" not in str(error.value)
+
+
+def test_lines_of_an_older_version_are_read_and_completed(log, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"stage": "model", "kind": "train", "step": 1, "loss": 0.25}\n')
+    log.check()
+    log.rewind("model", 1)
+    log.append("model", "train", 2, {"loss": 0.5})
+    log.check()
+    assert [(entry["step"], entry["loss"]) for entry in log.lines()] == [(1, 0.25), (2, 0.5)]
 
 
 def test_lines_of_a_stage_come_in_the_order_of_their_steps(log, tmp_path):

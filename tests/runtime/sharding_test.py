@@ -94,6 +94,8 @@ def _replay(config):
     rng = np.random.default_rng(0)
     steps, length = 240, 12
     observations = np.cumsum(rng.normal(size=(steps, 3)), axis=0)
+    # The successor of a step is the next row, as in all data; the last row's is a new state.
+    successors = np.concatenate([observations[1:], rng.normal(size=(1, 3))])
     ends = np.arange(steps) % length == length - 1
     dataset = d4rl.from_flat_arrays(
         "walk",
@@ -102,7 +104,7 @@ def _replay(config):
         rng.normal(size=steps),
         terminals=ends & (np.arange(steps) < steps // 2),
         timeouts=ends,
-        next_observations=observations + rng.normal(size=(steps, 3)),
+        next_observations=successors,
     )
     ones = np.ones(2, np.float32)
     return replaying.build(
