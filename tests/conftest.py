@@ -9,6 +9,8 @@ import pytest
 
 # (B, 1) - (B,) silently gives (B, B); the package must never rely on it.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# float32 + float64 silently gives another type; the package must convert explicitly.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # A shell that starts the tests in the background makes them ignore these signals, and processes
 # that tests start inherit it: tests of signals need the handlers of a program in the foreground.
@@ -23,6 +25,16 @@ for _signal, _handler in (
 _CACHE = tempfile.TemporaryDirectory(prefix="dawm_jax_test_cache_")
 jax.config.update("jax_compilation_cache_dir", _CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For flax's normalisations of bfloat16 and float64.
+
+    They promote both with float32, which strict promotion refuses.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(name="register")

@@ -59,7 +59,7 @@ class Bc:
 
     def init(self, key: jax.Array) -> State:
         """A fresh policy. `key` is consumed."""
-        actor = self.network.init(key, jnp.zeros((1, self.task.state_size)))
+        actor = self.network.init(key, jnp.zeros((1, self.task.state_size), jnp.float32))
         return State(actor, self.optimizer.init(actor))
 
     def loss(self, actor: Params, batch: Rows) -> tuple[jax.Array, Metrics]:

@@ -118,8 +118,8 @@ class Iql:
     def init(self, key: jax.Array) -> State:
         """A fresh agent; the target starts as a copy. `key` is consumed."""
         key_actor, key_value, key_critics = jax.random.split(key, 3)
-        observation = jnp.zeros((1, self.task.state_size))
-        action = jnp.zeros((1, self.task.action_size))
+        observation = jnp.zeros((1, self.task.state_size), jnp.float32)
+        action = jnp.zeros((1, self.task.action_size), jnp.float32)
         actor = self.networks.actor.init(key_actor, observation)
         value = self.networks.value.init(key_value, observation)
         critics = self.networks.critics.init(key_critics, observation, action)

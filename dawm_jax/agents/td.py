@@ -123,7 +123,8 @@ def expansion_target(
     # Step h is weighted by (gamma lambda)^h, and by 0 after a termination.
     alive = jnp.cumprod(continues, axis=1)
     alive_before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
-    weight = (discount * return_lambda) ** jnp.arange(horizon)[None] * alive_before
+    steps = jnp.arange(horizon).astype(continues.dtype)[None]
+    weight = (discount * return_lambda) ** steps * alive_before
     rewards = (weight * reward_scale * batch.reward).sum(1)
     bootstrap = weight * discount * continues
     last = bootstrap[:, -1] * value(batch.next_observation[:, -1])

@@ -131,8 +131,8 @@ class Td3(abc.ABC):
     def init(self, key: jax.Array) -> State:
         """A fresh agent; targets start as copies. `key` is consumed."""
         key_actor, key_critics = jax.random.split(key)
-        observation = jnp.zeros((1, self.task.state_size))
-        action = jnp.zeros((1, self.task.action_size))
+        observation = jnp.zeros((1, self.task.state_size), jnp.float32)
+        action = jnp.zeros((1, self.task.action_size), jnp.float32)
         actor = self.networks.actor.init(key_actor, observation)
         critics = self.networks.critics.init(key_critics, observation, action)
         return State(

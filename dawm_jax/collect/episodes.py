@@ -15,7 +15,7 @@ from dawm_jax.types import Params
 _MAX_COPIES = 32
 # Every copy finishes its last episode. With fewer steps per copy these last steps would add much
 # to the data.
-_STEPS_PER_COPY = 10_000
+STEPS_PER_COPY = 10_000
 
 
 class Episode(NamedTuple):
@@ -76,7 +76,7 @@ def episodes(
     """
     stop, kwargs = stop or StopFlag(), limit_kwargs(max_steps)
     guard.episode_limit(environment, kwargs, setting="--max_steps")
-    copies = int(np.clip(steps // _STEPS_PER_COPY, 1, _MAX_COPIES))
+    copies = int(np.clip(steps // STEPS_PER_COPY, 1, _MAX_COPIES))
     env = simulate.make_environment(environment, kwargs)
     act = _make_act(env.action_space, actor, seed)
     env.close()

@@ -116,7 +116,8 @@ class Sac:
     def init(self, key: jax.Array) -> State:
         """A fresh agent at temperature 1; `key` is consumed."""
         key_actor, key_critics = jax.random.split(key)
-        observation, action = jnp.zeros((1, self.state_size)), jnp.zeros((1, self.action_size))
+        observation = jnp.zeros((1, self.state_size), jnp.float32)
+        action = jnp.zeros((1, self.action_size), jnp.float32)
         actor = self.networks.actor.init(key_actor, observation)
         critics = self.networks.critics.init(key_critics, observation, action)
         log_temperature = jnp.zeros(())

@@ -29,7 +29,7 @@ from dawm_jax.types import Params, UserError
 _log = logging.getLogger(__name__)
 
 _NUM_REPORTS = 20  # lines of progress
-_POLL_S = 0.5  # between looks at another process's lock
+POLL_S = 0.5  # between looks at another process's lock
 # dawm/hopper/medium-replay-v1, or with an explicit size: dawm/hopper/medium-200k-v1
 _NAME = re.compile(r"dawm/([a-z0-9_.-]+)/(" + "|".join(TIERS) + r")(?:-(\d+)k)?-v1")
 
@@ -256,7 +256,7 @@ def _wait_for_writer(name: str, stop: StopFlag) -> None:
     _log.info("%s is being collected by another process; waiting for it", name)
     while minari_writer.is_being_written(name):
         stop.check(f"the wait for {name}, which another process collects")
-        time.sleep(_POLL_S)
+        time.sleep(POLL_S)
 
 
 SOURCES.register(TierSource())

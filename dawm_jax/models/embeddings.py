@@ -26,8 +26,8 @@ def mish(x: jax.Array) -> jax.Array:
 def sinusoidal_embedding(step: jax.Array, size: int) -> jax.Array:
     """Transformer position embedding of diffusion steps, [B] -> [B, size]; `size` is even."""
     half = size // 2
-    frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half) / (half - 1))
-    angles = step[:, None] * frequencies[None]
+    frequencies = jnp.exp(-np.log(10_000.0) * jnp.arange(half).astype(float) / (half - 1))
+    angles = step[:, None].astype(frequencies.dtype) * frequencies[None]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

@@ -86,7 +86,7 @@ class GaussianDynamics:
     def init(self, key: jax.Array) -> TrainState:
         """A fresh training state; `key` is consumed."""
         inputs = self.normalizer.observation_mean.shape[0] + self.normalizer.action_low.shape[0]
-        params = self.network.init(key, jnp.zeros((1, inputs)))
+        params = self.network.init(key, jnp.zeros((1, inputs), jnp.float32))
         return optim.init_state(params, regression.optimizer(self.settings))
 
     def step(

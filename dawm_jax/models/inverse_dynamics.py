@@ -64,7 +64,8 @@ class ActionModel:
     def init(self, key: jax.Array) -> TrainState:
         """A fresh training state; `key` is consumed."""
         state_size = self.normalizer.observation_mean.shape[0]
-        params = self.network.init(key, *[jnp.zeros((1, state_size))] * len(self.inputs))
+        state = jnp.zeros((1, state_size), jnp.float32)
+        params = self.network.init(key, *[state] * len(self.inputs))
         return optim.init_state(params, regression.optimizer(self.settings))
 
     def step(

@@ -89,7 +89,9 @@ def gradient_step(
     """
     gradients, metrics = jax.grad(loss, has_aux=True)(params)
     gradients, metrics = mean((gradients, metrics))
-    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    # Optax raises decay rates to its integer count of steps, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics
 
 

@@ -20,6 +20,8 @@ ACTOR_PENALTY, CRITIC_PENALTY = 0.7, 0.4
 POLICY_NOISE, NOISE_CLIP = 0.6, 0.5
 COUNT = 7  # steps that the optimisers have behind them
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 
 @pytest.fixture(autouse=True)
 def float64():

@@ -181,13 +181,13 @@ def test_iql_critics_follow_the_lambda_return():
 
 @pytest.mark.parametrize("module", [td3_bc, iql])
 def test_critic_gradient_equals_finite_differences(module):
-    networks = module.make(module.Settings(hidden=(4,)), make_task(Transition)).networks
+    agent = module.make(module.Settings(hidden=(4,)), make_task(Transition))
     rng = np.random.default_rng(1)
     observation, action, target = rng.normal(size=(B, S)), rng.normal(size=(B, A)), np.ones(B)
-    shapes = jax.eval_shape(networks.critics.init, jax.random.key(0), observation, action)
+    shapes = jax.eval_shape(agent.init, jax.random.key(0)).critics
     critics = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
     batch = Transition(observation, action, None, None, None)
-    loss = lambda p: td.critic_loss(p, batch, target, networks=networks)[0]
+    loss = lambda p: td.critic_loss(p, batch, target, networks=agent.networks)[0]
     expected = lambda p: (
         ((reference.q_values(p, observation, action) - target[None]) ** 2).mean(1).sum()
     )

@@ -66,7 +66,7 @@ def test_time_outs_are_truncations(monkeypatch):
 
 
 def test_copies_share_the_steps_and_threads_change_nothing(monkeypatch):
-    monkeypatch.setattr(episodes_lib, "_STEPS_PER_COPY", 100)
+    monkeypatch.setattr(episodes_lib, "STEPS_PER_COPY", 100)
     one, two = (
         list(episodes("Hopper-v5", make_actor(1), steps=500, seed=1, threads=threads))
         for threads in (1, 2)

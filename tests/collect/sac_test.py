@@ -91,10 +91,16 @@ def expected_actor_loss(actor, critics, log_temperature, observation, noise):
     return (np.exp(log_temperature) * log_prob - np.minimum(q[0], q[1])).mean()
 
 
+def float64_actor(networks):
+    """Initial parameters in the type of the observations."""
+    params = networks.actor.init(jax.random.key(0), jnp.zeros((1, S), jnp.float32))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+
+
 def test_densities_of_sampled_actions_integrate_to_one():
     """One action dimension: the density of tanh(u) over (-1, 1), by quadrature."""
     networks = sac.make_networks((4,), 1)
-    actor = networks.actor.init(jax.random.key(0), jnp.zeros((1, S)))
+    actor = float64_actor(networks)
     observation = jnp.asarray(np.random.default_rng(0).normal(size=S))
     mean, log_std = sac.distribution(actor, observation, networks=networks)
 
@@ -110,7 +116,7 @@ def test_densities_of_sampled_actions_integrate_to_one():
 
 
 def test_log_probabilities_do_not_overflow_far_out():
-    actor = NETWORKS.actor.init(jax.random.key(0), jnp.zeros((1, S)))
+    actor = float64_actor(NETWORKS)
     action, log_prob = sac.sample(
         actor, jnp.zeros((1, S)), jnp.full((1, A), 50.0), networks=NETWORKS
     )

@@ -216,7 +216,7 @@ def test_processes_that_need_the_same_dataset_wait_for_the_one_that_collects_it(
         original(*args, **options)
 
     monkeypatch.setattr(tiers, "make", make)
-    monkeypatch.setattr(tiers, "_POLL_S", 0.01)
+    monkeypatch.setattr(tiers, "POLL_S", 0.01)
     caplog.set_level("INFO", "dawm_jax")
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         loaded = list(pool.map(lambda _: load_dataset(name, cache=False), range(3)))

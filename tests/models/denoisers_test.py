@@ -98,6 +98,7 @@ def test_a_plan_ignores_the_action(name):
 
 
 @every_denoiser
+@pytest.mark.usefixtures("standard_promotion")
 def test_computes_in_bfloat16_but_returns_float32(name):
     exact, rough = make(name), make(name, jnp.bfloat16)
     params = float32(reference.parameters(exact, scale=0.2))
@@ -155,7 +156,8 @@ def _skills(key, size):
     key_skill, key_state, key_action = jax.random.split(key, 3)
     skill = jax.random.uniform(key_skill, (size,), minval=-1.0, maxval=1.0)
     state = jax.random.normal(key_state, (size,))
-    places = state[:, None] + 0.3 * skill[:, None] * jnp.arange(HORIZON + 1)[None]
+    steps = jnp.arange(HORIZON + 1).astype(float)
+    places = state[:, None] + 0.3 * skill[:, None] * steps[None]
     return Window(
         states=places[..., None],
         rewards=jnp.repeat(skill[:, None], HORIZON, axis=1),

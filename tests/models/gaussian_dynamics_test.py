@@ -137,7 +137,7 @@ def test_roll_out_equals_numpy_loop():
             np.testing.assert_allclose(generated.rewards[row, step], reward, atol=1e-5)
             state = state + np.array([action[0], -action[0]]) / 2
             np.testing.assert_allclose(generated.states[row, step + 1], state, atol=1e-5)
-            assert generated.terminated[row, step] == (state[0] > 1.0)
+            assert bool(generated.terminated[row, step]) == (state[0] > 1.0)
             action = 0.25 - state[:1]
     assert 0 < np.asarray(generated.terminated).sum() < B * H
 

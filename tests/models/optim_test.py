@@ -21,7 +21,9 @@ def rates(optimizer, steps):
     """
 
     def step(opt_state, _):
-        updates, opt_state = optimizer.update(jnp.float32(100.0), opt_state)
+        # Optax raises decay rates to its integer count of steps, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(jnp.float32(100.0), opt_state)
         return opt_state, -updates
 
     opt_state = optimizer.init(jnp.float32(0.0))

@@ -28,6 +28,7 @@ def expected_output(params, x, step, condition):
     return reference.dense(layers["out"], norm(layers["norm"], hidden)).reshape(x.shape)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_forward_pass_equals_numpy():
     with jax.enable_x64(True):
         denoiser = residual_mlp.make(SETTINGS, SHAPE, dtype=jnp.float64)

@@ -126,7 +126,7 @@ def test_sampler_equals_an_independent_loop(prediction, order, eta):
     key_init, key_steps = jax.random.split(key)
     draw = lambda key: temperature * np.asarray(jax.random.normal(key, shape), np.float64)
     # Any smooth function of both arguments will do for a network.
-    denoise = lambda np_, x, step: np_.sin(3.0 * x) + 0.1 * step
+    denoise = lambda np_, x, step: np_.sin(3.0 * x) + 0.1 * np_.asarray(step, float)
     first = np.linspace(-1, 1, 32).reshape(16, 2).astype(np.float32)
 
     def numpy_clamp(x):

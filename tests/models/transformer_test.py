@@ -51,6 +51,7 @@ def expected_output(params, x, step, condition):
     return np.stack(outputs)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_forward_pass_equals_numpy():
     with jax.enable_x64(True):
         denoiser = transformer.make(SETTINGS, SHAPE, dtype=jnp.float64)

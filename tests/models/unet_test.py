@@ -120,6 +120,7 @@ def test_unet_keeps_any_length(length):
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, other)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_unet_computes_in_bfloat16_but_returns_float32():
     inputs = _unet_inputs(4, 3)
     exact, rough = _unet((1,)), _unet((1,), dtype=jnp.bfloat16)
@@ -295,6 +296,7 @@ def _numpy_unet(params, x, step, condition, settings):
     return reference.dense(layers["Dense_0"], x)[:, :length]
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("tokens", [4, 7])
 def test_forward_pass_equals_numpy(tokens):
     """Also where the length is padded to a multiple of the strides."""

@@ -72,7 +72,7 @@ def _draws(seed=1):
 
 def _stub(np_, params, x, step, action, return_to_go, conditioned):
     """A smooth function of every input, in place of the network."""
-    shift = 0.1 * step + action.sum(-1) + return_to_go * conditioned
+    shift = 0.1 * np_.asarray(step, float) + action.sum(-1) + return_to_go * conditioned
     return params * np_.sin(2.0 * x) + shift[:, None, None]
 
 
@@ -280,7 +280,7 @@ class _DirectDenoiser:
 
     def __call__(self, params, x, step, condition):
         del params, step
-        return self.values(*condition, jnp.arange(x.shape[1])) + 0.0 * x
+        return self.values(*condition, jnp.arange(x.shape[1]).astype(x.dtype)) + 0.0 * x
 
 
 class _StubClassifier:
