@@ -102,6 +102,19 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise _write_error(self._folder, error) from error
 
+    def check(self) -> None:
+        """Completes the last save if its write in the background has ended; does not wait for it.
+
+        Raises:
+          UserError: the write failed; earlier checkpoints are untouched.
+        """
+        if self._saving is None or self._manager.is_saving_in_progress():
+            return
+        try:
+            self._finish_saving()
+        except (OSError, ValueError) as error:
+            raise _write_error(self._folder, error) from error
+
     def restore(self, state: Any, *, discard_damaged: bool = False) -> tuple[Any, int] | None:
         """The newest readable checkpoint and its step, or None if there is none.
 

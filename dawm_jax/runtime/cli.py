@@ -54,7 +54,7 @@ def run(
     prepare: Callable[[list[str]], list[str]] = lambda argv: argv,
     check: Callable[[], None] = lambda: None,
     explain: Explain = readable,
-    more_help: Callable[[], str] = lambda: "",
+    more_help: Callable[[list[str]], str] = lambda argv: "",
 ) -> None:
     """Runs a command and exits; its flags are those of the module that defines `main`.
 
@@ -70,7 +70,7 @@ def run(
       prepare: rewrites the command line before it is parsed.
       check: raises what is wrong with the parsed flags.
       explain: the message for an exception of `prepare`, the flags or `check`.
-      more_help: what --help prints after the flags.
+      more_help: what --help prints after the flags, for the command line.
     """
 
     if _DEBUG not in flags.FLAGS:
@@ -78,7 +78,11 @@ def run(
 
     def parse(argv: list[str]) -> list[str]:
         if any(argument in ("--help", "-h", "-help", "--helpfull") for argument in argv[1:]):
-            print("\n".join(filter(None, [doc, _describe_flags(main.__module__), more_help()])))
+            try:
+                more = more_help(argv)
+            except Exception as error:
+                fail(explain(error, argv), 2)
+            print("\n".join(filter(None, [doc, _describe_flags(main.__module__), more])))
             sys.exit(0)
         try:
             argv = prepare(argv)
@@ -206,7 +210,9 @@ def _write_traceback(error: Exception, folder: pathlib.Path | None) -> str:
     text = "".join([*lines, *traceback.format_exception(error), "\n"])
     if folder is not None and folder.is_dir():
         try:
-            with (folder / "error.log").open("a") as log_file:
+            # A link in the place of the file must not lead to another file.
+            how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+            with os.fdopen(os.open(folder / "error.log", how, 0o666), "a") as log_file:
                 log_file.write(text)
             return str(folder / "error.log")
         except OSError:

@@ -4,6 +4,7 @@ A job may be several processes, each with its own devices; jax.distributed conne
 processes run the same program on global arrays. Process 0 alone writes files and the log.
 """
 
+import concurrent.futures
 import ctypes
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -33,6 +35,7 @@ JOIN_TIMEOUT_S = 300  # seconds that the processes of a job wait for each other 
 # still sends heartbeats; one that is suspended for longer is taken for dead.
 HEARTBEAT_TIMEOUT_S = 30
 SHUTDOWN_TIMEOUT_S = 20  # seconds that an ending process waits for the others
+_MEANWHILE_S = 0.2  # seconds between the calls that a process makes while it waits
 EXIT_DELAY_S = 2.0  # seconds that a failing process 0 gives the others to report their errors
 _STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 # Variables by which a SLURM step tells a task about the others.
@@ -45,7 +48,7 @@ class Job(NamedTuple):
     """The processes that belong together, as this one was told."""
 
     size: int
-    told_by: str  # flags or variables, for people
+    told_by: str  # by which flags or variables, in words
     # Unknown on the hosts of a TPU slice, which JAX finds itself.
     address: str | None = None  # HOST:PORT of process 0
     process_id: int | None = None
@@ -195,17 +198,25 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(row)) for row in rows]
 
 
-def first_process_then_rest(function: Callable[[], T]) -> T:
+def first_process_then_rest(
+    function: Callable[[], T], *, meanwhile: Callable[[], None] | None = None
+) -> T:
     """Calls `function` on process 0, then on the others.
 
     The others find what process 0 downloaded, cached or created.
+
+    Args:
+      function: what to call.
+      meanwhile: called several times a second by the others while process 0 works. Their
+        handlers of signals run too then; without it they run when process 0 is done.
 
     Raises:
       UserError, Interrupted: that of the first process that raised one, in all processes.
     """
     if jax.process_count() == 1:
         return function()
-    for turn in (is_first(), not is_first()):
+    for is_turn_of_first in (True, False):
+        turn = is_first() == is_turn_of_first
         raised: UserError | Interrupted | None = None
         if turn:
             try:
@@ -213,7 +224,12 @@ def first_process_then_rest(function: Callable[[], T]) -> T:
             except (UserError, Interrupted) as error:
                 raised = error
         kind = isinstance(raised, Interrupted)
-        answers = exchange(None if raised is None else [kind, str(raised)])
+        answer = None if raised is None else [kind, str(raised)]
+        waits = is_turn_of_first and not is_first()
+        if waits and meanwhile is not None:
+            answers = _in_thread(lambda: exchange(None), meanwhile)
+        else:
+            answers = exchange(answer)
         if raised is not None:
             raise raised
         for interrupted, message in filter(None, answers):
@@ -221,13 +237,40 @@ def first_process_then_rest(function: Callable[[], T]) -> T:
     return result
 
 
-def on_first_process(function: Callable[[], T]) -> T | None:
+def _in_thread(function: Callable[[], T], meanwhile: Callable[[], None]) -> T:
+    """Calls `function` in a thread, and `meanwhile` in this one until the thread is done.
+
+    Python runs the handlers of signals in the main thread, and not while that thread waits for
+    other processes.
+    """
+    found: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            found.set_result(function())
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    while not found.done():
+        meanwhile()
+        concurrent.futures.wait([found], timeout=_MEANWHILE_S)
+    return found.result()
+
+
+def on_first_process(
+    function: Callable[[], T], *, meanwhile: Callable[[], None] | None = None
+) -> T | None:
     """Calls `function` on process 0 while the others wait; None in the others.
+
+    Args:
+      function: what to call.
+      meanwhile: see `first_process_then_rest`.
 
     Raises:
       UserError, Interrupted: that of process 0, in all processes.
     """
-    return first_process_then_rest(lambda: function() if is_first() else None)
+    return first_process_then_rest(lambda: function() if is_first() else None, meanwhile=meanwhile)
 
 
 # --- who there is -------------------------------------------------------------------------

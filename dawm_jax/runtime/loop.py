@@ -190,7 +190,8 @@ class Session:
           Interrupted: `stop` was set; the state is saved.
           Diverged: a metric is not finite; the last good checkpoint stays.
           UserError: a checkpoint cannot be read or written, it holds other constants, or
-            metrics.jsonl lacks what the stage recorded before it.
+            metrics.jsonl lacks what the stage recorded before it. A write that fails in the
+            background is noticed before the next program call.
         """
         checkpoints = Checkpoints(self.workdir / "checkpoints" / stage.name)
         try:
@@ -218,6 +219,7 @@ class Session:
                     recorder.flush()
                     self._save(checkpoints, step, state)
                     raise Interrupted(f"{stage.name} at {stage.unit} {step}")
+                checkpoints.check()
                 steps = min(stage.chunk_steps, stage.total_steps - step)
                 state, metrics = recorder.run_chunk(state, step, steps)
                 step += steps

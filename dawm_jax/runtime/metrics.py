@@ -237,7 +237,7 @@ class Progress:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: 45 s, 3 min 20 s, 2 h 05 min."""
+    """A duration in words: 45 s, 3 min 20 s, 2 h 05 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

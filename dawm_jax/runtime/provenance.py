@@ -1,13 +1,16 @@
 """Where numbers come from (host, versions, commit), and files that appear whole or not at all."""
 
 import contextlib
+import hashlib
+import json
 import os
 import pathlib
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from typing import Any
 
 # The packages whose versions can change the numbers of a run.
 _PACKAGES = (
@@ -74,6 +77,12 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary = pathlib.Path(folder) / "part"
         yield temporary
         temporary.replace(path)
+
+
+def digest(content: Mapping[str, Any], field: str) -> str:
+    """SHA-256 of JSON-able content without its entry `field`, which is where a file stores it."""
+    others = {name: value for name, value in content.items() if name != field}
+    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from dawm_jax.runtime import provenance
-from dawm_jax.types import UserError, first_line
+from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
-_CONFIG, _DATASET, _LOCK = "config.json", "dataset.json", ".lock"
+_CONFIG, _DATASET, _LOCK, _STOP = "config.json", "dataset.json", ".lock", ".stop"
 _RESULTS = "results.json"
+# The last fields of the two files: SHA-256 of the others. Files of an older version have none.
+_CONFIG_DIGEST, _RECORD_DIGEST = "config_digest", "record_digest"
 
 
 class Migrate(Protocol):
@@ -74,7 +76,11 @@ def own(
                 f"{workdir} holds a run without its {_CONFIG}, which {found} was made with: "
                 f"restore {_CONFIG}, or choose another --workdir"
             )
-        yield
+        _discard_request(workdir)  # that of a run that was killed
+        try:
+            yield
+        finally:
+            _discard_request(workdir)
 
 
 def _why_not_written(workdir: pathlib.Path, error: OSError) -> str:
@@ -90,6 +96,16 @@ def _first_result(workdir: pathlib.Path) -> str | None:
     files = [workdir / _RESULTS, workdir / "metrics.jsonl"]
     files += sorted((workdir / "checkpoints").glob("*/[0-9]*"))
     return next((str(path.relative_to(workdir)) for path in files if path.exists()), None)
+
+
+def _discard_request(workdir: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        stop_request(workdir).unlink()
+
+
+def stop_request(workdir: pathlib.Path) -> pathlib.Path:
+    """The file by which a process of a job asks process 0 to stop; see `stopping.StopFlag`."""
+    return workdir / _STOP
 
 
 def check_shared(workdir: pathlib.Path) -> None:
@@ -115,12 +131,14 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{workdir} is not a run: expected a {_CONFIG} in it")
     try:
-        stored = json.loads(path.read_text())
+        return _unsealed(json.loads(path.read_text()), _CONFIG_DIGEST)
+    except _Altered as altered:
+        raise UserError(
+            f"{path} is damaged or was edited ({altered}); restore it, or delete its field "
+            f"{_CONFIG_DIGEST} if the edit is meant"
+        ) from altered
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({first_line(error)}); restore it") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: expected a configuration, got {stored!r}; restore it")
-    return stored
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any], dataset: "DatasetRecord") -> None:
@@ -136,7 +154,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], dataset: "DatasetRec
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
-    provenance.write_atomically(workdir / _CONFIG, json.dumps(config, indent=2) + "\n")
+    provenance.write_atomically(workdir / _CONFIG, _sealed(config, _CONFIG_DIGEST))
 
 
 # --- the data of the run ------------------------------------------------------------------
@@ -149,7 +167,7 @@ class DatasetRecord:
     Attributes:
       name: of the dataset.
       digest: of its content.
-      summary: one line for people; may be empty.
+      summary: the data in one line, as the log shows it; may be empty.
     """
 
     name: str
@@ -167,10 +185,11 @@ def read_dataset(workdir: pathlib.Path) -> DatasetRecord | None:
     # A call that was killed before it claimed the folder leaves dataset.json alone.
     if path.exists() and (workdir / _CONFIG).exists():
         try:
-            return DatasetRecord(**json.loads(path.read_bytes()))
+            return DatasetRecord(**_unsealed(json.loads(path.read_bytes()), _RECORD_DIGEST))
         except (OSError, ValueError, TypeError) as error:
+            reason = str(error) if isinstance(error, _Altered) else first_line(error)
             raise UserError(
-                f"{path} cannot be read ({first_line(error)}); restore it, or delete it to compare "
+                f"{path} cannot be read ({reason}); restore it, or delete it to compare "
                 "the data with the statistics in the checkpoints"
             ) from error
     try:
@@ -183,7 +202,7 @@ def read_dataset(workdir: pathlib.Path) -> DatasetRecord | None:
 
 def write_dataset(workdir: pathlib.Path, record: DatasetRecord) -> None:
     """Writes dataset.json, whole or not at all."""
-    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    text = _sealed(dataclasses.asdict(record), _RECORD_DIGEST)
     provenance.write_atomically(workdir / _DATASET, text)
 
 
@@ -213,6 +232,34 @@ def check_dataset(workdir: pathlib.Path, now: DatasetRecord) -> bool:
             "restore the data, or choose another --workdir"
         )
     return True
+
+
+# --- digests ------------------------------------------------------------------------------
+
+
+class _Altered(ValueError):
+    """Content that its digest does not belong to; the message says what differs."""
+
+
+def _sealed(content: Mapping[str, Any], field: str) -> str:
+    """The text of a JSON file whose last field is the digest of the others."""
+    return json.dumps({**content, field: provenance.digest(content, field)}, indent=2) + "\n"
+
+
+def _unsealed(stored: Any, field: str) -> dict[str, Any]:
+    """The content of such a file without its digest; one of an older version has none.
+
+    Raises:
+      _Altered: the digest is that of other content.
+      ValueError: it is not a JSON object.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"expected a JSON object, got {one_line(repr(stored), 40)}")
+    expected, got = stored.get(field), provenance.digest(stored, field)
+    if expected not in (None, got):
+        begins = one_line(expected, 13)
+        raise _Altered(f"expected content with a SHA-256 of {begins}, got {got[:12]}…")
+    return {name: value for name, value in stored.items() if name != field}
 
 
 # --- comparing configurations -------------------------------------------------------------

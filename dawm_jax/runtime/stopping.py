@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,14 +24,44 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass
 class StopFlag:
-    """Set by a signal."""
+    """Set by a signal.
+
+    Attributes:
+      signal: number of the signal that came, or None.
+      request: file that another process of the job makes if it got a signal; None in a job of
+        one process.
+    """
 
     signal: int | None = None
+    request: pathlib.Path | None = None
+    _at_once: str | None = None  # what a signal interrupts at once, see `at_once`
 
     def check(self, where: str) -> None:
-        """Raises Interrupted(where) if the flag is set."""
-        if self.signal is not None:
+        """Raises Interrupted(where) if the flag is set or another process asks to stop."""
+        if self.signal is not None or (self.request is not None and self.request.exists()):
             raise Interrupted(where)
+
+    def ask(self) -> None:
+        """Asks the process that works to stop if this one, which waits for it, got a signal."""
+        if self.signal is not None and self.request is not None:
+            # Where the file cannot be made, this process stops after what it waits for.
+            with contextlib.suppress(OSError):
+                self.request.touch()
+
+    @contextlib.contextmanager
+    def at_once(self, where: str) -> Iterator[None]:
+        """A signal raises Interrupted(where) at once in here, where nothing has to be saved."""
+        self.check(where)
+        self._at_once = where
+        try:
+            yield
+        except Exception as error:
+            # Libraries turn what the handler raises into errors of their own.
+            if self.signal is not None:
+                raise Interrupted(where) from error
+            raise
+        finally:
+            self._at_once = None
 
 
 @contextlib.contextmanager
@@ -48,6 +79,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
         flag.signal = number
         _leave_closed(terminals)
         _log.info("%s: stopping", signal.Signals(number).name)
+        if flag._at_once is not None:
+            raise Interrupted(flag._at_once)
 
     # Python allows signal handlers in the main thread alone.
     main = threading.current_thread() is threading.main_thread()

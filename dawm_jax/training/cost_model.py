@@ -38,7 +38,7 @@ class StageCost(NamedTuple):
     """What a stage computes, whatever it runs on.
 
     Attributes:
-      text: the stage, for people.
+      text: the stage and its size, in words.
       steps: that follow one another.
       flops: of one step, one seed.
       operations: of one step's lowered program; seeds share them.
@@ -69,7 +69,7 @@ def steps_done(workdir: pathlib.Path) -> dict[str, int]:
 
 
 def plan(parts: Setup, replay: Replay, done: Mapping[str, int] | None = None) -> list[str]:
-    """Lines for people: the stages, their rough durations, and a shorter variant if long.
+    """Lines of the log: the stages, their rough durations, and a shorter variant if long.
 
     Args:
       parts: what the run computes with.
@@ -132,7 +132,7 @@ def stages(
 
 
 def _left(total: int, done: int) -> str:
-    """How many of the steps of a stage are left, for people."""
+    """How many of the steps of a stage are left, in words."""
     return f"the last {total - done:,} of {total:,}" if done else f"{total:,}"
 
 

@@ -268,12 +268,16 @@ def _is_made_by(name: str, env: Any) -> bool:
 
 
 def _held_out_lines(config: Config, replay: Replay) -> list[str]:
+    """A line if the errors of the models are not measured on held-out episodes."""
     if replay.num_train < len(replay) or not methods.METHODS.get(config.method).trains_models(
         config
     ):
         return []
     reason = "there is only one" if config.held_out_fraction else "config.held_out_fraction is 0"
-    return [f"no episode is held out ({reason}): models are assessed on their training steps"]
+    return [
+        f"no episode is held out ({reason}): the log shows the errors of the models on the steps "
+        "they are trained on, which are lower than on new data"
+    ]
 
 
 def default_workdir(config: Config) -> str:

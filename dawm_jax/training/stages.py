@@ -30,6 +30,8 @@ from dawm_jax.types import Metrics, ModelParams, Params
 
 _log = logging.getLogger(__name__)
 
+# Largest number of rounds of the generation before the first update in one program call.
+_MAX_ROUNDS = 8
 # Largest number of rows that the held-out diagnostics of a model use.
 _MAX_HELD_OUT = 2_048
 # Actions of an evaluation of plans that is not complete, in the run's folder.
@@ -187,11 +189,17 @@ def train_agents(
         num_rounds = setup.prefill_rounds(config)
         if models is None or not num_rounds:
             return run
-        fill = placement.jit_seeds(functools.partial(training.prefill, num_rounds=num_rounds))
+        piece, buffer = rounds_per_call(num_rounds), run.buffer
+        fill = placement.jit_seeds(functools.partial(training.prefill, num_rounds=piece))
         _log.info("agent: compiling the generation")
-        compiled = fill.lower(run.buffer, key_prefill, inputs).compile()
+        compiled = fill.lower(buffer, key_prefill, inputs, jnp.int32(0)).compile()
         _log.info("agent: generating before the first update, %s rounds", f"{num_rounds:,}")
-        return AgentRun(run.agent, compiled(run.buffer, key_prefill, inputs))
+        for first in range(0, num_rounds, piece):
+            if distributed.any_process(session.stop.signal is not None):
+                raise Interrupted("the generation before the first update, which begins anew")
+            buffer = compiled(buffer, key_prefill, inputs, jnp.int32(first))
+            jax.block_until_ready(buffer)
+        return AgentRun(run.agent, buffer)
 
     stage = loop.Stage(
         name="agent",
@@ -213,6 +221,16 @@ def train_agents(
     return session.run(stage, init_agents(training, key_init, placement))
 
 
+def rounds_per_call(num_rounds: int) -> int:
+    """Rounds of generation before the first update between two looks at the signals.
+
+    It divides `num_rounds`, so that one program makes them all, and is above 1: XLA compiles a
+    single round without a loop, which may round in another way.
+    """
+    few = range(_MAX_ROUNDS, 1, -1)
+    return next((count for count in few if num_rounds % count == 0), num_rounds)
+
+
 def seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
     """Keys [num_seeds] of each of a seed's three streams."""
     seeds = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_seeds))
@@ -223,7 +241,8 @@ def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Asses
     """What evaluates all seeds' agents; raises Interrupted if `stop` is set meanwhile.
 
     Process 0 plays all episodes on all cores of its host while the other processes wait. This
-    takes a small share of a run, and the returns do not depend on the number of processes.
+    takes a small share of a run, and the returns do not depend on the number of processes. A
+    signal to any of them stops all.
     """
     config = parts.config
     act = jax.jit(jax.vmap(parts.act))
@@ -245,7 +264,7 @@ def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Asses
                 stop=stop,
             )
 
-        returns = distributed.on_first_process(play)
+        returns = distributed.on_first_process(play, meanwhile=stop.ask)
         if returns is None:
             return {}
         return artifacts.evaluation_entry(
@@ -275,7 +294,9 @@ def evaluate_plans(
     Raises:
       Interrupted: a signal asked to stop.
     """
-    distributed.on_first_process(lambda: _evaluate_plans(parts, models, key, session))
+    distributed.on_first_process(
+        lambda: _evaluate_plans(parts, models, key, session), meanwhile=session.stop.ask
+    )
 
 
 def _evaluate_plans(

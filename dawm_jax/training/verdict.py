@@ -1,4 +1,4 @@
-"""The diagnostics of a model as one line for people; metrics.jsonl has the numbers."""
+"""The diagnostics of a model as one line of the log; metrics.jsonl has the numbers."""
 
 import re
 from collections.abc import Mapping
@@ -19,8 +19,9 @@ def verdict(stage: str, errors: Mapping[str, Any], *, held_out: bool) -> str:
       errors: what its `errors` returned: numbers or lists of them by name.
       held_out: whether the rows were kept from the training.
     """
-    rows = "held-out data" if held_out else "training data, as no episode is held out"
-    return f"{stage.replace('_', ' ')} {_says(stage, errors)} on {rows}"
+    held, trained = "episodes held out of its training", "the episodes that it is trained on"
+    rows = held if held_out else f"{trained}, as none is held out"
+    return f"{stage.replace('_', ' ')} {_says(stage, errors)}, on {rows}"
 
 
 def _says(stage: str, errors: Mapping[str, Any]) -> str:

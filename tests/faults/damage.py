@@ -1,4 +1,4 @@
-"""Damage to files: flipped bits, a cut, no file, other bytes."""
+"""Damage to files: flipped bits, another digit, a cut, no file, other bytes."""
 
 import hashlib
 import pathlib
@@ -7,7 +7,8 @@ import zipfile
 
 from PIL import Image
 
-DAMAGES = ("flipped bits", "cut", "deleted", "other bytes")
+DAMAGES = ("flipped bits", "another digit", "cut", "deleted", "other bytes")
+_DIGITS = b"0123456789"
 _MOST_BITS = 8
 _MOST_BYTES = 4_096
 
@@ -40,12 +41,17 @@ def choose(run: pathlib.Path, kind: str, rng: random.Random) -> pathlib.Path | N
 
 
 def damage(path: pathlib.Path, how: str, rng: random.Random) -> None:
-    """Damages a file; one that is empty gets other bytes in place of flipped bits or a cut."""
+    """Damages a file; one that has nothing of the kind, as an empty one, gets other bytes."""
     content = bytearray(path.read_bytes())
+    digits = [index for index, byte in enumerate(content) if byte in _DIGITS]
     if how == "deleted":
         path.unlink()
     elif how == "cut" and content:
         path.write_bytes(content[: rng.randrange(len(content))])
+    elif how == "another digit" and digits:
+        index = rng.choice(digits)  # JSON stays JSON
+        content[index] = rng.choice(_DIGITS.replace(content[index : index + 1], b""))
+        path.write_bytes(content)
     elif how == "flipped bits" and content:
         for bit in rng.sample(range(8 * len(content)), rng.randint(1, _MOST_BITS)):
             content[bit // 8] ^= 1 << bit % 8

@@ -1,12 +1,15 @@
 """Checkpoints: what is restored is bit for bit what was saved, whatever happened since."""
 
 import errno
+import json
 import logging
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -321,6 +324,30 @@ def test_digests_are_there_when_the_checkpoint_appears(open_checkpoints, folder)
     assert damage(folder / "10")
 
 
+def test_a_write_is_completed_without_another_save(open_checkpoints, folder):
+    """Its digests then name all files; a write that goes on is not waited for."""
+    checkpoints = open_checkpoints()
+    checkpoints.check()
+    release = threading.Event()
+    write = checkpoints._manager._checkpointer._post_finalization_callback
+
+    def wait_and_write():
+        release.wait()
+        write()
+
+    checkpoints._manager._checkpointer._post_finalization_callback = wait_and_write
+    checkpoints.save(10, _state())
+    checkpoints.check()
+    assert not (folder / "10").exists()
+    release.set()
+    while checkpoints._saving is not None:
+        checkpoints.check()
+        time.sleep(0.01)
+    stored = json.loads((folder / "10" / "digests.json").read_text())
+    files = [path for path in (folder / "10").rglob("*") if path.is_file()]
+    assert len(stored) == len(files) - 1 and damage(folder / "10") is None
+
+
 # --- what cannot be restored or written ---------------------------------------------------
 
 
@@ -422,6 +449,12 @@ elif damage == "damaged":
 try:
     if damage == "damaged":
         Checkpoints(folder).restore(state)
+    if "noticed" in sys.argv:
+        checkpoints.save(2, state)
+        for _ in range(600):
+            checkpoints.check()
+            time.sleep(0.1)
+        sys.exit("not noticed")
     for step in range(2, 6):
         checkpoints.save(step, state)
         time.sleep(0.2)
@@ -432,11 +465,21 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("kind", ["a file in its place", "writes fail", "no digests", "damaged"])
-def test_a_failure_ends_the_process_with_a_line(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "until"),
+    [
+        ("a file in its place", "saved again"),
+        ("writes fail", "saved again"),
+        ("writes fail", "noticed"),
+        ("no digests", "saved again"),
+        ("no digests", "noticed"),
+        ("damaged", "saved again"),
+    ],
+)
+def test_a_failure_ends_the_process_with_a_line(tmp_path, kind, until):
     """No thread of Orbax keeps the process alive, and none of its tracebacks is printed."""
     result = subprocess.run(
-        [sys.executable, "-c", _FAILING, str(tmp_path / "stage"), kind],
+        [sys.executable, "-c", _FAILING, str(tmp_path / "stage"), kind, until],
         cwd=pathlib.Path(__file__).resolve().parents[2],
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,

@@ -111,6 +111,18 @@ def test_the_traceback_of_what_is_unforeseen_is_kept_in_the_workdir(tmp_path):
         assert content.count("Traceback") == content.count("--do=fault") == count
 
 
+def test_a_link_in_the_place_of_the_traceback_is_not_followed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "run" / "error.log").symlink_to(tmp_path / "precious")
+    result = run(tmp_path, "--do=fault", f"--workdir={tmp_path}/run")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    path = pathlib.Path(re.search("the traceback is in ([^;]+);", result.stderr)[1])
+    assert "Traceback" in path.read_text() and path.name != "error.log"
+    path.unlink()
+    assert (tmp_path / "precious").read_text() == "text"
+
+
 def test_without_a_workdir_the_traceback_is_in_a_temporary_file(tmp_path):
     result = run(tmp_path, "--do=fault", "--workdir=/nowhere")
     path = pathlib.Path(re.search("the traceback is in ([^;]+);", result.stderr)[1])

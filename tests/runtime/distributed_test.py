@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import numpy as np
@@ -53,10 +54,27 @@ def _worker() -> None:
         observations = np.ones((num_policies, num_episodes, 11), np.float32)
         return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
+    def endless(policy, *arguments, stop, **options):
+        (workdir / "evaluating").touch()
+        for step in range(600):
+            stop.check(f"an evaluation at step {step}")
+            time.sleep(0.1)
+        raise UserError("nobody asked to stop")
+
+    def terminate():
+        while not (workdir / "evaluating").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     distributed.JOIN_TIMEOUT_S = int(os.environ.get("JOIN_TIMEOUT_S", distributed.JOIN_TIMEOUT_S))
     rollouts.run_episodes = episodes
     cost_model.plan = lambda *args: []
     artifacts.plot_curves = lambda *args: None
+    if "EVALUATING" in os.environ:
+        workdir = pathlib.Path(os.environ["EVALUATING"])
+        rollouts.run_episodes = endless
+        if "--process_id=1" in sys.argv:
+            threading.Thread(target=terminate).start()
     if "DIE_AT" in os.environ:
         stage, step, number = os.environ["DIE_AT"].split(",")
         original = loop._Recorder.dispatched
@@ -106,7 +124,7 @@ def _free_port() -> int:
         return server.getsockname()[1]
 
 
-def _start_all(workdir, count, *arguments, dying=None, die_at="", devices=1):
+def _start_all(workdir, count, *arguments, dying=None, die_at="", devices=1, **environment):
     """`count` processes by the three flags; one of them may die at a step."""
     port = _free_port()
     return [
@@ -118,6 +136,7 @@ def _start_all(workdir, count, *arguments, dying=None, die_at="", devices=1):
             f"--process_id={index}",
             devices=devices,
             **({"DIE_AT": die_at} if index == dying else {}),
+            **environment,
         )
         for index in range(count)
     ]
@@ -218,6 +237,21 @@ def test_a_signal_to_one_stops_both_and_slurm_resumes_them(undisturbed, tmp_path
     assert "agent: resumed at update 16 of 40" in outputs[0]
     assert "2 processes" in json.loads((tmp_path / "results.json").read_text())["device"]
     _assert_same_run(tmp_path, reference)
+
+
+def test_a_signal_to_one_that_waits_stops_the_evaluation_of_the_other(undisturbed, tmp_path):
+    """Process 0 alone steps environments; SIGTERM reaches the second process only."""
+    reference, run = undisturbed(_REAL), tmp_path / "run"
+    processes = _start_all(run, 2, _REAL, EVALUATING=str(tmp_path))
+    codes, outputs = _finish(processes)
+    assert codes == [143, 143], outputs
+    for output in outputs:
+        assert "stopped in the evaluation of agent at update 40" in output
+    assert [path.name for path in (run / "checkpoints" / "agent").glob("[0-9]*")][-1:] == ["40"]
+    assert not (run / ".stop").exists()
+    codes, outputs = _finish(_start_all(run, 2, _REAL))
+    assert codes == [0, 0], outputs
+    _assert_same_run(run, reference)
 
 
 @pytest.mark.slow
@@ -433,6 +467,20 @@ def test_one_process_is_alone():
 
 def _fail():
     raise UserError("wrong")
+
+
+def test_a_process_that_waits_does_something_meanwhile():
+    calls = []
+    done = threading.Event()
+
+    def meanwhile():
+        calls.append(threading.current_thread())
+        done.set()
+
+    assert distributed._in_thread(lambda: done.wait() and 3, meanwhile) == 3
+    assert set(calls) == {threading.main_thread()}
+    with pytest.raises(UserError, match="wrong"):
+        distributed._in_thread(_fail, meanwhile)
 
 
 if __name__ == "__main__":

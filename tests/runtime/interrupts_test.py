@@ -52,3 +52,24 @@ def test_ctrl_c_while_a_command_imports_is_one_line(tmp_path, module):
     if module == "report" and result.returncode == 2:
         pytest.skip("refused before JAX is imported")
     assert (result.returncode, result.stderr) == (130, "dawm_jax: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("JAX_ENABLE_X64", "nonsense"), ("JAX_LOGGING_LEVEL", "loud")],
+)
+def test_a_variable_that_jax_refuses_is_one_line(variable, value):
+    def refused(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "dawm_jax.main", "--config=hopper:smoke", *arguments],
+            env={**os.environ, "PYTHONPATH": str(_ROOT), variable: value},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    result = refused()
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("dawm_jax: JAX refuses a variable of the environment (")
+    assert value in result.stderr and variable in result.stderr.upper()
+    assert "Traceback" in refused("--debug").stderr

@@ -98,6 +98,38 @@ def test_a_folder_that_is_no_run(tmp_path):
         run_folder.read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("0.5", "0.4"), ('"seed"', '"reed"'), ("4,", "5,"), ('_digest": "', '_digest": "0')],
+)
+def test_another_character_in_the_configuration_is_noticed(tmp_path, old, new):
+    run_folder.write_config(tmp_path, CONFIG)
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    message = (
+        r"config\.json is damaged or was edited \(expected content .*, got .*\); restore it, or"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        run_folder.read_config(tmp_path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=message), own(tmp_path):
+        pass
+    assert path.read_text() == text.replace(old, new)
+
+
+def test_an_edit_that_is_meant_is_read(tmp_path):
+    """As the message says: without the digest, which files of an older version lack too."""
+    run_folder.write_config(tmp_path, CONFIG)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    assert list(stored)[-1] == "config_digest"
+    del stored["config_digest"]
+    path.write_text(json.dumps({**stored, "seed": 7}))
+    assert run_folder.read_config(tmp_path) == {**stored, "seed": 7}
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"3", b"\xff\xfe"])
 def test_a_damaged_configuration(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
@@ -196,3 +228,36 @@ def test_a_damaged_record_of_the_data(tmp_path, text):
     with pytest.raises(UserError, match=r"dataset\.json cannot be read.*restore it") as error:
         run_folder.check_dataset(tmp_path, DATA)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("9 tr", "8 tr"), ("abab", "abac"), ("_digest", "_digesd")]
+)
+def test_another_character_in_the_record_of_the_data_is_noticed(tmp_path, old, new):
+    run_folder.claim(tmp_path, CONFIG, DATA)
+    path = tmp_path / "dataset.json"
+    text = path.read_text()
+    path.write_text(text.replace(old, new, 1))
+    assert path.read_text() != text
+    with pytest.raises(UserError, match=r"dataset\.json cannot be read.*restore it") as error:
+        run_folder.check_dataset(tmp_path, DATA)
+    assert "\n" not in str(error.value)
+
+
+def test_a_record_of_an_older_version_has_no_digest(tmp_path):
+    run_folder.claim(tmp_path, CONFIG, DATA)
+    path = tmp_path / "dataset.json"
+    stored = json.loads(path.read_text())
+    del stored["record_digest"]
+    path.write_text(json.dumps(stored))
+    assert run_folder.read_dataset(tmp_path) == DATA
+
+
+def test_requests_to_stop_end_with_the_run(tmp_path):
+    """That of a killed run does not stop the next one."""
+    request = run_folder.stop_request(tmp_path)
+    request.touch()
+    with own(tmp_path):
+        assert not request.exists()
+        request.touch()
+    assert not request.exists()

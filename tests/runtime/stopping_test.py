@@ -30,6 +30,39 @@ def test_a_second_ctrl_c_interrupts_at_once():
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_waiting_process_asks_the_one_that_works(tmp_path):
+    """Two processes of a job share a file; the signal comes to the one that waits."""
+    works, waits = (StopFlag(request=tmp_path / ".stop") for _ in range(2))
+    waits.ask()
+    works.check("nothing")
+    waits.signal = signal.SIGTERM
+    waits.ask()
+    with pytest.raises(Interrupted, match="here"):
+        works.check("here")
+    StopFlag(signal.SIGTERM, tmp_path / "absent" / ".stop").ask()  # it cannot, and goes on
+    StopFlag(signal.SIGTERM).ask()  # nobody to ask
+
+
+def test_where_nothing_has_to_be_saved_a_signal_ends_it_at_once():
+    with stop_on_signals() as stop, pytest.raises(Interrupted, match="a download"):
+        with stop.at_once("a download"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("it went on")
+    with pytest.raises(Interrupted, match="another"), stop.at_once("another"):
+        pytest.fail("it began")  # although the signal came before
+
+
+def test_a_library_that_catches_what_a_signal_raises_does_not_hide_it():
+    with stop_on_signals() as stop, pytest.raises(Interrupted, match="a download"):
+        with stop.at_once("a download"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Exception as error:
+                raise OSError("no connection") from error
+    with pytest.raises(OSError, match="absent"), StopFlag().at_once("a download"):
+        raise OSError("absent")
+
+
 def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
