@@ -121,6 +121,12 @@ def _check() -> None:
         )
 
 
+def _settings(argv: list[str]) -> str:
+    """Every setting, among them those of plug-ins that the file of --config registers."""
+    flag.load_file(argv)
+    return help.text()
+
+
 def run() -> None:
     """Entry point of the console script."""
     cli.run(
@@ -129,7 +135,7 @@ def run() -> None:
         prepare=by_name.resolve,
         check=_check,
         explain=flag.explain,
-        more_help=help.text,
+        more_help=_settings,
     )
 
 

@@ -66,6 +66,7 @@ def describe(short: str) -> dict[str, Any]:
     episodes = list(dataset.iterate_episodes())
     returns = np.array([np.sum(episode.rewards, dtype=np.float64) for episode in episodes])
     scores = normalised_score(_ENVIRONMENTS[short.split("/")[0]], returns)
+    assert scores is not None  # every task of `D4RL` has reference returns
     steps, mean, std = D4RL[short]
     return {
         "dataset": dataset_id(short),

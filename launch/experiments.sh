@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains DAWM and its rivals on Hopper and Walker2d medium, five seeds each, and writes a report.
+# Trains DAWM and the baselines on Hopper and Walker2d medium, five seeds each, and writes a report.
 #
 #   bash launch/experiments.sh FOLDER              the short variant, about nine hours on one CPU core
 #   bash launch/experiments.sh FOLDER --dry_run    prints the commands

@@ -1,17 +1,19 @@
-"""Writes the generated tables of README.md and docs/ from the files under results/.
+"""Writes the generated tables and sentences of README.md and docs/ from the files under results/.
 
-python launch/tables.py            rewrites the tables
-python launch/tables.py --check    changes nothing; exit code 1 if a table is out of date or missing
+python launch/tables.py            rewrites them
+python launch/tables.py --check    changes nothing; exit code 1 if one is out of date or missing
 
-A table stands between the lines `<!-- begin NAME -->` and `<!-- end NAME -->` of its file. The rest
-of the file is left alone.
+A table or text stands between the lines `<!-- begin NAME -->` and `<!-- end NAME -->` of its file.
+The rest of the file is left alone.
 """
 
 import dataclasses
 import itertools
 import json
+import math
 import pathlib
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ from dawm_jax.config import help  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
-from dawm_jax.report.runs import MethodResult  # noqa: E402
+from dawm_jax.report.runs import Comparison, MethodResult  # noqa: E402
 from dawm_jax.runtime.markdown import number, shorten_path, table  # noqa: E402
 from dawm_jax.types import UserError  # noqa: E402
 
@@ -34,12 +36,12 @@ _COMPARISON = _RESULTS / "comparison"
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """One generated table.
+    """One generated table or text.
 
     Attributes:
       file: that holds it, relative to the repository.
       name: of its markers.
-      make: the table's text.
+      make: the text between them.
     """
 
     file: str
@@ -47,7 +49,7 @@ class Block:
     make: Callable[[], str]
 
     def replaced(self, text: str) -> str:
-        """The file's text with the new table.
+        """The file's text with the new part between the markers.
 
         Raises:
           UserError: the text does not hold the markers once each, in their order.
@@ -88,16 +90,78 @@ def headline() -> str:
     results = runs.group(runs.load([_COMPARISON]))
     tasks = list(dict.fromkeys(result.task for result in results))
     rows = []
-    for source, agent, share in _HEADLINE:
-        own = [
-            result
-            for result in results
-            if (result.source, result.agent, result.top_fraction) == (source, agent, share)
-        ]
-        best = {task: _most_real(result for result in own if result.task == task) for task in tasks}
-        labels = dict.fromkeys(result.method for result in best.values() if result)
-        rows.append([" / ".join(labels), *(_last_score(best[task]) for task in tasks)])
+    for row in _HEADLINE:
+        best = _headline_row(results, row)
+        labels = dict.fromkeys(result.method for result in best.values())
+        rows.append([" / ".join(labels), *(_last_score(best.get(task)) for task in tasks)])
     return table(["", *map(shorten_path, tasks)], rows)
+
+
+def gains() -> str:
+    """The gains of DAWM's rows of `_HEADLINE` over the rows of the same agent, in words."""
+    results = runs.group(runs.load([_COMPARISON]))
+    found = {(one.method, one.other): one for one in runs.comparisons(results, "dawm")}
+    rows = {row: _headline_row(results, row) for row in _HEADLINE}
+    parts: dict[str, list[str]] = {}
+    for mine, theirs in itertools.permutations(rows.values(), 2):
+        if comparison := found.get((_name(mine), _name(theirs))):
+            parts.setdefault(_name(mine), []).append(_against(mine, theirs, comparison))
+    against = [f"{_in_words(name)} {', '.join(others)}" for name, others in parts.items()]
+    best: dict[str, MethodResult] = {}
+    for result in results:
+        if _mean_score(result) > _mean_score(best.get(result.task)):
+            best[result.task] = result
+    highest = ", ".join(f"{_in_words(x.method)} on {_task(x)}" for x in best.values())
+    text = (
+        "Gain of the average over tasks, with its 95 % interval by bootstrap over seeds: "
+        f"{'; '.join(against)}. The highest scores: {highest} ([all methods](docs/results.md))."
+    )
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
+def _against(
+    mine: Mapping[str, MethodResult], theirs: Mapping[str, MethodResult], found: Comparison
+) -> str:
+    """A gain, and the tasks on which the difference of the means has the other sign."""
+    pairs = [(mine[task], theirs[task]) for task in found.tasks]
+    differences = [_mean_score(own) - _mean_score(other) for own, other in pairs]
+    sign = 1.0 if sum(differences) > 0.0 else -1.0
+    opposite = [_task(own) for (own, _), x in zip(pairs, differences, strict=True) if sign * x < 0]
+    data = " on real data" if {x.source for x in theirs.values()} == {"real"} else ""
+    text = f"against {_in_words(found.other)}{data} {report_tables.gain_with_interval(found)}"
+    if not opposite:
+        return text
+    return f"{text} but {'lower' if sign > 0.0 else 'higher'} on {' and '.join(opposite)}"
+
+
+def _headline_row(
+    results: Iterable[MethodResult], row: tuple[str, str, float]
+) -> dict[str, MethodResult]:
+    """The results that a row of `_HEADLINE` shows, by task."""
+    found: dict[str, MethodResult] = {}
+    for result in results:
+        if (result.source, result.agent, result.top_fraction) == row:
+            shown = _most_real(filter(None, [found.get(result.task), result]))
+            found[result.task] = shown or result
+    return found
+
+
+def _name(row: Mapping[str, MethodResult]) -> str:
+    return next((result.method for result in row.values()), "")
+
+
+def _task(result: MethodResult) -> str:
+    return result.environment.partition("-")[0]
+
+
+def _in_words(method: str) -> str:
+    """A label without its comma: DAWM-IQL (50 % real)."""
+    name, _, share = method.partition(", ")
+    return f"{name} ({share})" if share else name
+
+
+def _mean_score(result: MethodResult | None) -> float:
+    return -math.inf if result is None or result.last is None else float(result.last.mean())
 
 
 def _most_real(results: Iterable[MethodResult]) -> MethodResult | None:
@@ -175,16 +239,16 @@ Cells = Callable[[QualityReport], Sequence[str]]
 def _dynamics(report: QualityReport) -> Sequence[str]:
     synthetic, real = report.synthetic.simulator, report.real.simulator
     return [
-        _mean_and_median(synthetic and synthetic.dynamics.all_steps),
-        _mean_and_median(real and real.dynamics),
+        _mean_and_median(synthetic.dynamics.all_steps if synthetic else None),
+        _mean_and_median(real.dynamics if real else None),
     ]
 
 
 def _rewards(report: QualityReport) -> Sequence[str]:
     synthetic, real = report.synthetic.simulator, report.real.simulator
     return [
-        _mean_and_median(synthetic and synthetic.reward.all_steps),
-        _mean_and_median(real and real.reward),
+        _mean_and_median(synthetic.reward.all_steps if synthetic else None),
+        _mean_and_median(real.reward if real else None),
     ]
 
 
@@ -204,7 +268,8 @@ def _ks(report: QualityReport) -> Sequence[str]:
 def _auc(report: QualityReport) -> Sequence[str]:
     found = [part.distribution.discriminator_auc for part in (report.synthetic, report.real)]
     return [
-        number(auc and auc.mean) + (f" ± {auc.std:.2g}" if auc and auc.std is not None else "")
+        number(auc.mean if auc else None)
+        + (f" ± {auc.std:.2g}" if auc and auc.std is not None else "")
         for auc in found
     ]
 
@@ -389,6 +454,7 @@ def _read(path: pathlib.Path) -> Any:
 BLOCKS = (
     Block("docs/configuration.md", "configuration", help.table),
     Block("README.md", "results", headline),
+    Block("README.md", "gains", gains),
     Block("docs/results.md", "comparison", comparison),
     Block("docs/results.md", "tried", tried),
     Block("docs/performance.md", "speed", speed),
@@ -402,10 +468,10 @@ BLOCKS = (
 
 
 def update(block: Block, *, check: bool) -> str | None:
-    """Rewrites or checks one table.
+    """Rewrites or checks one block.
 
     Args:
-      block: the table.
+      block: what is rewritten.
       check: change nothing.
 
     Returns:
@@ -413,7 +479,7 @@ def update(block: Block, *, check: bool) -> str | None:
     """
     path = ROOT / block.file
     if not path.is_file():
-        return f"{block.file} does not exist: the table {block.name} is skipped"
+        return f"{block.file} does not exist: {block.name} is skipped"
     text = path.read_text()
     try:
         updated = block.replaced(text)
@@ -422,7 +488,7 @@ def update(block: Block, *, check: bool) -> str | None:
     if updated == text:
         return None
     if check:
-        return f"{block.file}: the table {block.name} is out of date: run python launch/tables.py"
+        return f"{block.file}: {block.name} is out of date: run python launch/tables.py"
     path.write_text(updated)
     return None
 

@@ -35,6 +35,17 @@ def test_help_shows_examples_and_every_field():
         assert f"  {flag} " in result.stdout
 
 
+def test_help_with_a_file_that_fails_is_one_line(tmp_path):
+    """Its settings cannot be listed; the name of no file and no task is passed over."""
+    (tmp_path / "mine.py").write_text("1 / 0\n")
+    result = run("--config=mine.py:quick", "--help", cwd=tmp_path)
+    assert result.returncode == 2 and not result.stdout
+    assert result.stderr == (
+        "dawm_jax: --config=mine.py, line 1: ZeroDivisionError: division by zero\n"
+    )
+    assert run("--help", "--config=hoper", cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -112,6 +112,6 @@ def test_a_fresh_environment_runs_every_command(wheel, tmp_path):
     command("", "--config=hopper:smoke", "--workdir=run")
     command("-collect", "--env=Hopper-v5", "--steps=2000", "--dataset_id=local/hopper/small-v0")
     command("-generate", "--workdir=run", "--dataset_id=local/hopper/made-v0", "--transitions=500")
-    command("-quality", "--workdir=run", "--windows=64")
+    command("-quality", "--workdir=run", "--transitions=140")
     command("-report", "run", "--out=report")
     command("-benchmark", "--config=hopper:smoke", "--quick", "--stages=inverse_dynamics")

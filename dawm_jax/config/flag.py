@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import RequiredValueError
 
 from dawm_jax.config import schema
@@ -46,6 +46,21 @@ def check(holder: "flags.FlagHolder[ConfigDict]") -> None:
         raise ValueError("--config: a setting is a placeholder without a value: set it") from None
 
 
+def load_file(argv: list[str]) -> None:
+    """Registers the plug-ins of the configuration file that a command line names, if it names one.
+
+    Raises:
+      Exception: what the file raised; `explain` says it in one line.
+    """
+    given = _config_value(argv) or ""
+    path = given.partition(":")[0]
+    if path in TASKS or not pathlib.Path(path).is_file():
+        return
+    command, values = ["", f"--config={given}"], flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    values(command)
+
+
 def explain(error: Exception, argv: list[str], /) -> str:
     """A mistake on the command line as one line, with the nearest valid name.
 
@@ -77,13 +92,19 @@ def explain(error: Exception, argv: list[str], /) -> str:
 
 def _config_path(argv: list[str]) -> str | None:
     """The file that --config names on a command line; None without the flag."""
-    path, expects_value = None, False
+    value = _config_value(argv)
+    return None if value is None else value.partition(":")[0]
+
+
+def _config_value(argv: list[str]) -> str | None:
+    """The value of --config on a command line; None without the flag."""
+    value, expects_value = None, False
     for argument in argv[1:]:
-        match = re.match(r"--?config=([^:]*)", argument)
+        match = re.match(r"--?config=(.*)", argument, re.DOTALL)
         if match or expects_value:
-            path = match[1] if match else argument.partition(":")[0]
+            value = match[1] if match else argument
         expects_value = argument in ("--config", "-config")
-    return path
+    return value
 
 
 def _explain_file(error: Exception, path: str) -> str:

@@ -25,7 +25,10 @@ _REFERENCE = flags.DEFINE_string(
     "reference", None, "Real data to compare with, without --workdir; a run has its own"
 )
 _ENVIRONMENT = flags.DEFINE_string(
-    "environment", None, "Gymnasium id of the simulator. Default: the run's or the reference's"
+    "environment",
+    None,
+    "Gymnasium id of the simulator. Default: the run's, with its keyword arguments, or the "
+    "reference's",
 )
 _OUT = flags.DEFINE_string(
     "out", None, "Folder of the report. Default: <workdir>/quality, plus --dataset_id if given"

@@ -297,6 +297,7 @@ def _replay(steps: Steps, reference: Reference) -> Steps:
         flat(steps.observation),
         flat(steps.action),
         margin_scale=reference.margin_scale,
+        kwargs=reference.environment_kwargs,
     )
     return steps._replace(
         next_observation=next_observation.reshape(*shape, -1),

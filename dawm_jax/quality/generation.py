@@ -6,19 +6,17 @@ This module alone reads a `LoadedRun`.
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.methods.synthetic import TargetReturn
 from dawm_jax.quality.windows import Steps, Windows
 from dawm_jax.training import load_run
 from dawm_jax.training.load_run import LoadedRun
-from dawm_jax.types import Condition, ModelParams, Transition, UserError
 
 
 class GenerateFn(Protocol):
@@ -84,6 +82,7 @@ class GeneratingRun:
     Attributes:
       dataset: name of its data.
       environment: Gymnasium id.
+      environment_kwargs: keyword arguments of `gym.make` for it.
       held_out_fraction: share of the episodes that its models were not trained on.
       has_models: False for a run on real data only; its functions raise UserError.
       horizon: H.
@@ -100,6 +99,7 @@ class GeneratingRun:
 
     dataset: str
     environment: str
+    environment_kwargs: Mapping[str, Any]
     held_out_fraction: float
     has_models: bool
     horizon: int
@@ -135,6 +135,7 @@ def from_run(run: LoadedRun) -> GeneratingRun:
     return GeneratingRun(
         dataset=config.dataset,
         environment=config.environment,
+        environment_kwargs=config.environment_arguments,
         held_out_fraction=config.held_out_fraction,
         has_models=run.models is not None,
         horizon=config.horizon,
@@ -151,43 +152,18 @@ def from_run(run: LoadedRun) -> GeneratingRun:
 
 
 def _generate_fn(run: LoadedRun) -> GenerateFn:
-    """The generation of windows from given starts. It is compiled once per number of starts."""
-    method, models, normalizer = run.setup.generator, run.models, run.normalizer
-    refusal = f"this run of method {run.config.method} generates no transitions"
-
-    @jax.jit
-    def program(
-        models: ModelParams,
-        key: jax.Array,
-        observation: jax.Array,
-        action: jax.Array,
-        return_to_go: jax.Array,
-    ) -> tuple[Transition, jax.Array]:
-        if method is None:
-            raise UserError(refusal)
-        condition = Condition(
-            normalizing.normalise_observation(normalizer, observation),
-            normalizing.normalise_action(normalizer, action),
-            return_to_go / normalizer.return_scale,
-        )
-        rows, valid = method.generate(models, key, condition)
-        if not isinstance(rows, Transition):
-            raise UserError(refusal)
-        return normalizing.raw_windows(normalizer, rows, valid, num_windows=len(observation))
+    """The run's generation of windows as arrays of `Windows`."""
 
     def generate(
         key: jax.Array, observation: np.ndarray, action: np.ndarray, return_to_go: np.ndarray
     ) -> Windows:
-        if models is None:
-            raise UserError(refusal)
-        starts = (jnp.asarray(x, jnp.float32) for x in (observation, action, return_to_go))
-        windows, valid = jax.device_get(program(models, key, *starts))
+        found, valid = run.generate_windows(key, observation, action, return_to_go)
         steps = Steps(
-            observation=windows.observation,
-            action=windows.action,
-            reward=windows.reward,
-            terminated=windows.terminated > 0,
-            next_observation=windows.next_observation,
+            observation=np.asarray(found.observation),
+            action=np.asarray(found.action),
+            reward=np.asarray(found.reward),
+            terminated=np.asarray(found.terminated) > 0,
+            next_observation=np.asarray(found.next_observation),
         )
         return Windows(steps, valid)
 

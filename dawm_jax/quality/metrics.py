@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from scipy import stats
 
-from dawm_jax.models import networks
+from dawm_jax.models import networks, optim
 from dawm_jax.quality.types import (
     LinearFit,
     PrecisionRecall,
@@ -240,9 +240,10 @@ def _fit_classifier(rows: jax.Array, key: jax.Array) -> Params:
     ) -> tuple[tuple[Params, optax.OptState], None]:
         params, moments = state
         drawn = jax.random.randint(key, (_CLASSIFIER_BATCH,), 0, rows.shape[1])
-        gradient = jax.grad(loss)(params, rows[:, drawn])
-        updates, moments = optimizer.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), None
+        params, moments, _ = optim.gradient_step(
+            lambda params: (loss(params, rows[:, drawn]), {}), params, moments, optimizer
+        )
+        return (params, moments), None
 
     key_init, key_updates = jax.random.split(key)
     params = _CLASSIFIER.init(key_init, rows[0, :1])

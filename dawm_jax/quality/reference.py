@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from typing import Protocol
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -57,6 +59,7 @@ class Reference:
     Attributes:
       dataset: whole episodes, raw units.
       environment: Gymnasium id of the simulator.
+      environment_kwargs: keyword arguments of `gym.make` for it.
       train: [n] rows of the training episodes.
       held_out: [m] sample of the rows of the other episodes.
       scales: means and standard deviations of the dataset's columns.
@@ -71,6 +74,7 @@ class Reference:
 
     dataset: OfflineDataset
     environment: str
+    environment_kwargs: Mapping[str, Any]
     train: np.ndarray
     held_out: np.ndarray
     scales: Scales
@@ -86,6 +90,7 @@ def prepare(
     dataset: OfflineDataset,
     environment: str,
     *,
+    environment_kwargs: Mapping[str, Any] | None = None,
     held_out_fraction: float,
     seed: int,
     sizes: SampleSizes,
@@ -95,15 +100,17 @@ def prepare(
     Args:
       dataset: the real data.
       environment: Gymnasium id.
+      environment_kwargs: keyword arguments of `gym.make`; None: none.
       held_out_fraction: share of episodes that the models were not trained on. With 0, the last
         twentieth of the steps is used as held-out data.
       seed: seed of the samples.
       sizes: sizes of the samples.
 
     Raises:
-      UserError: the environment is unknown.
+      UserError: the environment is unknown, or refuses the keyword arguments.
     """
-    simulate.make_environment(environment).close()
+    kwargs = environment_kwargs or {}
+    simulate.make_environment(environment, kwargs).close()
     order, num_train = split_episodes(dataset.episode_ends, held_out_fraction)
     if num_train == len(order):
         num_train -= max(num_train // 20, 1)
@@ -114,11 +121,12 @@ def prepare(
     columns = metrics.columns(dataset_steps(dataset, sample_rows(rng, train, sizes.real)), scales)
     held_out_columns = metrics.columns(dataset_steps(dataset, held_out), scales)
     replayed = sample_rows(rng, train, sizes.replayed)
-    replay = _replay_real(dataset, environment, replayed, scales, num_contact=sizes.contact)
+    replay = _replay_real(dataset, environment, kwargs, replayed, scales, num_contact=sizes.contact)
     distances = nearest_distances(held_out_columns, columns, scales)
     return Reference(
         dataset=dataset,
         environment=environment,
+        environment_kwargs=kwargs,
         train=train,
         held_out=held_out,
         scales=scales,
@@ -135,7 +143,7 @@ def prepare(
             distances=metrics.quantiles(distances),
             simulator=replay.errors,
         ),
-        notes=replay.notes,
+        notes=(*_kwargs_note(kwargs), *replay.notes),
         sizes=sizes,
     )
 
@@ -198,6 +206,7 @@ class _ReplayFn(Protocol):
 def _replay_real(
     dataset: OfflineDataset,
     environment: str,
+    kwargs: Mapping[str, Any],
     rows: np.ndarray,
     scales: Scales,
     *,
@@ -205,7 +214,7 @@ def _replay_real(
 ) -> _RealReplay:
     """Replays the rows [n] with the contact margins that fit the data."""
     real = dataset_steps(dataset, rows)
-    replay: _ReplayFn = functools.partial(simulate.replay, environment)
+    replay: _ReplayFn = functools.partial(simulate.replay, environment, kwargs=kwargs)
     # A clipped observation does not hold the velocity: its step tells nothing of the physics.
     unclipped = ~metrics.clipped(dataset.observations)[rows]
     try:
@@ -256,6 +265,11 @@ def _fit_margin_scale(
                 "MuJoCo do not: errors are measured in the data's physics, scores in the installed",
             )
     return 1.0, ()
+
+
+def _kwargs_note(kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note if the simulator is not the environment that its id alone names."""
+    return (f"the simulator is made with {json.dumps(kwargs)}",) if kwargs else ()
 
 
 def _physics_note(errors: RealSimulatorErrors, environment: str) -> tuple[str, ...]:

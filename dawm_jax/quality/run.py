@@ -35,7 +35,8 @@ class Request:
         generates is evaluated.
       dataset_id: name of the dataset to evaluate.
       reference: name of the real data, without `workdir`.
-      environment: Gymnasium id of the simulator; None takes the run's or the real data's.
+      environment: Gymnasium id of the simulator, which is made without keyword arguments; None
+        takes the run's, with its `environment_kwargs`, or the real data's.
       transitions: number of transitions to evaluate.
       seed: seed of samples and generation.
       ablation: measures several values of each sampler setting instead of the run's own.
@@ -72,6 +73,8 @@ def make_report(request: Request) -> str:
     reference = real_data.prepare(
         real,
         environment,
+        # Those of the run are keyword arguments of its own environment.
+        environment_kwargs=run.environment_kwargs if run and not request.environment else None,
         held_out_fraction=run.held_out_fraction if run else _HELD_OUT_FRACTION,
         seed=request.seed,
         sizes=request.sizes,

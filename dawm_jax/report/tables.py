@@ -171,7 +171,7 @@ def _comparison_table(results: list[MethodResult], reference: str, label: str) -
             str(len(found.tasks)),
             str(found.seeds),
             _probability(found),
-            _gain(found),
+            gain_with_interval(found),
         ]
         for found in runs.comparisons(results, reference)
     ]
@@ -191,8 +191,8 @@ def _probability(found: Comparison) -> str:
     return f"{text} ({'; '.join(f'{markdown.shorten_path(task)}: {x:.2f}' for task, x in by_task)})"
 
 
-def _gain(found: Comparison) -> str:
-    """The gain with its interval; nothing where bootstrap samples have no gain."""
+def gain_with_interval(found: Comparison) -> str:
+    """The gain with its interval in brackets, "" where bootstrap samples have no gain."""
     if found.gain is None or (found.gain_interval is None and found.seeds > 1):
         return ""
     return f"{found.gain:+.1f} % ({_or_seeds(found.gain_interval, found.seeds)})"

@@ -1,7 +1,6 @@
 """What a run leaves behind: results.json, returns.npz and curves.png."""
 
 import functools
-import hashlib
 import json
 import logging
 import pathlib
@@ -104,7 +103,8 @@ def finish(
     }
     _write_returns(workdir / "returns.npz", returns)
     plot_curves(workdir / "curves.png", log, results)
-    text = json.dumps({**results, _DIGEST: _digest(results)}, indent=2) + "\n"
+    sealed = {**results, _DIGEST: provenance.digest(results, _DIGEST)}
+    text = json.dumps(sealed, indent=2) + "\n"
     provenance.write_atomically(workdir / "results.json", text)
     announce(results, workdir)
     stored: dict[str, Any] = json.loads(text)
@@ -157,7 +157,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
-        if results.get(_DIGEST, _digest(results)) != _digest(results):
+        if results.get(_DIGEST) not in (None, provenance.digest(results, _DIGEST)):
             raise ValueError("its content is not what was written")
         _points(results)
         headline(results)
@@ -165,12 +165,6 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
         _log.warning("%s is damaged (%s): it will be written anew", path, first_line(error))
         return None
     return results
-
-
-def _digest(results: Mapping[str, Any]) -> str:
-    """SHA-256 of results without their field of that name."""
-    others = {name: value for name, value in results.items() if name != _DIGEST}
-    return hashlib.sha256(json.dumps(others).encode()).hexdigest()
 
 
 def _points(results: Mapping[str, Any]) -> dict[int, np.ndarray]:

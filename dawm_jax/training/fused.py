@@ -146,7 +146,7 @@ class AgentTraining:
         count = jnp.maximum(valid.sum(), 1)
 
         def mean(values: jax.Array) -> jax.Array:
-            return jnp.where(valid, values, 0.0).sum() / count
+            return jnp.where(valid, values, 0.0).sum() / count.astype(values.dtype)
 
         metrics = {
             "synthetic_reward": mean(rows.reward),
@@ -155,14 +155,25 @@ class AgentTraining:
         return ring_buffer.add(buffer, rows, valid), metrics
 
     def prefill(
-        self, buffer: Buffer[Any], key: jax.Array, inputs: Inputs, /, *, num_rounds: int
+        self,
+        buffer: Buffer[Any],
+        key: jax.Array,
+        inputs: Inputs,
+        first_round: int | jax.Array = 0,
+        /,
+        *,
+        num_rounds: int,
     ) -> Buffer[Any]:
-        """The buffer after `num_rounds` rounds of generation without updates."""
+        """The buffer after `num_rounds` rounds of generation without updates.
+
+        Round r draws from fold_in(key, r), so that several calls of consecutive rounds generate
+        what one call does.
+        """
 
         def one_round(buffer: Buffer[Any], index: jax.Array) -> tuple[Buffer[Any], Metrics]:
             return self.generate(buffer, jax.random.fold_in(key, index), inputs)
 
-        return scan_steps(one_round, buffer, jnp.int32(0), num_rounds)[0]
+        return scan_steps(one_round, buffer, first_round, num_rounds)[0]
 
     def draw_batches(self, key: jax.Array, buffer: Buffer[Any] | None, replay: Replay) -> Rows:
         """The minibatches of one update, [batches_per_update, batch_size, ...].

@@ -185,17 +185,42 @@ class LoadedRun:
                 f"return_to_go: expected a number or [{len(batch)}], one for each start, got "
                 f"shape {list(returns.shape)}"
             )
-        windows, valid = jax.device_get(
-            self._generate_from(
-                self._need_models(),
-                jax.random.key(seed),
-                batch,
-                actions.reshape(len(batch), -1),
-                np.broadcast_to(returns, (len(batch),)),
-            )
+        windows, valid = self.generate_windows(
+            jax.random.key(seed),
+            batch,
+            actions.reshape(len(batch), -1),
+            np.broadcast_to(returns, (len(batch),)),
         )
         if starts.ndim == 1:
             return jax.tree.map(lambda leaf: leaf[0], (windows, valid))
+        return windows, valid
+
+    def generate_windows(
+        self,
+        key: jax.Array,
+        observation: np.ndarray,
+        action: np.ndarray,
+        return_to_go: np.ndarray,
+    ) -> tuple[Transition, np.ndarray]:
+        """What `generate_from` computes, with a key for the noise. It checks no shapes.
+
+        The program is compiled once for each number of starts.
+
+        Args:
+          key: random number generator state, the key is consumed.
+          observation: [B, S].
+          action: [B, A], the first action.
+          return_to_go: [B] discounted return of each start, before the run's target rule.
+
+        Returns:
+          Transitions [B, H, ...] of NumPy arrays and valid [B, H], False after a termination.
+
+        Raises:
+          UserError: the run generates no transitions.
+        """
+        program, models = self._window_program, self._need_models()
+        starts = (np.asarray(array, np.float32) for array in (observation, action, return_to_go))
+        windows, valid = jax.device_get(program(models, key, *starts))
         return windows, valid
 
     def generator(self, replay: Replay, num_windows: int) -> Generator:
@@ -298,7 +323,7 @@ class LoadedRun:
         return self.generator(self.training_data(), _WINDOWS)
 
     @functools.cached_property
-    def _generate_from(self) -> Callable[..., tuple[Transition, jax.Array]]:
+    def _window_program(self) -> Callable[..., tuple[Transition, jax.Array]]:
         method = self._need_generator()
 
         def program(

@@ -58,6 +58,8 @@ def run(
     with stopping.stop_on_signals() as stop, contextlib.ExitStack() as cleanup:
         own = _own(workdir, config)
         distributed.first_process_then_rest(lambda: cleanup.enter_context(own))
+        if jax.process_count() > 1:
+            stop.request = run_folder.stop_request(workdir)
 
         # --- what can be refused without the data ---
         setup.check(config)
@@ -74,7 +76,7 @@ def run(
 
         # --- data ---
         if dataset is None:
-            dataset = distributed.first_process_then_rest(lambda: load_dataset(config.dataset))
+            dataset = distributed.first_process_then_rest(lambda: _load(config.dataset, stop))
         _log.info("%s", describe(dataset))
         record = _record(config, dataset)
 
@@ -142,6 +144,11 @@ def run(
         if earlier.results:
             return _stored(earlier, workdir, log)
         return artifacts.finish(parts, workdir, log, dataset=record)
+
+
+def _load(name: str, stop: stopping.StopFlag) -> OfflineDataset:
+    with stop.at_once(f"the reading of the dataset {name}"):
+        return load_dataset(name)
 
 
 def _record(config: Config, dataset: OfflineDataset) -> DatasetRecord:

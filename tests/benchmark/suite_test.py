@@ -17,13 +17,14 @@ def test_units_of_a_call(config):
 
 def test_a_side_that_cannot_run_is_left_out(config, monkeypatch):
     pytest.importorskip("torch", reason="the PyTorch side needs PyTorch")
+    from dawm_jax.benchmark import torch_side
 
-    def torch_call(stage, problem, name, units):
-        if name == "compiled":
+    def make(*problem, compiled, **options):
+        if compiled:
             raise RuntimeError("no compiler")
         return lambda: None
 
-    monkeypatch.setattr(suite, "_torch_call", torch_call)
+    monkeypatch.setattr(torch_side, "make", make)
     saved = []
     numbers = suite.run(
         config,

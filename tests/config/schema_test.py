@@ -14,7 +14,7 @@ import ml_collections
 import pytest
 
 from dawm_jax.config import help, schema
-from dawm_jax.runtime import settings
+from dawm_jax.runtime import run_folder, settings
 from dawm_jax.runtime.settings import SCALES, setting
 from dawm_jax.types import UserError
 
@@ -321,9 +321,9 @@ def test_stored_configurations_are_read(path):
 
     A setting that was removed, the temperature of inferred actions, is dropped.
     """
-    stored = json.loads(path.read_text())
+    stored = run_folder.read_config(path.parent)
     config = schema.parse(schema.migrate(stored))
-    assert json.loads(path.read_text()) == stored
+    assert run_folder.read_config(path.parent) == stored
     found = json.loads(json.dumps(schema.to_dict(config)))
     renamed = {spec.renamed_from: name for name, spec in FIELDS.items() if spec.renamed_from}
     for name, value in stored.items():
@@ -336,8 +336,7 @@ def test_stored_configurations_are_read(path):
 
 
 def test_the_sizes_of_the_u_net_move_to_its_section():
-    path = ROOT / "results" / "comparison" / "hopper-dawm-td3_bc" / "config.json"
-    stored = json.loads(path.read_text())
+    stored = run_folder.read_config(ROOT / "results" / "comparison" / "hopper-dawm-td3_bc")
     sizes = {"dim": 48, "multipliers": [1, 3], "kernel_size": 3, "groups": 4}
     for name in sizes:
         stored.get("unet", {}).pop(name, None)

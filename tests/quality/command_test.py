@@ -56,13 +56,14 @@ def other(tmp_path_factory):
     return write_hdf5(tmp_path_factory.mktemp("data") / "other.hdf5", slice(2_500, 3_500))
 
 
-def untrained(workdir, dataset, real_fraction=0.0):
+def untrained(workdir, dataset, real_fraction=0.0, environment_kwargs=""):
     """A run's folder with everything as it was initialised, so that no training is compiled."""
     values = schema.get_config("smoke")
     values.dataset = str(dataset)
     values.unet.update(multipliers=(1,), groups=4)
     values.training.real_fraction = real_fraction
     values.num_seeds = 1
+    values.environment_kwargs = environment_kwargs
     config, key = schema.parse(values), jax.random.key(0)
     _, normalizer = setup.build_replay(config, load_dataset(config.dataset))
     parts = setup.make(config, normalizer)
@@ -200,6 +201,22 @@ def test_an_ablation(workdir, tmp_path):
 
 def one_line(error):
     return "\n" not in str(error.value)
+
+
+def test_a_run_is_judged_in_its_own_environment(real, other, tmp_path):
+    """With its keyword arguments, which are not those of an environment that a flag names."""
+    kwargs = '{"forward_reward_weight": 2.0}'
+    run = str(untrained(tmp_path / "run", real, real_fraction=1.0, environment_kwargs=kwargs))
+    own = make_report(request(tmp_path / "own", workdir=run, dataset_id=str(other)))
+    assert f"the simulator is made with {kwargs}" in own
+    # The data have another weight.
+    found = read_quality(tmp_path / "own" / "quality.json")
+    assert found.synthetic.simulator.reward.all_steps.median > 0.01
+    assert found.real.simulator.reward.median > 0.01
+    named = request(tmp_path / "named", workdir=run, dataset_id=str(other), environment="Hopper-v5")
+    assert "is made with" not in make_report(named)
+    found = read_quality(tmp_path / "named" / "quality.json")
+    assert found.synthetic.simulator.reward.all_steps.median < 1e-6
 
 
 def test_a_run_without_models_generates_nothing(real, tmp_path):

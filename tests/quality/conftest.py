@@ -40,9 +40,9 @@ def make_dataset(
     )
 
 
-def make_rollouts(environment, steps, change=lambda model: None, limit=60):
+def make_rollouts(environment, steps, change=lambda model: None, limit=60, **kwargs):
     """Real steps with random actions as a dataset; episodes are cut after `limit` steps."""
-    env = gym.make(environment)
+    env = gym.make(environment, **kwargs)
     change(env.unwrapped.model)
     rng = np.random.default_rng(0)
     rows, ends = [], []
@@ -82,6 +82,7 @@ def repeat_data(dataset, reward_scale=1.0, **changes):
         return GeneratingRun(
             dataset=dataset.name,
             environment=dataset.environment,
+            environment_kwargs={},
             held_out_fraction=0.2,
             has_models=True,
             horizon=4,
@@ -98,10 +99,17 @@ def repeat_data(dataset, reward_scale=1.0, **changes):
     return dataclasses.replace(with_settings(SETTINGS), **changes)
 
 
-def make_reference(dataset, environment=None):
+def make_reference(dataset, environment=None, **kwargs):
     environment = environment or dataset.environment
     sizes = SampleSizes(classifier_keys=1)
-    return prepare(dataset, environment, held_out_fraction=0.2, seed=0, sizes=sizes)
+    return prepare(
+        dataset,
+        environment,
+        environment_kwargs=kwargs,
+        held_out_fraction=0.2,
+        seed=0,
+        sizes=sizes,
+    )
 
 
 @pytest.fixture(scope="session", name="rollouts")

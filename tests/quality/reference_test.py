@@ -52,6 +52,33 @@ def test_a_note_tells_of_other_physics(rollouts, prepared):
     assert "do not replay" in reference.notes[0]
 
 
+def test_the_simulator_has_the_keyword_arguments(rollouts, prepared):
+    """Other rewards and terminations replay with the arguments that made them, and not without."""
+    kwargs = {"forward_reward_weight": 3.0, "healthy_z_range": [1.2, 2.0]}
+    dataset = rollouts("Hopper-v5", 200, **kwargs)
+    assert dataset.terminations.sum() > 2
+    reference, plain = prepared(dataset, **kwargs), prepared(dataset)
+    assert reference.notes == (
+        'the simulator is made with {"forward_reward_weight": 3.0, "healthy_z_range": [1.2, 2.0]}',
+    )
+    assert plain.notes == ()
+    errors, wrong = reference.measures.simulator, plain.measures.simulator
+    assert errors.reward.median < 1e-10 < 1e-3 < wrong.reward.median
+    assert errors.termination.precision == 1.0 > wrong.termination.precision
+    # Transitions are judged by the same simulator as the data.
+    steps = dataset_steps(dataset, np.flatnonzero(unclipped(dataset))[:, None])
+    windows = Windows(steps, np.ones(steps.reward.shape, bool))
+    for judge, right in ((reference, True), (plain, False)):
+        found = evaluate_windows(windows, judge).measures.simulator
+        assert (found.reward.all_steps.mean < 1e-7) == right
+        assert (found.termination.precision == 1.0) == right
+
+
+def test_keyword_arguments_that_the_environment_lacks_are_refused(hopper, prepared):
+    with pytest.raises(UserError, match=r"check its name, config\.environment_kwargs"):
+        prepared(hopper, gravity=2.0)
+
+
 def test_an_unknown_environment_is_refused(hopper, prepared):
     with pytest.raises(UserError, match="Hoper-v5"):
         prepared(hopper, "Hoper-v5")

@@ -248,7 +248,7 @@ def test_a_run_that_was_stopped_before_its_first_step_is_resumed(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(stopping.StopFlag, "signal", property(lambda self: 15, lambda *args: None))
         with pytest.raises(stopping.Interrupted, match="agent at update 0"):
-            train.run(CONFIG, run)
+            train.run(CONFIG, run, DATA)  # a signal would end the reading of data
     assert (run / "checkpoints" / "agent" / "0").is_dir()
     results = train.run(CONFIG, run)
     assert results["final"] == json.loads((original / "results.json").read_text())["final"]

@@ -81,11 +81,12 @@ class StubAgent:
 
     def update(self, state, batches, key):
         chex.assert_shape(batches.observation, (DELAY, BATCH, S))
+        synthetic = (batches.reward >= SYNTHETIC).astype(jnp.float32)
         fields = jnp.concatenate(
             [
                 batches.observation,
                 batches.action,
-                batches.reward[..., None] - SYNTHETIC * (batches.reward >= SYNTHETIC)[..., None],
+                (batches.reward - SYNTHETIC * synthetic)[..., None],
                 batches.terminated[..., None],
                 batches.next_observation,
             ],
@@ -256,6 +257,15 @@ def test_prefill_equals_rounds_by_hand():
     assert np.all(rewards[: rounds * VALID] >= SYNTHETIC)
     assert np.all(rewards[rounds * VALID :] == 0)
     chex.assert_trees_all_close(actual, buffer, rtol=1e-6, atol=1e-6)
+
+
+def test_prefill_in_pieces_equals_one_call():
+    whole = jax.jit(functools.partial(TRAINING.prefill, num_rounds=6))
+    piece = jax.jit(functools.partial(TRAINING.prefill, num_rounds=2))
+    buffer = TRAINING.init_buffer()
+    for first in (0, 2, 4):
+        buffer = piece(buffer, KEY, INPUTS, jnp.int32(first))
+    chex.assert_trees_all_equal(buffer, whole(TRAINING.init_buffer(), KEY, INPUTS))
 
 
 # --- minibatches --------------------------------------------------------------------------

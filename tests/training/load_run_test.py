@@ -13,6 +13,7 @@ from dawm_jax.config import schema
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.load import load_dataset
+from dawm_jax.runtime import run_folder
 from dawm_jax.training.load_run import load_run
 from dawm_jax.types import Condition, UserError
 
@@ -197,6 +198,16 @@ def test_without_a_return_the_datas_largest_is_taken(run, starts):
     jax.tree.map(np.testing.assert_array_equal, run.generate_from(*starts), given)
 
 
+def test_windows_by_a_key_are_those_by_its_seed(run, starts):
+    """In double precision too: NumPy arrays of float32 and bool come back."""
+    returns = np.full(4, 100.0)
+    windows, valid = run.generate_windows(jax.random.key(3), *starts, returns)
+    assert {type(leaf) for leaf in jax.tree.leaves((windows, valid))} == {np.ndarray}
+    assert (windows.reward.dtype, valid.dtype, valid.shape) == (np.float32, np.bool_, (4, H))
+    by_seed = run.generate_from(*starts, return_to_go=returns, seed=3)
+    jax.tree.map(np.testing.assert_array_equal, (windows, valid), by_seed)
+
+
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
@@ -269,8 +280,8 @@ def test_training_data_that_is_there(run):
 
 def test_training_data_that_has_changed(workdir, tmp_path):
     """As if other data had the same name: the scale of its returns differs."""
-    values = json.loads((workdir / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**values, "discount": 0.9}))
+    values = run_folder.read_config(workdir)
+    run_folder.write_config(tmp_path, {**values, "discount": 0.9})
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
     changed = load_run(tmp_path)
     for use in (changed.training_data, lambda: changed.generate(10)):
@@ -333,7 +344,14 @@ def test_a_run_on_real_data_has_a_policy_alone(tmp_path):
 def test_a_run_of_expansions_generates_no_transitions(tmp_path):
     run = load_run(write_run(tmp_path, small_config(method="dwm")))
     assert run.policy(np.zeros(S)).shape == (A,)
-    for call in (lambda: run.generate(5), lambda: run.generate_from(np.zeros(S), np.zeros(A))):
+    calls = (
+        lambda: run.generate(5),
+        lambda: run.generate_from(np.zeros(S), np.zeros(A)),
+        lambda: run.generate_windows(
+            jax.random.key(0), np.zeros((1, S)), np.zeros((1, A)), np.zeros(1)
+        ),
+    )
+    for call in calls:
         with pytest.raises(UserError, match="method dwm generates no transitions") as error:
             call()
         one_line(error)

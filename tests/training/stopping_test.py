@@ -83,6 +83,45 @@ def test_an_evaluation_of_plans_goes_on_where_it_was_stopped(tmp_path, monkeypat
     assert not (tmp_path / "stopped" / "planner_actions.npz").exists()
 
 
+def test_the_generation_before_the_first_update_is_stopped_between_its_calls(tmp_path, monkeypatch):
+    config = small_config(rollout__prefill_transitions=9 * 56)  # nine rounds of eight windows
+    calls, ready = [], jax.block_until_ready
+
+    def signalled(buffer):
+        calls.append(buffer)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ready(buffer)
+
+    train.run(config, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.jax, "block_until_ready", signalled)
+        with pytest.raises(stopping.Interrupted, match="the generation before the first update"):
+            train.run(config, tmp_path / "stopped")
+    assert len(calls) == 1
+    assert not list((tmp_path / "stopped" / "checkpoints" / "agent").iterdir())
+    train.run(config, tmp_path / "stopped")
+    assert recorded(tmp_path / "stopped") == recorded(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("rounds", "per_call"), [(1, 1), (2, 2), (8, 8), (9, 3), (28, 7), (45, 5), (47, 47)]
+)
+def test_rounds_of_one_call(rounds, per_call):
+    assert stages.rounds_per_call(rounds) == per_call
+
+
+def test_the_reading_of_data_is_stopped_at_once(tmp_path, monkeypatch):
+    def load(name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(train, "load_dataset", load)
+    config = small_config(training__real_fraction=1.0)
+    with pytest.raises(stopping.Interrupted, match="the reading of the dataset bundled/hopper"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_plans_report_the_time_left_and_are_kept_on_the_way(tmp_path, caplog):
     caplog.set_level("INFO", "dawm_jax")
     policy = ResumablePolicy(lambda observations, step: observations, tmp_path / "actions.npz")

@@ -1,7 +1,6 @@
 """Synthetic datasets of a small run, from its checkpoints to what Minari reads."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -18,6 +17,7 @@ from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_writer import DatasetWriter
+from dawm_jax.runtime import run_folder
 from dawm_jax.runtime.checkpoint import Checkpoints
 from dawm_jax.training import setup, synthesis
 from dawm_jax.training.load_run import load_run
@@ -133,7 +133,7 @@ def test_other_settings_have_an_effect_and_are_written_down(workdir):
     assert np.abs(plain[0].observations[1] - changed[0].observations[1]).max() > 1e-3
     found = minari.load_dataset(ID).storage.metadata
     made = found["dawm_jax"]
-    run = json.loads((workdir / "config.json").read_text())
+    run = run_folder.read_config(workdir)
     assert made["trained_on"] == run["dataset"] == "bundled/hopper/medium-v0"
     assert made["generation"] == {
         "transitions": 30,
@@ -204,8 +204,7 @@ def test_a_window_cut_before_its_termination_is_truncated():
 def copy_with(workdir, folder, **changes):
     """The run's folder with another config.json."""
     shutil.copytree(workdir, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    run_folder.write_config(folder, {**run_folder.read_config(folder), **changes})
     return folder
 
 

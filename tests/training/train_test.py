@@ -1,5 +1,6 @@
 """The whole program on a tiny configuration: results, resuming, refusals."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -103,21 +104,32 @@ def crash(*args, **kwargs):
     raise Crash
 
 
-def crash_at(monkeypatch, stage, step, method):
-    """Makes the loop die when `stage` reaches `step`, before or after `method` ran."""
-    original = getattr(loop._Recorder, method)
+class Disturbed:
+    """A stage's steps that call `do` once the steps up to `step` are dispatched."""
 
-    def dying(self, *args):
-        if method == "run_chunk":
-            result = original(self, *args)
-            reached = args[1] + args[2]
-        else:
-            result, reached = None, args[0]
-        if self._stage.name == stage and reached == step:
-            raise Crash
-        return original(self, *args) if result is None else result
+    def __init__(self, steps, step, do):
+        self._steps, self._step, self._do = steps, step, do
 
-    monkeypatch.setattr(loop._Recorder, method, dying)
+    def compile(self, state, num_steps):
+        self._steps.compile(state, num_steps)
+
+    def __call__(self, state, first_step, num_steps):
+        result = self._steps(state, first_step, num_steps)
+        if first_step + num_steps == self._step:
+            self._do()
+        return result
+
+
+def disturb(monkeypatch, name, step, do):
+    """Calls `do` in the stage `name`, before anything of its steps up to `step` is recorded."""
+    run = loop.Session.run
+
+    def disturbed(self, stage, state):
+        if stage.name == name:
+            stage = dataclasses.replace(stage, steps=Disturbed(stage.steps, step, do))
+        return run(self, stage, state)
+
+    monkeypatch.setattr(loop.Session, "run", disturbed)
 
 
 # --- results ------------------------------------------------------------------------------
@@ -236,21 +248,21 @@ def test_a_loaded_run_acts_generates_and_infers(undisturbed):
 
 
 @pytest.mark.parametrize(
-    ("stage", "step", "method"),
+    ("stage", "step"),
     [
-        ("inverse_dynamics", 5, "run_chunk"),  # before the first checkpoint
-        ("inverse_dynamics", 15, "dispatched"),  # after one, with metrics it must not repeat
-        ("agent", 24, "dispatched"),  # with a partly filled buffer and an evaluation behind
-        ("agent", 40, "run_chunk"),  # in the last chunk
-        ("world_model", 15, "dispatched"),
+        ("inverse_dynamics", 5),  # before the first checkpoint
+        ("inverse_dynamics", 15),  # after one, with metrics it must not repeat
+        ("agent", 24),  # with a partly filled buffer and an evaluation behind
+        ("agent", 40),  # in the last chunk
+        ("world_model", 15),
     ],
 )
 def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
-    undisturbed, tmp_path, monkeypatch, stage, step, method
+    undisturbed, tmp_path, monkeypatch, stage, step
 ):
     before_stage(stage, undisturbed, tmp_path)
     with monkeypatch.context() as patch:
-        crash_at(patch, stage, step, method)
+        disturb(patch, stage, step, crash)
         with pytest.raises(Crash):
             train.run(tiny_config(), tmp_path)
     train.run(tiny_config(), tmp_path)
@@ -267,15 +279,8 @@ def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(
 )
 def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
     before_stage("inverse_dynamics", undisturbed, tmp_path)
-    original = loop._Recorder.dispatched
-
-    def signalled(self, step, metrics):
-        original(self, step, metrics)
-        if (self._stage.name, step) == ("inverse_dynamics", 5):
-            os.kill(os.getpid(), number)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Recorder, "dispatched", signalled)
+        disturb(patch, "inverse_dynamics", 5, lambda: os.kill(os.getpid(), number))
         with pytest.raises(loop.Interrupted, match="inverse_dynamics at step 5"):
             train.run(tiny_config(), tmp_path)
     # Step 5 is no multiple of the checkpoint interval: it was saved because of the signal.
