@@ -118,6 +118,10 @@ class Normalizer:
     observation_std: jax.Array  # [S], never 0
     observation_low: jax.Array  # [S], raw units
     observation_high: jax.Array  # [S]
+    change_mean: jax.Array  # [S], of s_{t+1} - s_t of standardised states
+    change_std: jax.Array  # [S], never 0
+    change_low: jax.Array  # [S]
+    change_high: jax.Array  # [S]
     reward_mean: jax.Array  # []
     reward_std: jax.Array  # [], never 0
     reward_low: jax.Array  # []

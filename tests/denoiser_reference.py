@@ -10,7 +10,7 @@ from dawm_jax.models.base import DenoiserCondition, TokenShape
 
 # A float64 forward pass, rounded to float32 at its end.
 TOLERANCE = {"rtol": 2e-7, "atol": 2e-6}
-SHAPE = TokenShape(tokens=4, channels=5, action_size=2, on_action=True)
+SHAPE = TokenShape(tokens=4, inputs=8, channels=5, action_size=2, on_action=True)
 
 
 def inputs(batch=3, shape=SHAPE, seed=0):
@@ -21,7 +21,7 @@ def inputs(batch=3, shape=SHAPE, seed=0):
         return_to_go=rng.normal(size=batch),
         conditioned=np.arange(batch, dtype=float) % 2,
     )
-    x = rng.normal(size=(batch, shape.tokens, shape.channels))
+    x = rng.normal(size=(batch, shape.tokens, shape.inputs))
     return x, np.arange(batch, dtype=float) * 7.0, condition
 
 
@@ -70,8 +70,9 @@ def sinusoids(steps, size):
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def condition_embedding(layers, step, condition, size):
+def condition_embedding(layers, step, condition, size, on_action=True):
     """The sum of three MLPs of one hidden layer; a null return adds nothing."""
     mlp = lambda name, x: dense(layers[f"{name}_out"], mish(dense(layers[f"{name}_in"], x)))
     of_return = mlp("return", condition.return_to_go[:, None]) * condition.conditioned[:, None]
-    return mlp("step", sinusoids(step, size)) + of_return + mlp("action", condition.action)
+    total = mlp("step", sinusoids(step, size)) + of_return
+    return total + mlp("action", condition.action) if on_action else total

@@ -24,6 +24,10 @@ _EPISODE = 500  # steps of the episodes of made-up data
 _LARGE_BATCHES = (2_048, 8_192, 32_768)  # timed on accelerators alone
 
 
+# The setting that is the width of a denoiser.
+_WIDTHS = {"temporal_resnet": "temporal_resnet.width", "unet": "unet.dim"}
+
+
 class Change(Protocol):
     """Gives a problem a size."""
 
@@ -66,7 +70,7 @@ def _horizon(problem: Problem, size: int) -> Problem:
 
 
 def _width(problem: Problem, size: int) -> Problem:
-    return _with_settings(problem, {"unet.dim": size})
+    return _with_settings(problem, {_WIDTHS[problem.config.world_model.denoiser]: size})
 
 
 def _with_settings(problem: Problem, changes: dict[str, int]) -> Problem:
@@ -108,7 +112,7 @@ AXES = {
     ),
     "horizon": Axis(_horizon, (1, 3, 7, 15, 31), ("denoiser_training", "sampling")),
     "seeds": Axis(_seeds, (1, 2, 4, 8, 16, 32), ("td3_bc", "iql", "fused")),
-    "width": Axis(_width, (16, 32, 64, 128), ("denoiser_training", "sampling")),
+    "width": Axis(_width, (32, 64, 128, 256), ("denoiser_training", "sampling")),
     "dataset": Axis(
         _dataset, (10_000, 100_000, 1_000_000, 10_000_000), ("denoiser_training", "td3_bc")
     ),
@@ -119,12 +123,13 @@ def check(config: Config, axes: Iterable[str]) -> None:
     """Refuses axes that the settings do not have.
 
     Raises:
-      UserError: the width of another denoiser than the U-Net.
+      UserError: the width of a denoiser without one in `_WIDTHS`.
     """
-    if "width" in axes and config.world_model.denoiser != "unet":
+    denoiser = config.world_model.denoiser
+    if "width" in axes and denoiser not in _WIDTHS:
         raise UserError(
-            "--axes: width is the U-Net's: expected config.world_model.denoiser unet, got "
-            f"{config.world_model.denoiser!r}; leave width out of --axes"
+            "--axes: with width, expected config.world_model.denoiser "
+            f"{' or '.join(_WIDTHS)}, got {denoiser!r}; leave width out of --axes"
         )
 
 

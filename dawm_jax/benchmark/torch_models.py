@@ -4,6 +4,7 @@ See `diffusion`, `sampler`, `world_model` and `inverse_dynamics` of `dawm_jax.mo
 and sources.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,13 @@ from dawm_jax.benchmark.torch_common import (
     Window,
     tensor,
 )
-from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalUNet
+from dawm_jax.benchmark.torch_networks import Mlp, TanhMlp, TemporalResNet, TemporalUNet
 from dawm_jax.config.schema import Config
-from dawm_jax.models import diffusion, unet
+from dawm_jax.models import diffusion, temporal_resnet, unet
 from dawm_jax.types import Normalizer
+
+# The denoisers that this side has.
+DENOISERS = ("temporal_resnet", "unet")
 
 # --- the world model ----------------------------------------------------------------------
 
@@ -51,19 +55,11 @@ class WorldModel:
 
     def __init__(self, config: Config, normalizer: Normalizer, replay: Replay, tuning: Tuning):
         section = self._section = config.world_model
-        sizes = config.section(unet.Settings)
         self._horizon, self._roll = config.horizon, config.rollout
         self._replay, self._device = replay, tuning.device
         self._state_size = len(normalizer.observation_mean)
         self.channels = self._state_size + 1
-        denoiser = TemporalUNet(
-            self.channels,
-            len(normalizer.action_low),
-            dim=sizes.dim,
-            multipliers=sizes.multipliers,
-            kernel_size=sizes.kernel_size,
-            groups=sizes.groups,
-        )
+        denoiser = make_denoiser(config, self._state_size, len(normalizer.action_low))
         termination = Mlp(2 * self._state_size, section.termination_hidden, 1)
         networks = {"denoiser": denoiser, "termination": termination}
         self.network = nn.ModuleDict(networks).to(tuning.device)
@@ -78,7 +74,7 @@ class WorldModel:
         )
         schedule = np.array(diffusion.cosine_schedule(section.diffusion_steps))
         self._alpha_bar = tensor(schedule, tuning.device)
-        steps = diffusion.ddim_steps(section.diffusion_steps, self._roll.sampling_steps)
+        steps = diffusion.visited_steps(schedule, self._roll.sampling_steps, self._roll.spacing)
         following = np.append(schedule[steps[1:]], np.float32(1.0))
         log_snr = np.log(schedule[steps]) - np.log1p(-schedule[steps])
         growth = np.diff(log_snr)
@@ -95,8 +91,13 @@ class WorldModel:
         number = lambda value: float(np.asarray(value))
         self._reward = number(normalizer.reward_mean), number(normalizer.reward_std)
         self._return_bounds = number(normalizer.return_low), number(normalizer.return_high)
-        self._low = self._bound(normalizer, normalizer.observation_low, normalizer.reward_low)
-        self._high = self._bound(normalizer, normalizer.observation_high, normalizer.reward_high)
+        constant = lambda array: tensor(np.array(array, np.float32), tuning.device)
+        self._change = constant(normalizer.change_mean), constant(normalizer.change_std)
+        mean, std = np.array(normalizer.observation_mean), np.array(normalizer.observation_std)
+        self._lowest_state = constant((np.array(normalizer.observation_low) - mean) / std)
+        self._highest_state = constant((np.array(normalizer.observation_high) - mean) / std)
+        self._low = self._bound(normalizer.change_low, normalizer.reward_low)
+        self._high = self._bound(normalizer.change_high, normalizer.reward_high)
         self._loss_of_batch = tuning.compile(self._draw_and_loss)
         self._ddim_step = tuning.compile(self._one_ddim_step)
 
@@ -125,14 +126,18 @@ class WorldModel:
         )
 
     def loss(self, window: Window, draws: Draws) -> Tensor:
-        """Denoising loss (DDPM, eq. 14, for the chosen prediction) over real steps.
+        """Denoising loss (DDPM, eq. 14, for the chosen prediction) over known tokens.
 
         The cross-entropy of the classifier of terminations is added.
         """
         x0 = self.to_tokens(window)
         alpha_bar = self._alpha_bar[draws.step][:, None, None]
         signal, spread = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
-        x = clamp(signal * x0 + spread * draws.noise, x0[:, 0])
+        # After a termination the state stays; what follows a time-out is unknown.
+        known = torch.maximum(window.mask, window.terminated)[..., None]
+        x = signal * x0 + spread * draws.noise
+        later = torch.where(known > 0, x[:, 1:], draws.noise[:, 1:])
+        x = torch.cat([x0[:, :1], later], dim=1)
         output = self._predict(
             self.network, x, draws.step, window.action, window.return_to_go, draws.conditioned
         )
@@ -141,7 +146,7 @@ class WorldModel:
             "x0": lambda: x0,
             "v": lambda: signal * draws.noise - spread * x0,
         }[self._section.prediction]()
-        denoising = ((output - target).square()[:, 1:] * window.mask[..., None]).mean()
+        denoising = ((output - target).square()[:, 1:] * known).mean()
         logits = termination_logits(self.network, window.states)
         return denoising + nn.functional.binary_cross_entropy_with_logits(
             logits, window.terminated, weight=window.mask
@@ -151,15 +156,30 @@ class WorldModel:
         """Windows as clean tokens, [B, H + 1, channels]."""
         reward = (window.rewards - self._reward[0]) / self._reward[1]
         reward = nn.functional.pad(reward, (1, 0))[..., None]
-        return torch.cat([window.states, reward], dim=-1)
+        changes = (window.states.diff(dim=1) - self._change[0]) / self._change[1]
+        return torch.cat([torch.cat([window.states[:, :1], changes], dim=1), reward], dim=-1)
 
-    def _bound(self, normalizer: Normalizer, observation: Any, reward: Any) -> Tensor:
-        mean, std = np.array(normalizer.observation_mean), np.array(normalizer.observation_std)
+    def _reached(self, tokens: Tensor) -> Tensor:
+        """States of tokens, not clipped, [B, H + 1, S]."""
+        first = tokens[:, :1, : self._state_size]
+        changes = tokens[:, 1:, : self._state_size] * self._change[1] + self._change[0]
+        return torch.cat([first, first + changes.cumsum(dim=1)], dim=1)
+
+    def _states(self, tokens: Tensor) -> Tensor:
+        """States of tokens, [B, H + 1, S], clipped at the data's range."""
+        reached = self._reached(tokens)
+        later = reached[:, 1:].clamp(self._lowest_state, self._highest_state)
+        return torch.cat([reached[:, :1], later], dim=1)
+
+    def _bound(self, change: Any, reward: Any) -> Tensor:
+        mean, std = (constant.cpu().numpy() for constant in self._change)
         standardised = (float(reward) - self._reward[0]) / self._reward[1]
-        tokens = np.append((np.array(observation) - mean) / std, standardised)
+        tokens = np.append((np.array(change) - mean) / std, standardised)
         return tensor(tokens.astype(np.float32), self._device)
 
-    def _predict(self, networks: Any, *inputs: Tensor) -> Tensor:
+    def _predict(self, networks: Any, x: Tensor, *inputs: Tensor) -> Tensor:
+        before = nn.functional.pad(self._reached(x)[:, :-1], (0, 0, 1, 0))
+        inputs = (torch.cat([x, before], dim=-1), *inputs)
         if self._section.dtype == "float32":
             return networks["denoiser"](*inputs)
         with torch.autocast(torch.device(self._device).type, torch.bfloat16):
@@ -185,7 +205,7 @@ class WorldModel:
           noise: [DDIM steps, B, H + 1, channels] standard normal, used with eta > 0.
         """
         tokens = self.sample_tokens(condition, initial, noise)
-        states = tokens[..., : self._state_size]
+        states = self._states(tokens)
         return GeneratedWindow(
             states=states,
             rewards=tokens[:, 1:, -1] * self._reward[1] + self._reward[0],
@@ -263,6 +283,17 @@ class WorldModel:
         direction = (1.0 - alpha_bar_next - eta**2 * variance).clamp(min=0.0).sqrt()
         x = alpha_bar_next.sqrt() * target + direction * epsilon
         return (x if noise is None else x + eta * variance.sqrt() * noise), x0
+
+
+def make_denoiser(config: Config, state_size: int, action_size: int) -> nn.Module:
+    """The denoiser that `config.world_model.denoiser` names, for tokens of changes."""
+    channels = state_size + 1
+    inputs = channels + state_size
+    if config.world_model.denoiser == "unet":
+        sizes = dataclasses.asdict(config.section(unet.Settings))
+        return TemporalUNet(inputs, channels, action_size, **sizes)
+    sizes = dataclasses.asdict(config.section(temporal_resnet.Settings))
+    return TemporalResNet(config.horizon + 1, inputs, channels, action_size, **sizes)
 
 
 def termination_logits(networks: Any, states: Tensor) -> Tensor:

@@ -77,6 +77,10 @@ class GaussianPolicy(nn.Module):
         """[..., S] -> mean [..., A] and log standard deviation [A]."""
         return self.mean(observation), self.log_std.clamp(*self.bounds)
 
+    def flax_parameters(self) -> dict[str, nn.Parameter]:
+        """Flax's name of the log standard deviation."""
+        return {"log_std": self.log_std}
+
     def flax_children(self) -> dict[str, nn.Module]:
         """Flax's name of the mean."""
         return {"TanhMlp_0": self.mean}
@@ -173,7 +177,8 @@ class TemporalUNet(nn.Module):
     """The U-Net over the tokens of a window; see `unet.TemporalUNet`.
 
     Args:
-      channels: channels of a token.
+      inputs: channels of a token that the network sees.
+      channels: channels of a predicted token, the first ones of an input token.
       action_size: A.
       dim: channels of the first level and size of each embedding.
       multipliers: channels of level i are dim * multipliers[i]; each level halves the time.
@@ -183,6 +188,7 @@ class TemporalUNet(nn.Module):
 
     def __init__(
         self,
+        inputs: int,
         channels: int,
         action_size: int,
         *,
@@ -193,10 +199,9 @@ class TemporalUNet(nn.Module):
     ):
         super().__init__()
         widths = [dim * multiplier for multiplier in multipliers]
+        self.channels = channels
         self.stride = 2 ** (len(widths) - 1)
-        half = dim // 2
-        frequencies = torch.exp(-np.log(10_000.0) * torch.arange(half) / (half - 1))
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", _frequencies(dim), persistent=False)
         self.of_step = _MishMlp(dim, 4 * dim, dim)
         self.of_return = _MishMlp(1, dim, 4 * dim, dim)
         self.of_action = _MishMlp(action_size, dim, 4 * dim, dim)
@@ -206,7 +211,8 @@ class TemporalUNet(nn.Module):
             return [_ResidualBlock(before, after, *sizes), _ResidualBlock(after, after, *sizes)]
 
         self.blocks = nn.ModuleList()
-        for before, after in zip([2 * channels + action_size, *widths[:-1]], widths, strict=True):
+        first = inputs + channels + action_size
+        for before, after in zip([first, *widths[:-1]], widths, strict=True):
             self.blocks.extend(pair(before, after))
         self.blocks.extend(pair(widths[-1], widths[-1]))
         self.downs = nn.ModuleList(
@@ -225,19 +231,19 @@ class TemporalUNet(nn.Module):
         """Predicts the diffusion target.
 
         Args:
-          x: [B, T, C] noisy tokens; any T (padded inside to a multiple of the strides).
+          x: [B, T, inputs] noisy tokens; any T (padded inside to a multiple of the strides).
           step: [B] diffusion step.
           action: [B, A].
           return_to_go: [B].
           conditioned: [B], 1 where the return-to-go is given, 0 where it is null.
 
         Returns:
-          [B, T, C] float32.
+          [B, T, channels] float32.
         """
         # All residual blocks begin with the same Mish of the embedding.
         embedding = F.mish(self._embed(step, action, return_to_go, conditioned))
         length = x.shape[1]
-        known = torch.cat([x[:, 0], action], dim=-1)
+        known = torch.cat([x[:, 0, : self.channels], action], dim=-1)
         x = torch.cat([x, known[:, None].expand(-1, length, -1)], dim=-1)
         x = F.pad(x.transpose(1, 2), (0, -length % self.stride))
         blocks = iter(self.blocks)
@@ -260,8 +266,7 @@ class TemporalUNet(nn.Module):
     def _embed(
         self, step: Tensor, action: Tensor, return_to_go: Tensor, conditioned: Tensor
     ) -> Tensor:
-        angles = step[:, None] * self.frequencies
-        of_step = self.of_step(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        of_step = self.of_step(_sinusoids(step, self.frequencies))
         of_return = self.of_return(return_to_go[:, None]) * conditioned[:, None]
         return torch.cat([of_step, of_return, self.of_action(action)], dim=-1)
 
@@ -280,6 +285,114 @@ class TemporalUNet(nn.Module):
             for kind, parts in lists.items()
             for index, part in enumerate(parts)
         }
+
+
+class _ResNetBlock(nn.Module):
+    """See `temporal_resnet._Block`."""
+
+    def __init__(self, width: int, condition_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.hidden = nn.Linear(3 * width, width)
+        self.condition = nn.Linear(condition_size, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """[B, T, width], [B, condition_size] -> [B, T, width]."""
+        padded = F.pad(self.norm(x), (0, 0, 1, 1))
+        neighbours = torch.cat([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], dim=-1)
+        hidden = self.hidden(neighbours) + self.condition(condition)[:, None]
+        return x + self.out(F.mish(hidden))
+
+    def flax_children(self) -> dict[str, nn.Module]:
+        return dict(self.named_children())
+
+
+class TemporalResNet(nn.Module):
+    """The residual network of temporal convolutions; see `temporal_resnet`.
+
+    Args:
+      tokens: T, of a window.
+      inputs: channels of a token that the network sees.
+      channels: channels of a predicted token, the first ones of an input token.
+      action_size: A.
+      width: units of a token in every layer.
+      blocks: residual blocks.
+    """
+
+    def __init__(
+        self,
+        tokens: int,
+        inputs: int,
+        channels: int,
+        action_size: int,
+        *,
+        width: int,
+        blocks: int,
+    ):
+        super().__init__()
+        self.channels = channels
+        known = channels + action_size
+        self.register_buffer("frequencies", _frequencies(width), persistent=False)
+        self.of_step = _MishMlp(width, width, width)
+        self.of_return = _MishMlp(1, width, width)
+        self.first = nn.Linear(inputs, width)
+        self.known = nn.Linear(known, width)
+        self.position = nn.Parameter(torch.zeros(tokens - 1, width))
+        self.blocks = nn.ModuleList(_ResNetBlock(width, width + known) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.output = nn.Linear(width, channels)
+
+    def forward(
+        self, x: Tensor, step: Tensor, action: Tensor, return_to_go: Tensor, conditioned: Tensor
+    ) -> Tensor:
+        """Predicts the diffusion target; see `TemporalUNet`. The output of token 0 is 0."""
+        of_step = self.of_step(_sinusoids(step, self.frequencies))
+        of_return = self.of_return(return_to_go[:, None]) * conditioned[:, None]
+        known = torch.cat([x[:, 0, : self.channels], action], dim=-1)
+        condition = torch.cat([F.mish(of_step + of_return), known], dim=-1)
+        hidden = self.first(x[:, 1:]) + self.known(known)[:, None] + self.position
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        return F.pad(self.output(self.norm(hidden)).float(), (0, 0, 1, 0))
+
+    def flax_parameters(self) -> dict[str, nn.Parameter]:
+        """Flax's name of the positions."""
+        return {"position": self.position}
+
+    def flax_children(self) -> dict[str, nn.Module]:
+        """Flax's names of the parts."""
+        blocks = {f"block_{index}": block for index, block in enumerate(self.blocks)}
+        embedding = _Embedding(self.of_step, self.of_return)
+        parts = {"embedding": embedding, "in": self.first, "known": self.known}
+        return {**parts, **blocks, "norm": self.norm, "out": self.output}
+
+
+class _Embedding(nn.Module):
+    """The flax names of the two MLPs that `embeddings.ConditionEmbedding` adds."""
+
+    def __init__(self, of_step: _MishMlp, of_return: _MishMlp):
+        super().__init__()
+        self.of_step, self.of_return = of_step, of_return
+
+    def flax_children(self) -> dict[str, nn.Module]:
+        return {
+            "step_in": self.of_step[0],
+            "step_out": self.of_step[2],
+            "return_in": self.of_return[0],
+            "return_out": self.of_return[2],
+        }
+
+
+def _frequencies(size: int) -> Tensor:
+    """See `embeddings.sinusoidal_embedding`."""
+    half = size // 2
+    return torch.exp(-np.log(10_000.0) * torch.arange(half) / (half - 1))
+
+
+def _sinusoids(step: Tensor, frequencies: Tensor) -> Tensor:
+    angles = step[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 # --- parameters ---------------------------------------------------------------------------
@@ -313,7 +426,7 @@ def copy_parameters(module: nn.Module, params: Any) -> None:
 
 
 def _copy(module: Any, tree: Any) -> None:
-    if "scale" in tree:  # a group normalisation
+    if "scale" in tree:  # a normalisation
         _fill(module.weight, tree["scale"])
         _fill(module.bias, tree["bias"])
     elif isinstance(module, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
@@ -330,8 +443,9 @@ def _copy(module: Any, tree: Any) -> None:
         for index, member in enumerate(module.members):
             _copy(member, jax.tree.map(lambda leaf, index=index: leaf[index], tree["VmapMlp_0"]))
     else:
-        if isinstance(module, GaussianPolicy):
-            _fill(module.log_std, tree["log_std"])
+        own = module.flax_parameters() if hasattr(module, "flax_parameters") else {}
+        for name, parameter in own.items():
+            _fill(parameter, tree[name])
         for name, child in module.flax_children().items():
             _copy(child, tree[name])
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from dawm_jax.benchmark.jax_side import STAGES
 from dawm_jax.benchmark.torch_agents import Iql, Td3Bc
 from dawm_jax.benchmark.torch_common import Replay, Transition, Tuning
-from dawm_jax.benchmark.torch_models import GeneratedWindow, InverseDynamics, WorldModel
+from dawm_jax.benchmark.torch_models import DENOISERS, GeneratedWindow, InverseDynamics, WorldModel
 from dawm_jax.benchmark.torch_networks import copy_parameters
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
@@ -171,18 +171,20 @@ def check(config: Config) -> None:
     """Refuses settings that this side does not implement.
 
     Raises:
-      UserError: another method than DAWM, another denoiser than the U-Net, an agent that is
-        not TD3+BC or IQL, or generated actions that are dropped.
+      UserError: another method than DAWM, a denoiser that only JAX has, tokens of absolute
+        states, an agent that is not TD3+BC or IQL, or generated actions that are dropped.
     """
     expected = (
         ("method", config.method, "dawm"),
-        ("world_model.denoiser", config.world_model.denoiser, "unet"),
+        ("world_model.denoiser", config.world_model.denoiser, *DENOISERS),
+        ("world_model.states", config.world_model.states, "changes"),
         ("rollout.real_actions_only", config.rollout.real_actions_only, False),
     )
-    for name, value, wanted in expected:
-        if value != wanted:
+    for name, value, *wanted in expected:
+        if value not in wanted:
+            known = " or ".join(map(str, wanted))
             raise UserError(
-                f"config.{name}: expected {wanted} with the PyTorch side, got {value}; set it, "
+                f"config.{name}: expected {known} with the PyTorch side, got {value}; set it, "
                 "or time JAX alone with --torch="
             )
     _check_agent(config.agent)

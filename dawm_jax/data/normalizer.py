@@ -12,6 +12,8 @@ from dawm_jax.types import Normalizer, Transition
 
 # The constant of TD3+BC (2106.06860); it also keeps constant dimensions finite.
 STD_FLOOR = 1e-3
+# Keeps columns that never change finite; small against the changes of standardised states.
+CHANGE_STD_FLOOR = 1e-5
 # The range that a dataset of equal returns gets. IQL multiplies rewards by 1000 / range, so that
 # this value leaves the rewards as they are.
 _NO_RETURN_RANGE = 1000.0
@@ -44,12 +46,18 @@ def fit(
     """
     observations = dataset.observations[train].astype(np.float64)
     rewards = dataset.rewards[train].astype(np.float64)
-    next_observations = dataset.next_observations[train]
+    next_observations = dataset.next_observations[train].astype(np.float64)
+    observation_std = observations.std(0) + STD_FLOOR
+    changes = (next_observations - observations) / observation_std
     constants = {
         "observation_mean": observations.mean(0),
-        "observation_std": observations.std(0) + STD_FLOOR,
+        "observation_std": observation_std,
         "observation_low": np.minimum(observations.min(0), next_observations.min(0)),
         "observation_high": np.maximum(observations.max(0), next_observations.max(0)),
+        "change_mean": changes.mean(0),
+        "change_std": changes.std(0) + CHANGE_STD_FLOOR,
+        "change_low": changes.min(0),
+        "change_high": changes.max(0),
         "reward_mean": rewards.mean(),
         "reward_std": rewards.std() + STD_FLOOR,
         "reward_low": rewards.min(),

@@ -11,7 +11,7 @@ from dawm_jax.config.schema import Config
 from dawm_jax.methods import diffusion_models, synthetic
 from dawm_jax.methods.base import METHODS, Generated, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
-from dawm_jax.models import inverse_dynamics, world_model
+from dawm_jax.models import inverse_dynamics, tokens
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.models.world_model import DiffusionWorldModel
@@ -55,7 +55,7 @@ class Dawm:
 def make(config: Config, normalizer: Normalizer) -> Dawm:
     """DAWM with the run's settings."""
     return Dawm(
-        world_model=diffusion_models.make(config, normalizer, world_model.DAWM),
+        world_model=diffusion_models.make(config, normalizer, tokens.DAWM),
         inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),
         target=diffusion_models.target_return(config, normalizer),
         next_action=AGENTS.get(config.agent).needs_next_action,

@@ -13,7 +13,7 @@ from dawm_jax.config.schema import SECTIONS, Config, SectionSpec
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.methods.base import METHODS, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
-from dawm_jax.models import inverse_dynamics, world_model
+from dawm_jax.models import inverse_dynamics, tokens, world_model
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.diffusion import PREDICTIONS, Process
 from dawm_jax.models.inverse_dynamics import ActionModel
@@ -54,6 +54,7 @@ class Settings(SamplerSettings):
         SamplerSettings, "sampling_steps", 200, quick=8, smoke=2, source="DD"
     )
     order: int = redefault(SamplerSettings, "order", 1, quick=2)
+    spacing: str = redefault(SamplerSettings, "spacing", "quadratic", source="DDIM 2010.02502, D.2")
     eta: float = redefault(SamplerSettings, "eta", 1.0, quick=0.0, source="DD: ancestral")
     guidance: float = redefault(SamplerSettings, "guidance", 1.2, source="DD")
     temperature: float = redefault(SamplerSettings, "temperature", 0.5, source="DD")
@@ -115,7 +116,7 @@ def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
             process=Process.cosine(planner.diffusion_steps, planner.prediction),
             sampler=Sampler.of(planner),
             horizon=planner.horizon,
-            layout=world_model.STATES,
+            layout=tokens.STATES,
             normalizer=normalizer,
         ),
         inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),

@@ -5,7 +5,8 @@ from dawm_jax.methods.synthetic import TargetReturn
 from dawm_jax.models import world_model
 from dawm_jax.models.diffusion import Process
 from dawm_jax.models.sampler import Sampler
-from dawm_jax.models.world_model import DiffusionWorldModel, Layout
+from dawm_jax.models.tokens import Layout
+from dawm_jax.models.world_model import DiffusionWorldModel
 from dawm_jax.types import Normalizer
 
 
@@ -15,7 +16,7 @@ def make(config: Config, normalizer: Normalizer, layout: Layout) -> DiffusionWor
     Args:
       config: settings of the run.
       normalizer: constants fitted on the training data.
-      layout: channels of a token.
+      layout: channels of a token; `config.world_model` says in which form they hold states.
     """
     section = config.world_model
     return world_model.make(
@@ -24,7 +25,7 @@ def make(config: Config, normalizer: Normalizer, layout: Layout) -> DiffusionWor
         process=Process.cosine(section.diffusion_steps, section.prediction),
         sampler=Sampler.of(config.rollout),
         horizon=config.horizon,
-        layout=layout,
+        layout=layout._replace(changes=section.states == "changes"),
         normalizer=normalizer,
     )
 

@@ -12,7 +12,7 @@ from dawm_jax.config.schema import Config
 from dawm_jax.methods import diffusion_models, synthetic
 from dawm_jax.methods.base import METHODS, Generated, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
-from dawm_jax.models import world_model
+from dawm_jax.models import tokens
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.world_model import DiffusionWorldModel
 from dawm_jax.types import Condition, Expansion, ModelParams, Normalizer
@@ -49,7 +49,7 @@ class Dwm:
 def make(config: Config, normalizer: Normalizer) -> Dwm:
     """DWM with the run's settings."""
     return Dwm(
-        world_model=diffusion_models.make(config, normalizer, world_model.DAWM),
+        world_model=diffusion_models.make(config, normalizer, tokens.DAWM),
         target=diffusion_models.target_return(config, normalizer),
     )
 

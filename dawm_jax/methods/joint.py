@@ -10,7 +10,7 @@ from dawm_jax.config.schema import Config
 from dawm_jax.methods import diffusion_models, synthetic
 from dawm_jax.methods.base import METHODS, Generated, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
-from dawm_jax.models import world_model
+from dawm_jax.models import tokens
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.world_model import DiffusionWorldModel
 from dawm_jax.types import Condition, ModelParams, Normalizer, Transition
@@ -49,7 +49,7 @@ class Joint:
 def make(config: Config, normalizer: Normalizer) -> Joint:
     """Joint diffusion with the run's settings."""
     return Joint(
-        world_model=diffusion_models.make(config, normalizer, world_model.JOINT),
+        world_model=diffusion_models.make(config, normalizer, tokens.JOINT),
         target=diffusion_models.target_return(config, normalizer),
         next_action=AGENTS.get(config.agent).needs_next_action,
     )

@@ -82,7 +82,8 @@ class TokenShape(NamedTuple):
     """The sizes that a denoiser is built for."""
 
     tokens: int  # of a window: H + 1, the first one known
-    channels: int  # of a token
+    inputs: int  # channels of a token that the denoiser sees, at least `channels`
+    channels: int  # of a token, the first ones of the input; the denoiser predicts them
     action_size: int  # A, of the known first action
     on_action: bool  # whether the first action is a condition at all
 
@@ -108,7 +109,7 @@ class Denoiser(Protocol):
 
         Args:
           params: parameters of the network.
-          x: [B, T, C] noisy tokens; token 0 is known and clean.
+          x: [B, T, inputs] noisy tokens; token 0 is known and clean.
           step: [B] diffusion step.
           condition: leading axis B.
 

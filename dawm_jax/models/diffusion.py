@@ -146,25 +146,66 @@ def guide(denoise: ConditionalDenoiseFn[Tree], condition: Tree, *, weight: float
     return conditioned_only if weight in (0.0, 1.0) else both
 
 
-def ddim_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
-    """Which of the K diffusion steps DDIM visits, descending from K - 1.
+SPACINGS = ("noise", "quadratic")
 
-    The spacing is quadratic (Song et al. 2021, appendix D.2). The last step returns E[x_0 | x_k],
-    so that detail below the noise sqrt(1 - abar_k) of the last visited k is averaged away.
-    Quadratic spacing ends at a smaller k than equal spacing: 8 steps of 1,000 end at noise 0.037,
-    10 of 100 at 0.042; 5 equal steps of 100 (k = 99, 79, 59, 39, 19) end at 0.318.
+# The smallest and largest visited noise of `noise_steps`, and the exponent of its spacing. EDM
+# takes 0.002, 80 and 7 for images; docs/choices.md has what was measured here.
+_NOISE_LOW, _NOISE_HIGH, _NOISE_EXPONENT = 0.03, 20.0, 7.0
+
+
+def visited_steps(alpha_bar: np.ndarray, num_steps: int, spacing: str) -> np.ndarray:
+    """Which of the K diffusion steps a sampler visits, descending from K - 1, [num_steps].
+
+    The last step returns E[x_0 | x_k], so that detail below the noise of the last visited k is
+    averaged away.
+
+    Args:
+      alpha_bar: [K] schedule.
+      num_steps: evaluations of the denoiser.
+      spacing: one of SPACINGS, see `noise_steps` and `quadratic_steps`.
 
     Raises:
-      UserError: more sampling steps than diffusion steps, or none.
+      UserError: an unknown spacing, more sampling steps than diffusion steps, or none.
     """
-    if not 1 <= num_steps <= num_train_steps:
+    if not 1 <= num_steps <= len(alpha_bar):
         raise UserError(
-            f"sampling_steps: expected 1 to {num_train_steps} (diffusion_steps), got {num_steps}"
+            f"sampling_steps: expected 1 to {len(alpha_bar)} (diffusion_steps), got {num_steps}"
         )
+    if spacing == "quadratic":
+        spaced = quadratic_steps(len(alpha_bar), num_steps)
+    elif spacing == "noise":
+        spaced = noise_steps(alpha_bar, num_steps)
+    else:
+        raise UserError(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
     # The first visited step is K - 1: the sampler starts from pure noise, which is x_k only there.
+    # No step is visited twice, also where neighbouring noises round to the same step.
+    spaced[0] = len(alpha_bar) - 1
+    for index in range(1, num_steps):
+        spaced[index] = min(spaced[index], spaced[index - 1] - 1)
+    return np.maximum(spaced, np.arange(num_steps - 1, -1, -1))
+
+
+def quadratic_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Steps at quadratic distances from 0 (DDIM, Song et al. 2021, appendix D.2), descending.
+
+    8 steps of 1,000 end at noise sqrt(1 - abar) = 0.037.
+    """
     index = np.arange(num_steps, 0, -1)
-    spaced = np.round((index / num_steps) ** 2 * (num_train_steps - 1)).astype(int)
-    return np.maximum(spaced, index - 1)  # no step twice, also for num_steps near K
+    return np.round((index / num_steps) ** 2 * (num_train_steps - 1)).astype(int)
+
+
+def noise_steps(alpha_bar: np.ndarray, num_steps: int) -> np.ndarray:
+    """Steps at the noises of EDM (Karras et al. 2022, 2206.00364, eq. 5), descending.
+
+    With sigma = sqrt(1 - abar) / sqrt(abar), sigma^(1/7) falls in equal distances from 20^(1/7)
+    to 0.03^(1/7).
+    """
+    share = np.linspace(0.0, 1.0, num_steps)
+    low, high = (noise ** (1.0 / _NOISE_EXPONENT) for noise in (_NOISE_LOW, _NOISE_HIGH))
+    wanted = (high + share * (low - high)) ** _NOISE_EXPONENT
+    alpha_bar = np.asarray(alpha_bar, np.float64)
+    sigma = np.sqrt((1.0 - alpha_bar) / alpha_bar)
+    return np.minimum(np.searchsorted(sigma, wanted), len(alpha_bar) - 1)
 
 
 def multistep_weights(alpha_bars: jax.Array, order: int) -> jax.Array:

@@ -76,7 +76,7 @@ def example(shape: TokenShape) -> tuple[jax.Array, jax.Array, DenoiserCondition]
     condition = DenoiserCondition(
         action=jnp.zeros((1, shape.action_size)), return_to_go=jnp.zeros(1), conditioned=jnp.ones(1)
     )
-    return jnp.zeros((1, shape.tokens, shape.channels)), jnp.zeros(1), condition
+    return jnp.zeros((1, shape.tokens, shape.inputs)), jnp.zeros(1), condition
 
 
 class BoundFn(Protocol):

@@ -15,10 +15,11 @@ import optax
 
 from dawm_jax.data import replay as replays
 from dawm_jax.data.replay import Replay
-from dawm_jax.models import optim, regression, world_model
+from dawm_jax.models import optim, regression, tokens
 from dawm_jax.models.base import FitSettings, MeanFn, ShardFn
 from dawm_jax.models.networks import Mlp
 from dawm_jax.models.optim import TrainState
+from dawm_jax.models.tokens import Tokens
 from dawm_jax.runtime.settings import redefault, setting
 from dawm_jax.types import Condition, GeneratedWindow, Metrics, Normalizer, Params, Transition
 
@@ -162,7 +163,7 @@ class GaussianDynamics:
           Windows [B, ...] whose states and rewards are within the range of the data.
         """
         # DAWM's tokens are a state and a reward, as the predicted means.
-        low, high = world_model.token_bounds(self.normalizer, world_model.DAWM)
+        low, high = Tokens(tokens.DAWM, self.normalizer).bounds()
 
         def step(
             state_and_action: tuple[jax.Array, jax.Array], index: jax.Array

@@ -68,29 +68,31 @@ class ResidualMlpNetwork(nn.Module):
     Attributes:
       width: units of every layer.
       blocks: residual blocks.
+      channels: channels of a predicted token.
       on_action: whether the first action is a condition at all.
       dtype: type of the computation; parameters and the output are float32.
     """
 
     width: int
     blocks: int
+    channels: int
     on_action: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, step: jax.Array, condition: DenoiserCondition) -> jax.Array:
-        """[B, T, C], [B] and a condition -> [B, T, C] float32."""
+        """[B, T, inputs], [B] and a condition -> [B, T, channels] float32."""
         embedding = ConditionEmbedding(self.width, self.on_action, self.dtype, name="embedding")(
             step, condition.action, condition.return_to_go, condition.conditioned
         )
-        batch, tokens, channels = x.shape
-        flat = x.reshape(batch, tokens * channels)
+        batch, tokens, inputs = x.shape
+        flat = x.reshape(batch, tokens * inputs)
         hidden = nn.Dense(self.width, dtype=self.dtype, name="in")(flat)
         for index in range(self.blocks):
             hidden = _Block(self.width, self.dtype, name=f"block_{index}")(hidden, embedding)
         hidden = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(hidden)
-        out = nn.Dense(tokens * channels, dtype=self.dtype, name="out")(hidden)
-        return out.reshape(x.shape).astype(jnp.float32)
+        out = nn.Dense(tokens * self.channels, dtype=self.dtype, name="out")(hidden)
+        return out.reshape(batch, tokens, self.channels).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +132,9 @@ def initial_bound(
 
 def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> ResidualMlp:
     """The residual MLP of a section of the configuration."""
-    network = ResidualMlpNetwork(settings.width, settings.blocks, shape.on_action, dtype)
+    network = ResidualMlpNetwork(
+        settings.width, settings.blocks, shape.channels, shape.on_action, dtype
+    )
     return ResidualMlp(network, shape)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dawm_jax.models import diffusion
 from dawm_jax.models.diffusion import ConditionalDenoiseFn, DenoiseFn, Process, Tree
@@ -34,6 +35,14 @@ class SamplerSettings:
         "order of the sampler: 1 is DDIM (2010.02502), 2 is DPM-Solver++(2M) and needs eta 0",
         choices=(1, 2),
         source="DPM-Solver++ 2211.01095",
+    )
+    spacing: str = setting(
+        "noise",
+        "which diffusion steps are visited: noise spaces the noise levels as EDM, quadratic the "
+        "steps as DDIM",
+        choices=diffusion.SPACINGS,
+        source="EDM 2206.00364, eq. 5; DDIM 2010.02502, D.2",
+        absent="quadratic",
     )
     eta: float = setting(
         0.0,
@@ -95,7 +104,7 @@ class Sampler(SamplerSettings):
         Raises:
           UserError: `sampling_steps` exceeds the diffusion steps of `process`.
         """
-        diffusion.ddim_steps(process.num_steps, self.sampling_steps)
+        self._steps(process)
 
     def guided(self, denoise: ConditionalDenoiseFn[Tree], condition: Tree) -> DenoiseFn:
         """The denoiser under classifier-free guidance; see `diffusion.guide`."""
@@ -157,7 +166,7 @@ class Sampler(SamplerSettings):
 
     def _schedule(self, process: Process) -> _Step:
         """The visited steps, with leading axis N."""
-        steps = diffusion.ddim_steps(process.num_steps, self.sampling_steps)
+        steps = self._steps(process)
         alpha_bars = process.alpha_bar[steps]
         return _Step(
             step=jnp.asarray(steps),
@@ -165,6 +174,10 @@ class Sampler(SamplerSettings):
             alpha_bar_next=jnp.concatenate([alpha_bars[1:], jnp.ones(1)]),
             weight=diffusion.multistep_weights(alpha_bars, self.order),
         )
+
+    def _steps(self, process: Process) -> np.ndarray:
+        alpha_bar = np.asarray(process.alpha_bar)
+        return diffusion.visited_steps(alpha_bar, self.sampling_steps, self.spacing)
 
     def _noise(self, key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array | float:
         # Without eta nothing is drawn: the noise would be multiplied by 0.

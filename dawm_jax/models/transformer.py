@@ -117,6 +117,7 @@ class TransformerNetwork(nn.Module):
       layers: attention blocks.
       heads: attention heads of each block.
       mlp_ratio: hidden units of a block's MLP in units of `width`.
+      channels: channels of a predicted token.
       on_action: whether the first action is a condition at all.
       dtype: type of the computation; parameters and the output are float32.
     """
@@ -125,19 +126,18 @@ class TransformerNetwork(nn.Module):
     layers: int
     heads: int
     mlp_ratio: int
+    channels: int
     on_action: bool = True
     dtype: jax.typing.DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, step: jax.Array, condition: DenoiserCondition) -> jax.Array:
-        """[B, T, C], [B] and a condition -> [B, T, C] float32."""
+        """[B, T, inputs], [B] and a condition -> [B, T, channels] float32."""
         embedding = ConditionEmbedding(self.width, self.on_action, self.dtype, name="embedding")(
             step, condition.action, condition.return_to_go, condition.conditioned
         )
-        tokens, channels = x.shape[1:]
-        position = self.param(
-            "position", nn.initializers.normal(_POSITION_STD), (tokens, self.width), jnp.float32
-        )
+        shape = (x.shape[1], self.width)
+        position = self.param("position", nn.initializers.normal(_POSITION_STD), shape, jnp.float32)
         hidden = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
         hidden = hidden + position[None].astype(self.dtype)
         for index in range(self.layers):
@@ -148,7 +148,8 @@ class TransformerNetwork(nn.Module):
         )
         shift, scale = jnp.split(modulation[:, None], 2, axis=-1)
         hidden = _norm(hidden, self.dtype) * (1.0 + scale) + shift
-        return nn.Dense(channels, dtype=self.dtype, name="out")(hidden).astype(jnp.float32)
+        out = nn.Dense(self.channels, dtype=self.dtype, name="out")(hidden)
+        return out.astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,6 +199,7 @@ def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) 
         layers=settings.layers,
         heads=settings.heads,
         mlp_ratio=settings.mlp_ratio,
+        channels=shape.channels,
         on_action=shape.on_action,
         dtype=dtype,
     )

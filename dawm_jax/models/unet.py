@@ -224,6 +224,7 @@ class TemporalUNet(nn.Module):
       multipliers: channels of level i are dim * multipliers[i]; each level halves the time.
       kernel_size: taps of the residual blocks.
       groups: groups of the group normalisation.
+      channels: channels of a predicted token, the first ones of an input token.
       dtype: type of the computation; parameters, statistics and the output are float32.
       on_action: whether the first action is a condition at all. Without it nothing is
         concatenated to the tokens, as in Decision Diffuser.
@@ -233,6 +234,7 @@ class TemporalUNet(nn.Module):
     multipliers: Sequence[int]
     kernel_size: int
     groups: int
+    channels: int
     dtype: jax.typing.DTypeLike = jnp.float32
     on_action: bool = True
 
@@ -248,7 +250,7 @@ class TemporalUNet(nn.Module):
         """Predicts the diffusion target.
 
         Args:
-          x: [B, T, C] noisy tokens, the first one known; any T (padded inside to a multiple
+          x: [B, T, inputs] noisy tokens, the first one known; any T (padded inside to a multiple
             of the strides).
           step: [B] diffusion step.
           action: [B, A].
@@ -256,13 +258,13 @@ class TemporalUNet(nn.Module):
           conditioned: [B], 1 where the return-to-go is given, 0 where it is null.
 
         Returns:
-          [B, T, C] float32.
+          [B, T, channels] float32.
         """
         embedding = self._embed(step, action, return_to_go, conditioned)
-        length, channels = x.shape[1:]
+        length = x.shape[1]
         stride = 2 ** (len(self.multipliers) - 1)
         if self.on_action:
-            known = jnp.concatenate([x[:, 0], action], axis=-1)[:, None]
+            known = jnp.concatenate([x[:, 0, : self.channels], action], axis=-1)[:, None]
             known = jnp.broadcast_to(known, (*x.shape[:2], known.shape[-1]))
             x = jnp.concatenate([x, known], axis=-1)
         x = jnp.pad(x, ((0, 0), (0, -length % stride), (0, 0))).astype(self.dtype)
@@ -284,7 +286,7 @@ class TemporalUNet(nn.Module):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             x = residual(width, residual(width, x))
         x = _ConvBlock(self.dim, self.kernel_size, self.groups, self.dtype)(x)
-        x = nn.Dense(channels, dtype=self.dtype)(x)
+        x = nn.Dense(self.channels, dtype=self.dtype)(x)
         return x[:, :length].astype(jnp.float32)
 
     def _embed(
@@ -356,6 +358,7 @@ def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) 
         multipliers=settings.multipliers,
         kernel_size=settings.kernel_size,
         groups=settings.groups,
+        channels=shape.channels,
         dtype=dtype,
         on_action=shape.on_action,
     )

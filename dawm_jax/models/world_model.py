@@ -1,17 +1,15 @@
 """The world model: a diffusion over future states and rewards, and a classifier of terminations.
 
-A window of H steps is H + 1 tokens. Token k > 0 holds what the k-th step arrives at,
-  (s_{t+k}, r_{t+k-1}),
-standardised. Token 0 is the known (s_t, 0): it is written into the sample before every
-evaluation of the denoiser and never counts in the loss. Actions after a_t are not modelled
-(DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
+A window of H steps is H + 1 tokens, see `models.tokens`. Token 0 is the known (s_t, 0): it is
+written into the sample before every evaluation of the denoiser and never counts in the loss.
+Actions after a_t are not modelled (DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
 
 Terminations are not diffused. A classifier of (s, s'), trained on the same windows, marks them in
 the generated states. Terminations are 0.1 to 0.2 % of the steps of a medium dataset. Of 1,024
 generated windows near a real termination, 791 (Hopper) and 489 (Walker2d) end at the simulator's
 step (results/quality); as a diffused channel one in seven did on Walker2d (no raw file).
 
-`Layout` chooses other tokens for other methods: actions too, or states alone.
+A `Layout` chooses other tokens for other methods: actions too, or states alone.
 """
 
 import dataclasses
@@ -39,6 +37,7 @@ from dawm_jax.models.diffusion import Process
 from dawm_jax.models.networks import Mlp
 from dawm_jax.models.optim import TrainState
 from dawm_jax.models.sampler import Sampler
+from dawm_jax.models.tokens import STATE_FORMS, Layout, Tokens
 from dawm_jax.runtime.settings import Section, redefault, setting
 from dawm_jax.types import Condition, GeneratedWindow, Metrics, Normalizer, Params, Window
 
@@ -66,6 +65,13 @@ class Settings(FitSettings):
     log_steps: int = redefault(FitSettings, "log_steps", 1_000, quick=100, smoke=5)
     denoiser: str = setting(
         "unet", "the network that predicts; its sizes are the section of its name", absent="unet"
+    )
+    states: str = setting(
+        "changes",
+        "what a token says of its state: its change since the token before, in units of the "
+        "data's changes, or the standardised state itself",
+        choices=STATE_FORMS,
+        absent="absolute",
     )
     dtype: str = setting(
         "float32",
@@ -101,92 +107,12 @@ class Settings(FitSettings):
     )
 
 
-class Layout(NamedTuple):
-    """The channels of a token beside its state, in this order.
-
-    Attributes:
-      actions: token k also holds a_{t+k}. The last token's action, which no step takes, is 0.
-      rewards: token k also holds r_{t+k-1}; the model then also classifies terminations.
-    """
-
-    actions: bool = False
-    rewards: bool = True
-
-    def channels(self, state_size: int, action_size: int) -> int:
-        """Channels of a token."""
-        return state_size + self.actions * action_size + self.rewards
-
-
-DAWM = Layout()
-JOINT = Layout(actions=True)
-STATES = Layout(rewards=False)
-
-
-# --- tokens -------------------------------------------------------------------------------
-
-
-def to_tokens(window: Window, normalizer: Normalizer, layout: Layout) -> jax.Array:
-    """Windows as clean tokens, [B, H + 1, channels]."""
-    parts = [window.states]
-    if layout.actions:
-        assert window.actions is not None
-        parts.append(jnp.pad(window.actions, ((0, 0), (0, 1), (0, 0))))
-    if layout.rewards:
-        reward = (window.rewards - normalizer.reward_mean) / normalizer.reward_std
-        parts.append(jnp.pad(reward, ((0, 0), (1, 0)))[..., None])
-    return jnp.concatenate(parts, axis=-1)
-
-
-def token_mask(window: Window, layout: Layout) -> jax.Array:
-    """Which values of the tokens after the first are data, [B, H, 1 or channels]."""
-    arrived = window.mask[..., None]
-    if not layout.actions:
-        return arrived
-    assert window.actions is not None
-    # A token's action exists where the next step does.
-    acted = jnp.pad(arrived[:, 1:], ((0, 0), (0, 1), (0, 0)))
-    state_size, action_size = window.states.shape[-1], window.actions.shape[-1]
-    parts = [(arrived, state_size), (acted, action_size), (arrived, layout.rewards)]
-    return jnp.concatenate([jnp.repeat(part, size, axis=-1) for part, size in parts], axis=-1)
-
-
-def from_tokens(
-    tokens: jax.Array, terminated: jax.Array, normalizer: Normalizer, layout: Layout
-) -> GeneratedWindow:
-    """Inverts `to_tokens` of a layout with rewards, given which steps terminated [B, H]."""
-    state_size = normalizer.observation_mean.shape[0]
-    return GeneratedWindow(
-        states=tokens[..., :state_size],
-        rewards=tokens[:, 1:, -1] * normalizer.reward_std + normalizer.reward_mean,
-        terminated=terminated,
-        actions=tokens[:, :-1, state_size:-1] if layout.actions else None,
-    )
-
-
-def token_bounds(normalizer: Normalizer, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest clean token of the data, [channels] each; actions in [-1, 1]."""
-
-    def bound(observation: jax.Array, action: float, reward: jax.Array) -> jax.Array:
-        parts = [(observation - normalizer.observation_mean) / normalizer.observation_std]
-        if layout.actions:
-            parts.append(jnp.full(normalizer.action_low.shape, action))
-        if layout.rewards:
-            reward = (reward - normalizer.reward_mean) / normalizer.reward_std
-            parts.append(reward[None])
-        return jnp.concatenate(parts)
-
-    return (
-        bound(normalizer.observation_low, -1.0, normalizer.reward_low),
-        bound(normalizer.observation_high, 1.0, normalizer.reward_high),
-    )
+# --- the model ----------------------------------------------------------------------------
 
 
 def _clamp(x: jax.Array, first: jax.Array) -> jax.Array:
     """Writes the known first token into a sample."""
     return x.at[:, 0].set(first)
-
-
-# --- the model ----------------------------------------------------------------------------
 
 
 class Draws(NamedTuple):
@@ -206,22 +132,30 @@ class DiffusionWorldModel:
     Attributes:
       settings: section of the model and its training.
       horizon: H.
-      layout: channels of a token.
+      tokens: how windows are turned into tokens and back.
       denoiser: predicts the diffusion target of tokens.
       termination: (s, s') -> [1], the logit of a termination; not used without rewards.
       process: diffusion process.
-      normalizer: constants fitted on the training data.
       sampler: how windows are sampled.
     """
 
     settings: Settings
     horizon: int
-    layout: Layout
+    tokens: Tokens
     denoiser: Denoiser
     termination: Mlp
     process: Process
-    normalizer: Normalizer
     sampler: Sampler
+
+    @property
+    def layout(self) -> Layout:
+        """Channels of a token."""
+        return self.tokens.layout
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """Constants fitted on the training data."""
+        return self.tokens.normalizer
 
     # --- training ---
 
@@ -259,16 +193,19 @@ class DiffusionWorldModel:
         kept = jax.random.bernoulli(key_dropout, keep_rate, (batch_size,))
         return Draws(
             step=jax.random.randint(key_step, (batch_size,), 0, self.process.num_steps),
-            noise=jax.random.normal(key_noise, (batch_size, self.horizon + 1, self._channels())),
+            noise=jax.random.normal(
+                key_noise, (batch_size, self.horizon + 1, self.tokens.channels)
+            ),
             conditioned=kept.astype(jnp.float32),
         )
 
     def loss(self, params: Params, window: Window, draws: Draws) -> tuple[jax.Array, Metrics]:
-        """Denoising loss (DDPM, eq. 14, for the process's prediction), over real steps.
+        """Denoising loss (DDPM, eq. 14, for the process's prediction), over known tokens.
 
-        In a layout with rewards the classifier's loss is added; it shares no parameters with
-        the denoiser. Sums are divided by the number of values B H C rather than of real ones,
-        so that the mean of the losses of a batch's parts on several devices is the batch's loss.
+        What follows a time-out is unknown: the denoiser sees noise there. In a layout with
+        rewards the classifier's loss is added; it shares no parameters with the denoiser. Sums
+        are divided by the number of values B H C rather than of known ones, so that the mean of
+        the losses of a batch's parts on several devices is the batch's loss.
 
         Args:
           params: parameters of the model.
@@ -278,19 +215,34 @@ class DiffusionWorldModel:
         Returns:
           A scalar, and metrics.
         """
-        x0 = to_tokens(window, self.normalizer, self.layout)
+        x0 = self.tokens.encode(window)
         chex.assert_equal_shape([x0, draws.noise])
         alpha_bar = self.process.alpha_bar[draws.step][:, None, None]
-        x = _clamp(diffusion.add_noise(x0, draws.noise, alpha_bar), x0[:, 0])
+        known = self.tokens.known(window)
+        x = self._noisy(x0, draws.noise, alpha_bar, known)
         condition = DenoiserCondition(window.action, window.return_to_go, draws.conditioned)
-        output = self.denoiser(params["denoiser"], x, draws.step, condition)
+        output = self._denoise(params, x, draws.step, condition)
         target = diffusion.prediction_target(self.process.prediction, x0, draws.noise, alpha_bar)
-        squared = jnp.square(output - target)[:, 1:] * token_mask(window, self.layout)
+        squared = jnp.square(output - target)[:, 1:] * known
         value = squared.mean()
         if not self.layout.rewards:
             return value, {"loss": value}
         ended = self.termination_loss(params, window)
         return value + ended, {"loss": value, "termination_loss": ended}
+
+    def _denoise(
+        self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
+    ) -> jax.Array:
+        """The denoiser's prediction at noisy tokens, [B, H + 1, C]."""
+        return self.denoiser(params["denoiser"], self.tokens.denoiser_input(x), step, condition)
+
+    def _noisy(
+        self, x0: jax.Array, noise: jax.Array, alpha_bar: jax.Array, known: jax.Array
+    ) -> jax.Array:
+        """Noisy tokens, with the first one clean and noise alone where nothing is known."""
+        x = diffusion.add_noise(x0, noise, alpha_bar)
+        later = jnp.where(known > 0, x[:, 1:], noise[:, 1:])
+        return jnp.concatenate([x0[:, :1], later], axis=1)
 
     def termination_loss(self, params: Params, window: Window) -> jax.Array:
         """Cross-entropy of the terminations of real steps, a scalar, divided by B H."""
@@ -312,7 +264,7 @@ class DiffusionWorldModel:
           `error_at_{k}` [] for diffusion step k, see `denoising_errors`; `termination_loss` [].
         """
         window = replays.gather_windows(replay, rows, horizon=self.horizon)
-        shape = (len(rows), self.horizon + 1, self._channels())
+        shape = (len(rows), self.horizon + 1, self.tokens.channels)
         noise = jax.random.normal(jax.random.key(0), shape)
         levels = tuple(round(share * (self.process.num_steps - 1)) for share in _LEVELS)
         values = self.denoising_errors(params, window, noise, levels=levels)
@@ -326,7 +278,7 @@ class DiffusionWorldModel:
     ) -> jax.Array:
         """Mean squared error of the predicted x_0 at some diffusion steps, [levels].
 
-        Errors are in standardised units and over real steps only.
+        Errors are in units of the tokens' standard deviations and over real steps only.
 
         Args:
           params: parameters of the model.
@@ -334,17 +286,18 @@ class DiffusionWorldModel:
           noise: [B, H + 1, channels] standard normal.
           levels: diffusion steps.
         """
-        x0 = to_tokens(window, self.normalizer, self.layout)
-        mask = jnp.broadcast_to(token_mask(window, self.layout), x0[:, 1:].shape)
+        x0 = self.tokens.encode(window)
+        known = self.tokens.known(window)
+        mask = jnp.broadcast_to(known * window.mask[..., None], x0[:, 1:].shape)
         weight = mask / mask.sum()
         ones = jnp.ones(len(x0))
         condition = DenoiserCondition(window.action, window.return_to_go, ones)
 
         def error(step: jax.Array) -> jax.Array:
             alpha_bar = self.process.alpha_bar[step]
-            x = _clamp(diffusion.add_noise(x0, noise, alpha_bar), x0[:, 0])
+            x = self._noisy(x0, noise, alpha_bar, known)
             steps = jnp.full(len(x0), step)
-            output = self.denoiser(params["denoiser"], x, steps, condition)
+            output = self._denoise(params, x, steps, condition)
             predicted = diffusion.predicted_x0(self.process.prediction, output, x, alpha_bar)
             return jnp.sum(jnp.square(predicted - x0)[:, 1:] * weight)
 
@@ -355,9 +308,8 @@ class DiffusionWorldModel:
     def sample(self, params: Params, key: jax.Array, condition: Condition) -> GeneratedWindow:
         """Generates windows; only for layouts with rewards. See `sample_tokens`."""
         tokens = self.sample_tokens(params, key, condition)
-        states = tokens[..., : condition.state.shape[-1]]
-        ended = self.termination_logits(params, states) > 0.0
-        return from_tokens(tokens, ended.astype(jnp.float32), self.normalizer, self.layout)
+        ended = self.termination_logits(params, self.tokens.states(tokens)) > 0.0
+        return self.tokens.decode(tokens, ended.astype(jnp.float32))
 
     def sample_tokens(self, params: Params, key: jax.Array, condition: Condition) -> jax.Array:
         """Generates a window from each condition, as tokens [B, H + 1, channels].
@@ -370,14 +322,13 @@ class DiffusionWorldModel:
         Returns:
           Tokens whose first state (and action) is bit for bit the given one.
         """
-        first = self._first_token(condition)
-        low, high = token_bounds(self.normalizer, self.layout)
+        first = self.tokens.first(condition)
 
         def denoise(
             x: jax.Array, step: jax.Array, condition: Condition, conditioned: jax.Array
         ) -> jax.Array:
             known = DenoiserCondition(condition.action, condition.return_to_go, conditioned)
-            return self.denoiser(params["denoiser"], x, jnp.full(len(x), step), known)
+            return self._denoise(params, x, jnp.full(len(x), step), known)
 
         return self.sampler(
             self.sampler.guided(denoise, condition),
@@ -385,17 +336,8 @@ class DiffusionWorldModel:
             (len(first), self.horizon + 1, first.shape[-1]),
             process=self.process,
             clamp=functools.partial(_clamp, first=first),
-            clip=lambda x: jnp.clip(x, low[None, None], high[None, None]),
+            clip=self.tokens.clip,
         )
-
-    def _first_token(self, condition: Condition) -> jax.Array:
-        parts = [condition.state, condition.action] if self.layout.actions else [condition.state]
-        parts.append(jnp.zeros((len(condition.state), self.layout.rewards)))
-        return jnp.concatenate(parts, axis=-1)
-
-    def _channels(self) -> int:
-        sizes = self.normalizer.observation_mean.shape[0], self.normalizer.action_low.shape[0]
-        return self.layout.channels(*sizes)
 
     def _optimizer(self) -> optax.GradientTransformation:
         return optim.adam(
@@ -432,11 +374,12 @@ def make(
       UserError: an unknown denoiser, or more sampling steps than diffusion steps.
     """
     sampler.check_steps(process)
-    sizes = normalizer.observation_mean.shape[0], normalizer.action_low.shape[0]
+    tokens = Tokens(layout, normalizer)
     shape = TokenShape(
         tokens=horizon + 1,
-        channels=layout.channels(*sizes),
-        action_size=sizes[1],
+        inputs=tokens.inputs,
+        channels=tokens.channels,
+        action_size=normalizer.action_low.shape[0],
         # Only plans have no rewards. A plan starts from a state whose action is not chosen.
         on_action=layout.rewards,
     )
@@ -446,10 +389,9 @@ def make(
     return DiffusionWorldModel(
         settings=settings,
         horizon=horizon,
-        layout=layout,
+        tokens=tokens,
         denoiser=denoiser,
         termination=Mlp(settings.termination_hidden, 1),
         process=process,
-        normalizer=normalizer,
         sampler=sampler,
     )

@@ -12,6 +12,7 @@ from dawm_jax.quality import metrics
 from dawm_jax.quality.generation import GeneratingRun
 from dawm_jax.quality.reference import (
     Reference,
+    classify,
     compare_distributions,
     nearest_distances,
 )
@@ -284,6 +285,12 @@ def _inverse_dynamics(
         mse=tuple(np.square(action - real.action).mean(0).tolist()),
         mean_action_mse=tuple(real.action.var(0).tolist()),
         simulator=simulator,
+        discriminator_auc=classify(
+            metrics.columns(real._replace(action=action), reference.scales),
+            reference.columns,
+            reference.scales,
+            num_keys=reference.sizes.classifier_keys,
+        ),
     )
 
 

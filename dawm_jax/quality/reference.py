@@ -13,7 +13,13 @@ from dawm_jax.data.replay import split_episodes
 from dawm_jax.envs import simulate
 from dawm_jax.quality import metrics
 from dawm_jax.quality.metrics import Scales
-from dawm_jax.quality.types import Distribution, KsStatistics, RealMeasures, RealSimulatorErrors
+from dawm_jax.quality.types import (
+    Distribution,
+    KsStatistics,
+    RealMeasures,
+    RealSimulatorErrors,
+    TwoSampleAuc,
+)
 from dawm_jax.quality.windows import Steps, dataset_steps, sample_rows
 from dawm_jax.types import UserError
 
@@ -174,7 +180,25 @@ def compare_distributions(
         discriminator_auc=metrics.two_sample_auc(
             table, real, state_size=state_size, num_keys=num_keys
         ),
+        state_auc=metrics.two_sample_auc(
+            _without_action(table, scales),
+            _without_action(real, scales),
+            state_size=state_size,
+            num_keys=num_keys,
+        ),
     )
+
+
+def classify(table: np.ndarray, real: np.ndarray, scales: Scales, *, num_keys: int) -> TwoSampleAuc:
+    """The classifier of `compare_distributions` alone, of (s, a, r, s' - s)."""
+    table, real = np.round(table, _DECIMALS), np.round(real, _DECIMALS)
+    return metrics.two_sample_auc(table, real, state_size=scales.state_size, num_keys=num_keys)
+
+
+def _without_action(table: np.ndarray, scales: Scales) -> np.ndarray:
+    """A table of `metrics.columns` without the columns of the action."""
+    first, last = scales.state_size, scales.state_size + scales.action_size
+    return np.delete(table, np.s_[first:last], axis=1)
 
 
 def nearest_distances(table: np.ndarray, real: np.ndarray, scales: Scales) -> np.ndarray:

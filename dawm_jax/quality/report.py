@@ -29,12 +29,14 @@ class Measure(enum.Enum):
     DYNAMICS_ERROR = enum.auto()
     REWARD_ERROR = enum.auto()
     ACTION_ERROR = enum.auto()
+    INFERRED_AUC = enum.auto()
     INFERRED_REAL_PAIRS = enum.auto()
     INFERRED_LATER_STEPS = enum.auto()
     KS_MEAN = enum.auto()
     KS_LARGEST = enum.auto()
     CORRELATION_SIMILARITY = enum.auto()
     CLASSIFIER_AUC = enum.auto()
+    STATE_AUC = enum.auto()
     NEAREST_DISTANCE = enum.auto()
     STEP_SIZE = enum.auto()
     MEAN_REWARD = enum.auto()
@@ -174,6 +176,13 @@ def _inverse_dynamics_rows(report: QualityReport) -> Iterator[Row]:
     if found is None:
         return
     yield _action_error_row(found)
+    if found.discriminator_auc is not None:
+        yield Row(
+            Measure.INFERRED_AUC,
+            "AUC of a classifier of (s, a, r, s' - s) of real pairs with inferred actions",
+            _auc_text(found.discriminator_auc),
+            _auc_text(report.real.distribution.discriminator_auc),
+        )
     if found.simulator is None or real is None:
         return
     yield Row(
@@ -228,6 +237,13 @@ def _distribution_rows(report: QualityReport) -> Iterator[Row]:
         _auc_text(found.discriminator_auc),
         _auc_text(floor.discriminator_auc),
     )
+    if found.state_auc is not None:
+        yield Row(
+            Measure.STATE_AUC,
+            "AUC of a classifier of (s, r, s' - s), which does not see the action",
+            _auc_text(found.state_auc),
+            _auc_text(floor.state_auc),
+        )
     yield _number_row(
         Measure.NEAREST_DISTANCE,
         "distance to the nearest real (s, a), median",

@@ -132,11 +132,19 @@ class TwoSampleAuc:
 
 @dataclasses.dataclass(frozen=True)
 class Distribution:
-    """Distances between the distribution of transitions and that of the training data."""
+    """Distances between the distribution of transitions and that of the training data.
+
+    Attributes:
+      ks: of each column.
+      correlation_similarity: of all columns.
+      discriminator_auc: of a classifier of (s, a, r, s' - s).
+      state_auc: of a classifier of (s, r, s' - s), which does not see the action.
+    """
 
     ks: KsStatistics
     correlation_similarity: float
     discriminator_auc: TwoSampleAuc | None
+    state_auc: TwoSampleAuc | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,12 +255,15 @@ class InverseDynamicsErrors:
       mse: squared error of the action, raw units, [A].
       mean_action_mse: the same for the mean action, which is the actions' variance, [A].
       simulator: None without a simulator.
+      discriminator_auc: of a classifier that tells the pairs with inferred actions from training
+        transitions. Generated transitions can hardly do better.
     """
 
     pairs: int
     mse: tuple[float, ...]
     mean_action_mse: tuple[float, ...]
     simulator: InferredActionErrors | None
+    discriminator_auc: TwoSampleAuc | None
 
 
 @dataclasses.dataclass(frozen=True)

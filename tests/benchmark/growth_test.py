@@ -35,7 +35,7 @@ def test_an_axis_changes_its_size(name, problem):
     found = {
         "batch": {config.training.batch_size, config.world_model.batch_size},
         "horizon": {config.horizon},
-        "width": {config.sections["unet"].dim},
+        "width": {config.sections["temporal_resnet"].width},
         "dataset": {len(changed.replay)},
         "seeds": {size},
     }
@@ -51,5 +51,5 @@ def test_made_up_data_is_whole_episodes(problem):
 def test_the_width_of_another_denoiser_is_refused(config):
     other = schema.replace(config, {"world_model.denoiser": "transformer"})
     growth.check(other, ["batch"])
-    with pytest.raises(UserError, match="width is the U-Net's"):
+    with pytest.raises(UserError, match=r"--axes: with width, expected .*temporal_resnet or unet"):
         growth.check(other, ["batch", "width"])

@@ -14,8 +14,8 @@ from dawm_jax.config import schema
 from dawm_jax.data import replay as replaying
 from dawm_jax.data import ring_buffer
 from dawm_jax.methods import synthetic
-from dawm_jax.models import networks, optim, unet
-from dawm_jax.models.base import keep
+from dawm_jax.models import networks, optim, temporal_resnet, unet
+from dawm_jax.models.base import DenoiserCondition, TokenShape, keep
 from dawm_jax.training import setup
 from dawm_jax.types import Normalizer, Transition, UserError
 
@@ -106,6 +106,10 @@ def make_normalizer():
         "observation_std": np.exp(normal(6, S)),
         "observation_low": -2.0 * np.ones(S),
         "observation_high": 1.5 * np.ones(S),
+        "change_mean": 0.1 * normal(7, S),
+        "change_std": np.exp(normal(8, S)),
+        "change_low": -2.5 * np.ones(S),
+        "change_high": 2.0 * np.ones(S),
         "reward_mean": 2.0,
         "reward_std": 0.8,
         "reward_low": 0.5,
@@ -199,13 +203,32 @@ def assert_network(network, params, before=None):
 # --- networks -----------------------------------------------------------------------------
 
 
-def unets(settings, state_size, action_size):
-    sizes = dataclasses.asdict(settings)
-    theirs = torch_networks.TemporalUNet(state_size, action_size, **sizes)
-    return unet.TemporalUNet(**sizes), theirs
+def denoisers(settings, shape):
+    """The denoiser of a section on both sides."""
+    sizes = (shape.inputs, shape.channels, shape.action_size)
+    values = dataclasses.asdict(settings)
+    if isinstance(settings, unet.Settings):
+        ours = unet.make(settings, shape, dtype=jnp.float32)
+        return ours.network, torch_networks.TemporalUNet(*sizes, **values)
+    ours = temporal_resnet.make(settings, shape, dtype=jnp.float32)
+
+    return _Flat(ours.network), torch_networks.TemporalResNet(shape.tokens, *sizes, **values)
 
 
-def unet_inputs(batch, length, channels, action_size):
+class _Flat:
+    """A network with its conditions as single arguments."""
+
+    def __init__(self, network):
+        self._network = network
+
+    def init(self, key, x, step, *given):
+        return self._network.init(key, x, step, DenoiserCondition(*given))
+
+    def apply(self, params, x, step, *given):
+        return self._network.apply(params, x, step, DenoiserCondition(*given))
+
+
+def denoiser_inputs(batch, length, channels, action_size):
     return (
         normal(0, batch, length, channels),
         np.arange(batch, dtype=np.int32) * 17,
@@ -216,10 +239,11 @@ def unet_inputs(batch, length, channels, action_size):
 
 
 @pytest.mark.parametrize("scale", ["", "quick"])
-def test_the_unets_have_as_many_parameters(scale):
+@pytest.mark.parametrize("section", [unet.Settings, temporal_resnet.Settings])
+def test_the_denoisers_have_as_many_parameters(scale, section):
     config = schema.parse(schema.get_config(scale))
-    ours, theirs = unets(config.section(unet.Settings), 13, 3)
-    shapes = jax.eval_shape(ours.init, jax.random.key(0), *unet_inputs(1, 8, 13, 3))
+    ours, theirs = denoisers(config.section(section), TokenShape(8, 25, 13, 3, True))
+    shapes = jax.eval_shape(ours.init, jax.random.key(0), *denoiser_inputs(1, 8, 25, 3))
     assert torch_networks.count_parameters(theirs) == networks.count_parameters(shapes)
 
 
@@ -228,8 +252,16 @@ def test_the_unets_have_as_many_parameters(scale):
 )
 def test_the_unets_are_the_same_function(length, multipliers):
     settings = unet.Settings(dim=8, multipliers=multipliers, kernel_size=5, groups=4)
-    ours, theirs = unets(settings, 5, A)
-    inputs = unet_inputs(4, length, 5, A)
+    _assert_same_function(settings, length)
+
+
+def test_the_temporal_resnets_are_the_same_function():
+    _assert_same_function(temporal_resnet.Settings(width=12, blocks=3), 8)
+
+
+def _assert_same_function(settings, length):
+    ours, theirs = denoisers(settings, TokenShape(length, 9, 5, A, True))
+    inputs = denoiser_inputs(4, length, 9, A)
     params = random_parameters(ours, *inputs)
     torch_networks.copy_parameters(theirs, params)
     actual = theirs(*map(torch.from_numpy, inputs)).detach().numpy()
@@ -690,7 +722,7 @@ def make_stage(stage="td3_bc", units=2, **changes):
         ("multiple of 4 updates, got 6", {"stage": "fused", "units": 6}),
         ("config.method: expected dawm", {"method": "dwm"}),
         ("config.agent: expected td3_bc or iql", {"stage": "fused", "agent": "bc"}),
-        ("denoiser: expected unet", {"world_model__denoiser": "transformer"}),
+        ("denoiser: expected temporal_resnet or unet", {"world_model__denoiser": "transformer"}),
         ("real_actions_only: expected False", {"rollout__real_actions_only": True}),
     ],
 )

@@ -95,13 +95,27 @@ def test_targets_are_what_their_names_say():
         (1, 1, [0]),
     ],
 )
-def test_ddim_steps(num_train_steps, num_steps, expected):
-    assert diffusion.ddim_steps(num_train_steps, num_steps).tolist() == expected
+def test_quadratic_steps(num_train_steps, num_steps, expected):
+    steps = diffusion.visited_steps(np.ones(num_train_steps), num_steps, "quadratic")
+    assert steps.tolist() == expected
 
 
-def test_ddim_steps_are_distinct_and_start_at_the_noisiest():
+def test_noise_steps_are_edms():
+    """Karras et al. 2022, eq. 5, by a search for the step of the nearest larger noise."""
+    alpha_bar = np.asarray(diffusion.cosine_schedule(1000), float)
+    sigma = np.sqrt(1.0 - alpha_bar) / np.sqrt(alpha_bar)
+    steps = diffusion.visited_steps(alpha_bar, 8, "noise")
+    assert steps[0] == 999  # pure noise, where sampling starts
+    for index in range(1, 8):
+        wanted = (20 ** (1 / 7) + index / 7 * (0.03 ** (1 / 7) - 20 ** (1 / 7))) ** 7
+        assert sigma[steps[index] - 1] < wanted <= sigma[steps[index]]
+
+
+@pytest.mark.parametrize("spacing", diffusion.SPACINGS)
+def test_visited_steps_are_distinct_and_start_at_the_noisiest(spacing):
+    alpha_bar = diffusion.cosine_schedule(50)
     for num_steps in range(1, 51):
-        steps = diffusion.ddim_steps(50, num_steps)
+        steps = diffusion.visited_steps(alpha_bar, num_steps, spacing)
         assert len(steps) == num_steps and steps[0] == 49 and steps[-1] >= 0
         assert np.all(np.diff(steps) < 0)
 
@@ -166,8 +180,14 @@ def test_guidance_is_linear_in_the_weight(weight):
             lambda: diffusion.predicted_x0("score", *3 * [jnp.ones(2)]),
             "prediction: expected one of epsilon, x0, v, got 'score'",
         ),
-        (lambda: diffusion.ddim_steps(10, 0), r"sampling_steps: expected 1 to 10 .*got 0"),
-        (lambda: diffusion.ddim_steps(10, 11), r"sampling_steps: expected 1 to 10 .*got 11"),
+        (
+            lambda: diffusion.visited_steps(np.ones(10), 0, "noise"),
+            r"sampling_steps: expected 1 to 10 .*got 0",
+        ),
+        (
+            lambda: diffusion.visited_steps(np.ones(10), 11, "noise"),
+            r"sampling_steps: expected 1 to 10 .*got 11",
+        ),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -25,7 +25,9 @@ def expected_output(params, x, step, condition):
         inner = reference.dense(block["hidden"], norm(block["norm"], hidden))
         inner = inner + reference.dense(block["condition"], reference.mish(embedding))
         hidden = hidden + reference.dense(block["out"], reference.mish(inner))
-    return reference.dense(layers["out"], norm(layers["norm"], hidden)).reshape(x.shape)
+    return reference.dense(layers["out"], norm(layers["norm"], hidden)).reshape(
+        len(x), SHAPE.tokens, -1
+    )
 
 
 @pytest.mark.usefixtures("standard_promotion")
@@ -40,17 +42,16 @@ def test_forward_pass_equals_numpy():
 
 def test_parameter_count_equals_a_formula():
     dense = lambda i, o: i * o + o
-    flat = SHAPE.tokens * SHAPE.channels
     embed = lambda i: dense(i, WIDTH) + dense(WIDTH, WIDTH)
     block = 3 * dense(WIDTH, WIDTH) + 2 * WIDTH
     expected = (
         embed(WIDTH)  # the diffusion step's sinusoids
         + embed(1)  # the return-to-go
         + embed(SHAPE.action_size)
-        + dense(flat, WIDTH)
+        + dense(SHAPE.tokens * SHAPE.inputs, WIDTH)
         + BLOCKS * block
         + 2 * WIDTH  # the last normalisation
-        + dense(WIDTH, flat)
+        + dense(WIDTH, SHAPE.tokens * SHAPE.channels)
     )
     denoiser = residual_mlp.make(SETTINGS, SHAPE, dtype=jnp.float32)
     shapes = jax.eval_shape(denoiser.init, jax.random.key(0))
@@ -72,7 +73,8 @@ def test_starts_with_identities_and_zero_output():
     layers["out"]["kernel"] = rng.normal(size=layers["out"]["kernel"].shape)
     layers = jax.tree.map(np.asarray, layers)
     hidden = reference.dense(layers["in"], x.reshape(len(x), -1))
-    expected = reference.dense(layers["out"], reference.normalise(hidden, 1e-5)).reshape(x.shape)
+    expected = reference.dense(layers["out"], reference.normalise(hidden, 1e-5))
+    expected = expected.reshape(len(x), SHAPE.tokens, SHAPE.channels)
     actual = denoiser({"params": layers}, x, step, condition)
     np.testing.assert_allclose(actual, expected, atol=1e-4)  # float32 rounding
 

@@ -54,7 +54,12 @@ def _flow_errors(order, counts):
     expected = MEAN + STD * (start - np.sqrt(a) * MEAN) / np.sqrt(a * STD**2 + 1 - a)
     denoise = _ideal_denoiser(alpha_bar, "v")
     process = Process(alpha_bar, "v")
-    draw = lambda n: _sample(denoise, key, shape, process, sampling_steps=n, order=order)
+
+    def draw(count):
+        # The steps of spacing "noise" stop at a noise of 0.03, however many there are.
+        options = {"sampling_steps": count, "order": order, "spacing": "quadratic"}
+        return _sample(denoise, key, shape, process, **options)
+
     return np.array([np.abs(draw(count) - expected).max() for count in counts])
 
 
@@ -151,6 +156,7 @@ def test_sampler_equals_an_independent_loop(prediction, order, eta):
         shape,
         Process(jnp.asarray(alpha_bar), prediction),
         sampling_steps=4,
+        spacing="quadratic",
         order=order,
         eta=eta,
         temperature=temperature,
@@ -249,8 +255,9 @@ def test_a_sampler_of_a_section_takes_its_own_settings():
     class Section(SamplerSettings):
         other: int = 3
 
-    section = Section(sampling_steps=5, order=1, eta=0.25, guidance=1.5, temperature=0.5)
-    assert Sampler.of(section) == Sampler(5, 1, 0.25, 1.5, 0.5)
+    values = {"sampling_steps": 5, "order": 1, "spacing": "quadratic", "eta": 0.25}
+    values |= {"guidance": 1.5, "temperature": 0.5}
+    assert Sampler.of(Section(**values)) == Sampler(**values)
 
 
 def test_guidance_is_the_samplers():

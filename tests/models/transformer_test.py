@@ -74,7 +74,7 @@ def test_parameter_count_equals_a_formula():
         embed(WIDTH)  # the diffusion step's sinusoids
         + embed(1)  # the return-to-go
         + embed(SHAPE.action_size)
-        + dense(SHAPE.channels, WIDTH)
+        + dense(SHAPE.inputs, WIDTH)
         + SHAPE.tokens * WIDTH  # positions
         + LAYERS * block
         + dense(WIDTH, 2 * WIDTH)

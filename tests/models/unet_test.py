@@ -95,7 +95,9 @@ def test_temporal_upsample_equals_a_transposed_convolution(length):
 
 
 def _unet(multipliers=(1, 2), dtype=jnp.float32):
-    return unet.TemporalUNet(dim=8, multipliers=multipliers, kernel_size=3, groups=4, dtype=dtype)
+    return unet.TemporalUNet(
+        dim=8, multipliers=multipliers, kernel_size=3, groups=4, channels=STATES, dtype=dtype
+    )
 
 
 def _unet_inputs(batch, length):
@@ -173,7 +175,9 @@ def test_what_is_known_is_concatenated_to_every_token():
 
 
 def test_a_plan_has_nothing_concatenated_to_its_tokens():
-    network = unet.TemporalUNet(dim=8, multipliers=(1, 2), kernel_size=3, groups=4, on_action=False)
+    network = unet.TemporalUNet(
+        dim=8, multipliers=(1, 2), kernel_size=3, groups=4, channels=STATES, on_action=False
+    )
     params = jax.eval_shape(network.init, jax.random.key(0), *_unet_inputs(2, 5))
     kernel = params["params"]["_ResidualBlock_0"]["_ConvBlock_1"]["TemporalConv_0"]["kernel"]
     assert kernel.shape == (3, STATES, 8)
@@ -277,7 +281,8 @@ def _numpy_unet(params, x, step, condition, settings):
     residual = lambda x: _numpy_residual(
         layers[f"_ResidualBlock_{next(numbers)}"], x, embedding, groups
     )
-    known = np.concatenate([x[:, 0], condition.action], axis=1)[:, None]
+    first = x[:, 0, : reference.SHAPE.channels]
+    known = np.concatenate([first, condition.action], axis=1)[:, None]
     x = np.concatenate([x, np.repeat(known, length, axis=1)], axis=2)
     levels = len(settings.multipliers)
     x = np.pad(x, ((0, 0), (0, -length % 2 ** (levels - 1)), (0, 0)))
@@ -361,7 +366,7 @@ def test_the_rule_of_transposed_convolutions_is_pytorchs(inputs, outputs):
 
 
 def test_init_in_one_draw_has_the_rules_distribution():
-    network = unet.TemporalUNet(dim=16, multipliers=(1, 2), kernel_size=5, groups=4)
+    network = unet.TemporalUNet(dim=16, multipliers=(1, 2), kernel_size=5, groups=4, channels=5)
     inputs = (jnp.zeros((1, 8, 5)), jnp.zeros(1), jnp.zeros((1, 2)), jnp.zeros(1), jnp.ones(1))
     params = embeddings.init_in_one_draw(
         network, jax.random.key(0), *inputs, bound=unet.initial_bound

@@ -9,10 +9,11 @@ import numpy_reference as reference
 import pytest
 
 from dawm_jax.data.replay import Replay
-from dawm_jax.models import diffusion, networks, optim, unet, world_model
+from dawm_jax.models import diffusion, networks, optim, tokens, unet, world_model
 from dawm_jax.models.base import keep
 from dawm_jax.models.diffusion import Process
 from dawm_jax.models.sampler import Sampler
+from dawm_jax.models.tokens import Tokens
 from dawm_jax.runtime import settings
 from dawm_jax.types import Condition, Normalizer, Transition, UserError, Window
 
@@ -32,6 +33,8 @@ def _normalizer(reward_mean=1.5, reward_std=2.0, bound=3.0):
             # Standardised, the states' bounds are ± bound.
             "observation_low": jnp.array([1.0 - 0.5 * bound, -2.0 - 4.0 * bound]),
             "observation_high": jnp.array([1.0 + 0.5 * bound, -2.0 + 4.0 * bound]),
+            "change_mean": jnp.array([0.1, -0.1]),
+            "change_std": jnp.array([0.5, 0.25]),
             "reward_mean": jnp.asarray(reward_mean),
             "reward_std": jnp.asarray(reward_std),
             "reward_low": jnp.asarray(reward_mean - bound * reward_std),
@@ -48,12 +51,17 @@ NORMALIZER = _normalizer()
 def _window(seed=0):
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.normal(size=shape).astype(np.float32)
-    # Episodes of different lengths: the last steps of most rows do not exist.
-    mask = (np.arange(HORIZON) < np.array([3, 1, 2, 3, 3, 2])[:, None]).astype(np.float32)
+    # Episodes of different lengths: the last steps of most rows do not exist. Rows 1, 3 and 5 end
+    # in a termination, rows 2 and 4 in a time-out, at their last step; row 0 goes on.
+    steps, lengths = np.arange(HORIZON)[None], np.array([3, 1, 2, 3, 3, 2])[:, None]
+    mask = (steps < lengths).astype(np.float32)
+    ended = np.array([0, 1, 0, 1, 0, 1])[:, None] * (steps >= lengths - 1)
+    states = normal(BATCH, HORIZON + 1, STATES)
+    last = np.minimum(np.arange(HORIZON + 1), lengths)  # the last state repeats
     window = Window(
-        states=normal(BATCH, HORIZON + 1, STATES),
+        states=np.take_along_axis(states, last[..., None], axis=1),
         rewards=normal(BATCH, HORIZON) * mask,
-        terminated=rng.integers(0, 2, (BATCH, HORIZON)).astype(np.float32),
+        terminated=ended.astype(np.float32),
         mask=mask,
         action=normal(BATCH, ACTIONS),
         return_to_go=normal(BATCH),
@@ -86,11 +94,10 @@ class _StubDenoiser:
 MODEL = world_model.DiffusionWorldModel(
     settings=world_model.Settings(),
     horizon=HORIZON,
-    layout=world_model.DAWM,
+    tokens=Tokens(tokens.DAWM, NORMALIZER),
     denoiser=_StubDenoiser(),
     termination=networks.Mlp((5, 4), 1),
     process=PROCESS,
-    normalizer=NORMALIZER,
     sampler=Sampler(sampling_steps=4),
 )
 _with = dataclasses.replace
@@ -141,24 +148,6 @@ def _numpy_tokens(window):
     return tokens
 
 
-# --- tokens ---------------------------------------------------------------------------------
-
-
-def test_tokens_have_the_documented_layout():
-    window = _window()
-    tokens = world_model.to_tokens(window, NORMALIZER, world_model.DAWM)
-    np.testing.assert_allclose(tokens, _numpy_tokens(window), atol=1e-6)  # float32 rounding
-
-
-def test_from_tokens_inverts_to_tokens():
-    window = _window()
-    tokens = world_model.to_tokens(window, NORMALIZER, world_model.DAWM)
-    generated = world_model.from_tokens(tokens, window.terminated, NORMALIZER, world_model.DAWM)
-    np.testing.assert_array_equal(generated.states, window.states)
-    np.testing.assert_allclose(generated.rewards, window.rewards, atol=1e-6)
-    np.testing.assert_array_equal(generated.terminated, window.terminated)
-
-
 # --- loss -----------------------------------------------------------------------------------
 
 
@@ -169,6 +158,8 @@ def test_loss_equals_the_ddpm_equation(prediction):
     a = np.asarray(ALPHA_BAR, float)[np.asarray(draws.step)][:, None, None]
     x = np.sqrt(a) * x0 + np.sqrt(1 - a) * noise  # Ho et al. eq. 4
     x[:, 0] = x0[:, 0]  # the known token is shown clean
+    known = (np.asarray(window.mask) > 0) | (np.asarray(window.terminated) > 0)
+    x[:, 1:][~known] = noise[:, 1:][~known]  # after a time-out nothing is known
     target = {"epsilon": noise, "x0": x0, "v": np.sqrt(a) * noise - np.sqrt(1 - a) * x0}
     inputs = draws.step, window.action, window.return_to_go, draws.conditioned
     params = _params()
@@ -176,7 +167,7 @@ def test_loss_equals_the_ddpm_equation(prediction):
     total = 0.0
     for row in range(BATCH):
         for k in range(1, HORIZON + 1):
-            if window.mask[row, k - 1]:
+            if known[row, k - 1]:
                 total += np.sum((output - target[prediction])[row, k] ** 2)
     expected = total / (BATCH * HORIZON * CHANNELS)
     value, metrics = _predicting(prediction).loss(params, window, draws)
@@ -201,27 +192,32 @@ def test_termination_logits_and_loss_equal_numpy():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_padded_steps_and_the_known_token_do_not_count():
-    """With one free parameter per token, its gradient shows what the loss sees."""
+@pytest.mark.parametrize("changes", [False, True])
+def test_what_is_unknown_neither_counts_nor_is_seen(changes):
+    """With one free parameter per token, its gradient shows what the loss sees.
+
+    The denoiser mixes all tokens, so that one unknown token would move all outputs.
+    """
+    model = _with(
+        MODEL,
+        tokens=Tokens(tokens.DAWM._replace(changes=changes), NORMALIZER),
+        denoiser=lambda params, x, *_: params + 0.1 * x.sum(axis=(1, 2), keepdims=True),
+    )
+    loss = lambda free, window: model.loss(_params(free), window, draws)[0]
     window, draws = _window(), _draws()
     free = jnp.zeros((BATCH, HORIZON + 1, CHANNELS))
-    gradient = np.asarray(jax.grad(_loss_of_free_outputs)(free, window, draws))
+    gradient = np.asarray(jax.grad(loss)(free, window))
     assert np.all(gradient[:, 0] == 0.0)
-    counted = np.broadcast_to(np.asarray(window.mask)[..., None] > 0, gradient[:, 1:].shape)
+    known = np.maximum(window.mask, window.terminated) > 0
+    assert 0 < (~known).sum() < known.size
+    counted = np.broadcast_to(known[..., None], gradient[:, 1:].shape)
     np.testing.assert_array_equal(gradient[:, 1:] != 0.0, counted)
-    padded = window._replace(
-        states=window.states.at[:, 1:].add(5.0 * (1.0 - window.mask[..., None])),
-        rewards=window.rewards + 5.0 * (1.0 - window.mask),
-        terminated=jnp.where(window.mask > 0, window.terminated, 1.0 - window.terminated),
+    unknown = jnp.asarray(~known, jnp.float32)
+    other = window._replace(
+        states=window.states.at[:, 1:].add(5.0 * unknown[..., None]),
+        rewards=window.rewards + 5.0 * unknown,
     )
-    np.testing.assert_array_equal(
-        _loss_of_free_outputs(free, padded, draws), _loss_of_free_outputs(free, window, draws)
-    )
-
-
-def _loss_of_free_outputs(free, window, draws):
-    model = _with(MODEL, denoiser=lambda params, x, *_: params + 0.1 * x)
-    return model.loss(_params(free), window, draws)[0]
+    np.testing.assert_array_equal(loss(free, other), loss(free, window))
 
 
 def test_loss_is_the_mean_of_its_parts():
@@ -256,6 +252,8 @@ def test_denoising_errors_equal_numpy():
         a = alpha_bar[level]
         x = np.sqrt(a) * x0 + np.sqrt(1 - a) * np.asarray(noise, float)
         x[:, 0] = x0[:, 0]
+        known = (np.asarray(window.mask) > 0) | (np.asarray(window.terminated) > 0)
+        x[:, 1:][~known] = np.asarray(noise, float)[:, 1:][~known]
         inputs = np.full(BATCH, level), window.action, window.return_to_go, np.ones(BATCH)
         output = _stub(np, 0.7, x, *(np.asarray(i, float) for i in inputs))
         predicted = (x - np.sqrt(1 - a) * output) / np.sqrt(a)
@@ -302,9 +300,9 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
         _predicting("x0"),
         denoiser=_DirectDenoiser(),
         termination=_StubClassifier,
-        sampler=Sampler(4, order, eta, guidance, temperature=0.5),
+        sampler=Sampler(4, order, eta=eta, guidance=guidance, temperature=0.5),
     )
-    params = {"denoiser": None, "termination": jnp.float32(0.4)}
+    params = {"denoiser": None, "termination": jnp.float32(1.5)}
     generated = model.sample(params, jax.random.key(0), condition)
     np.testing.assert_array_equal(generated.states[:, 0], condition.state)
     action, returns = np.asarray(condition.action), np.asarray(condition.return_to_go)
@@ -319,7 +317,7 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
     np.testing.assert_allclose(generated.rewards, 1.5 + 2.0 * x0[..., 2], atol=1e-5)
     after = x0[..., :2]
     before = np.concatenate([np.asarray(condition.state)[:, None], after[:, :-1]], axis=1)
-    logits = 0.4 + 0.5 * before[..., 0] + 0.3 * before[..., 1] - after[..., 0] - 0.2 * after[..., 1]
+    logits = 1.5 + 0.5 * before[..., 0] + 0.3 * before[..., 1] - after[..., 0] - 0.2 * after[..., 1]
     assert np.abs(logits).min() > 1e-3  # no sign by rounding
     assert 0 < (logits > 0).sum() < logits.size
     np.testing.assert_array_equal(generated.terminated, logits > 0)
@@ -377,7 +375,7 @@ def test_learns_a_linear_system():
         process=Process.cosine(50, "v"),
         sampler=Sampler(sampling_steps=5, guidance=1.0),
         horizon=1,
-        layout=world_model.DAWM,
+        layout=tokens.DAWM,
         normalizer=_normalizer(reward_mean=0.0, reward_std=1.0),
     )
     replay = _replay_of(_linear_system(0, 4096))
@@ -414,28 +412,6 @@ def _window_with_actions():
     return _window()._replace(actions=jnp.asarray(actions, jnp.float32))
 
 
-def test_joint_tokens_hold_the_action_that_is_taken_next():
-    window = _window_with_actions()
-    tokens = np.asarray(world_model.to_tokens(window, NORMALIZER, world_model.JOINT))
-    action = tokens[..., STATES : STATES + ACTIONS]
-    np.testing.assert_array_equal(action[:, :HORIZON], window.actions)
-    np.testing.assert_array_equal(action[:, HORIZON], 0.0)
-    rest = np.delete(tokens, np.arange(STATES, STATES + ACTIONS), axis=-1)
-    np.testing.assert_array_equal(rest, world_model.to_tokens(window, NORMALIZER, world_model.DAWM))
-    generated = world_model.from_tokens(
-        jnp.asarray(tokens), window.terminated, NORMALIZER, world_model.JOINT
-    )
-    np.testing.assert_array_equal(generated.actions, window.actions)
-    np.testing.assert_array_equal(generated.states, window.states)
-    np.testing.assert_array_equal(generated.terminated, window.terminated)
-
-
-def test_tokens_of_states_alone():
-    window = _window()
-    tokens = world_model.to_tokens(window, NORMALIZER, world_model.STATES)
-    np.testing.assert_array_equal(tokens, window.states)
-
-
 def _make(layout, **changes):
     values = settings.defaults(world_model.Settings, "smoke") | {"termination_hidden": (5, 4)}
     section = settings.build(world_model.Settings, values | changes, name="config.world_model")
@@ -450,10 +426,10 @@ def _make(layout, **changes):
     )
 
 
-@pytest.mark.parametrize("layout", [world_model.DAWM, world_model.JOINT, world_model.STATES])
+@pytest.mark.parametrize("layout", [tokens.DAWM, tokens.JOINT, tokens.STATES])
 def test_rewards_come_with_a_classifier_of_both_states(layout):
     params = jax.eval_shape(_make(layout).init, jax.random.key(0)).params
-    if layout is world_model.STATES:
+    if layout is tokens.STATES:
         assert list(params) == ["denoiser"]
     else:
         assert set(params) == {"denoiser", "termination"}
@@ -464,12 +440,12 @@ def test_rewards_come_with_a_classifier_of_both_states(layout):
 
 
 def test_a_plan_is_made_before_the_action_is_known():
-    assert _make(world_model.DAWM).denoiser.shape.on_action
-    assert not _make(world_model.STATES).denoiser.shape.on_action
+    assert _make(tokens.DAWM).denoiser.shape.on_action
+    assert not _make(tokens.STATES).denoiser.shape.on_action
 
 
 def test_errors_name_five_noise_levels():
-    model = dataclasses.replace(_make(world_model.DAWM), horizon=1)
+    model = dataclasses.replace(_make(tokens.DAWM), horizon=1)
     params = model.init(jax.random.key(0)).params
     replay = _replay_of(_linear_system(0, 16))
     found = reference.jit(model.errors)(params, replay, jnp.arange(4, 12))
@@ -492,7 +468,7 @@ def test_errors_name_five_noise_levels():
 )
 def test_settings_that_are_refused(changes, message):
     with pytest.raises(UserError, match=f"config.world_model.{message}"):
-        _make(world_model.DAWM, **changes)
+        _make(tokens.DAWM, **changes)
 
 
 def test_more_sampling_steps_than_diffusion_steps_are_refused():
@@ -503,39 +479,29 @@ def test_more_sampling_steps_than_diffusion_steps_are_refused():
             process=PROCESS,
             sampler=Sampler(sampling_steps=9),
             horizon=HORIZON,
-            layout=world_model.DAWM,
+            layout=tokens.DAWM,
             normalizer=NORMALIZER,
         )
 
 
-def test_an_action_counts_where_its_step_exists():
-    """Token k's state was arrived at by step k, its action belongs to step k + 1."""
-    window = _window_with_actions()
-    mask = np.asarray(world_model.token_mask(window, world_model.JOINT))
-    for row in range(BATCH):
-        for k in range(1, HORIZON + 1):
-            arrived = float(window.mask[row, k - 1])
-            acted = float(window.mask[row, k]) if k < HORIZON else 0.0
-            expected = [arrived] * STATES + [acted] * ACTIONS + [arrived]
-            np.testing.assert_array_equal(mask[row, k - 1], expected)
-
-
-@pytest.mark.parametrize("layout", [world_model.JOINT, world_model.STATES])
+@pytest.mark.parametrize("layout", [tokens.JOINT, tokens.STATES])
 def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
     window, rng = _window_with_actions(), np.random.default_rng(8)
-    x0 = np.asarray(world_model.to_tokens(window, NORMALIZER, layout), float)
+    codec = Tokens(layout, NORMALIZER)
+    x0 = np.asarray(codec.encode(window), float)
     draws = _draws()._replace(noise=jnp.asarray(rng.normal(size=x0.shape), jnp.float32))
     a = np.asarray(ALPHA_BAR, float)[np.asarray(draws.step)][:, None, None]
     x = np.sqrt(a) * x0 + np.sqrt(1 - a) * np.asarray(draws.noise, float)
     x[:, 0] = x0[:, 0]  # the first action is known too
+    mask = np.broadcast_to(codec.known(window), x0[:, 1:].shape)
+    x[:, 1:] = np.where(mask > 0, x[:, 1:], np.asarray(draws.noise, float)[:, 1:])
     inputs = draws.step, window.action, window.return_to_go, draws.conditioned
     params = _params()
     if not layout.rewards:
         del params["termination"]
     output = _stub(np, params["denoiser"], x, *(np.asarray(i, float) for i in inputs))
-    mask = np.broadcast_to(world_model.token_mask(window, layout), x0[:, 1:].shape)
     expected = (((output - np.asarray(draws.noise))[:, 1:] ** 2) * mask).mean()
-    model = _with(_predicting("epsilon"), layout=layout)
+    model = _with(_predicting("epsilon"), tokens=codec)
     value, metrics = model.loss(params, window, draws)
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
     if layout.rewards:
