@@ -313,8 +313,10 @@ def clamp(x: Tensor, first: Tensor) -> Tensor:
 class InverseDynamics:
     """Regression of the action on both states; see `models.inverse_dynamics`."""
 
-    def __init__(self, config: Config, replay: Replay, tuning: Tuning):
+    def __init__(self, config: Config, normalizer: Normalizer, replay: Replay, tuning: Tuning):
         section = config.inverse_dynamics
+        constant = lambda array: tensor(np.array(array, np.float32), tuning.device)
+        self._change = constant(normalizer.change_mean), constant(normalizer.change_std)
         self._replay, self._batch_size = replay, section.batch_size
         state_size = replay.transitions.observation.shape[1]
         action_size = replay.transitions.action.shape[1]
@@ -343,10 +345,14 @@ class InverseDynamics:
 
     def loss(self, batch: Transition) -> Tensor:
         """Mean squared error of the action."""
-        action = self.network(batch.observation, batch.next_observation)
+        change = self._change_between(batch.observation, batch.next_observation)
+        action = self.network(batch.observation, change)
         return (action - batch.action).square().mean()
 
     @torch.inference_mode()
     def infer(self, state: Tensor, next_state: Tensor) -> Tensor:
         """Actions by the averaged parameters, [..., S] each -> [..., A]."""
-        return self.learner.average(state, next_state)
+        return self.learner.average(state, self._change_between(state, next_state))
+
+    def _change_between(self, state: Tensor, next_state: Tensor) -> Tensor:
+        return (next_state - state - self._change[0]) / self._change[1]

@@ -106,7 +106,7 @@ class Run:
         self.num_windows = num_windows or config.rollout.windows_per_round
         self.replay = Replay.of(replay, tuning.device)
         self.world_model = WorldModel(config, normalizer, self.replay, tuning)
-        self.inverse_dynamics = InverseDynamics(config, self.replay, tuning)
+        self.inverse_dynamics = InverseDynamics(config, normalizer, self.replay, tuning)
         sizes = {"state_size": replay.state_size, "action_size": replay.action_size}
         self.agent: Td3Bc | Iql
         if agent == "td3_bc":

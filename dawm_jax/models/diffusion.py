@@ -150,7 +150,7 @@ SPACINGS = ("noise", "quadratic")
 
 # The smallest and largest visited noise of `noise_steps`, and the exponent of its spacing. EDM
 # takes 0.002, 80 and 7 for images; docs/choices.md has what was measured here.
-_NOISE_LOW, _NOISE_HIGH, _NOISE_EXPONENT = 0.03, 20.0, 7.0
+_NOISE_LOW, _NOISE_HIGH, _NOISE_EXPONENT = 0.03, 80.0, 7.0
 
 
 def visited_steps(alpha_bar: np.ndarray, num_steps: int, spacing: str) -> np.ndarray:
@@ -197,7 +197,7 @@ def quadratic_steps(num_train_steps: int, num_steps: int) -> np.ndarray:
 def noise_steps(alpha_bar: np.ndarray, num_steps: int) -> np.ndarray:
     """Steps at the noises of EDM (Karras et al. 2022, 2206.00364, eq. 5), descending.
 
-    With sigma = sqrt(1 - abar) / sqrt(abar), sigma^(1/7) falls in equal distances from 20^(1/7)
+    With sigma = sqrt(1 - abar) / sqrt(abar), sigma^(1/7) falls in equal distances from 80^(1/7)
     to 0.03^(1/7).
     """
     share = np.linspace(0.0, 1.0, num_steps)

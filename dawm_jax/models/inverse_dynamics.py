@@ -3,6 +3,9 @@
 The inverse dynamics model tells which action led from s_t to s_{t+1}. It is trained on real
 pairs by regression (Decision Diffuser, 2211.15657, eq. 6), and infers the actions of generated
 states. Without the next state among its inputs the same model is a policy cloned from the data.
+
+The network sees the next state as the change of the state, in units of the data's changes: a step
+changes positions by a small part of their spread, and the action shows in these changes.
 """
 
 import dataclasses
@@ -52,7 +55,7 @@ class ActionModel:
     Attributes:
       settings: section of the model and its training.
       network: MLP from the concatenated inputs to the action.
-      inputs: fields of a transition that the network sees, standardised states.
+      inputs: fields of a transition that the action is inferred from, standardised states.
       normalizer: constants fitted on the training data.
     """
 
@@ -84,7 +87,8 @@ class ActionModel:
 
     def infer(self, params: Params, *states: jax.Array) -> jax.Array:
         """Actions in [-1, 1], [..., A], from the standardised states [..., S] of `inputs`."""
-        return self.network.apply(params, *states)
+        state, *following = states
+        return self.network.apply(params, state, *(self._change(state, s) for s in following))
 
     def loss(self, params: Params, batch: Transition) -> tuple[jax.Array, Metrics]:
         """Mean squared error of the action, a scalar, and metrics."""
@@ -104,6 +108,12 @@ class ActionModel:
             "mse": jnp.square(action - batch.action).mean(0) * scale,
             "baseline_mse": batch.action.var(0) * scale,
         }
+
+    def _change(self, state: jax.Array, next_state: jax.Array) -> jax.Array:
+        """The change between two states in units of the data's changes, [..., S]."""
+        lead = (1,) * (state.ndim - 1)
+        mean = self.normalizer.change_mean.reshape(*lead, -1)
+        return (next_state - state - mean) / self.normalizer.change_std.reshape(*lead, -1)
 
     def _inferred(self, params: Params, batch: Transition) -> jax.Array:
         return self.infer(params, *(getattr(batch, name) for name in self.inputs))

@@ -51,10 +51,11 @@ class SamplerSettings:
         at_most=1.0,
     )
     guidance: float = setting(
-        1.2,
-        "weight of classifier-free guidance: 0 ignores the return-to-go, 1 is conditional only",
+        1.0,
+        "weight of classifier-free guidance: 0 ignores the return-to-go, 1 is conditional only; "
+        "any other value doubles the cost",
         at_least=0.0,
-        source="DD",
+        source="DD: 1.2",
     )
     temperature: float = setting(
         1.0, "standard deviation of all noise, in units of the process's", at_least=0.0

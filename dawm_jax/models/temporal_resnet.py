@@ -1,10 +1,9 @@
 """A residual network of temporal convolutions, all at the resolution of the tokens.
 
-Each block is x + W2 mish(W1 [three neighbouring tokens, normalised] + conditions). Against the
-U-Net there is no down-sampling, no normalisation over time, and twice the share of the time goes
-into matrix products. A block reaches one token to each side: windows of H steps need H - 1 blocks
-until every token reaches every other through convolutions alone, but the known state and action
-reach all tokens of every block, and the state before each token holds all changes so far.
+Each block is x + W2 mish(W1 [three neighbouring tokens, normalised] + conditions). There is no
+down-sampling, as in a U-Net, and no normalisation over time: on a CPU most of the time goes into
+matrix products. The known state and action are conditions of every block. A block reaches one
+token to each side: with H - 1 blocks every token of a window of H steps sees every other.
 """
 
 import dataclasses
@@ -28,7 +27,12 @@ class Settings:
     width: int = setting(
         512, "units of a token in every layer, even", quick=128, smoke=16, at_least=4
     )
-    blocks: int = setting(6, "residual blocks", quick=3, smoke=1, at_least=1)
+    blocks: int = setting(
+        6,
+        "residual blocks; H - 1 let every token of a window see every other",
+        smoke=1,
+        at_least=1,
+    )
 
     def check(self, name: str) -> None:
         """Checks the sizes.

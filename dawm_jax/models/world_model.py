@@ -44,6 +44,9 @@ from dawm_jax.types import Condition, GeneratedWindow, Metrics, Normalizer, Para
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 # Noise levels of `errors`, from nearly clean to pure noise, as shares of K - 1.
 _LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Windows of `return_moved`, and the least spread of their returns that it divides by.
+_TARGET_WINDOWS = 256
+_SMALLEST_SPREAD = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +54,12 @@ class Settings(FitSettings):
     """The diffusion model and its training; each denoiser has a section of its own."""
 
     steps: int = redefault(
-        FitSettings, "steps", 200_000, quick=16_000, smoke=20, source="DWM: 2,000,000"
+        FitSettings, "steps", 200_000, quick=10_000, smoke=20, source="DWM: 2,000,000"
     )
     batch_size: int = redefault(
         FitSettings, "batch_size", 256, quick=128, smoke=16, help="windows of a minibatch"
     )
-    learning_rate: float = redefault(FitSettings, "learning_rate", 3e-4, quick=2e-3)
+    learning_rate: float = redefault(FitSettings, "learning_rate", 1e-3, quick=4e-3)
     warmup_steps: int = setting(
         1_000, "gradient steps of linear growth of the learning rate", quick=100, at_least=0
     )
@@ -64,7 +67,9 @@ class Settings(FitSettings):
     checkpoint_steps: int = redefault(FitSettings, "checkpoint_steps", 20_000, quick=500, smoke=10)
     log_steps: int = redefault(FitSettings, "log_steps", 1_000, quick=100, smoke=5)
     denoiser: str = setting(
-        "unet", "the network that predicts; its sizes are the section of its name", absent="unet"
+        "temporal_resnet",
+        "the network that predicts; its sizes are the section of its name",
+        absent="unet",
     )
     states: str = setting(
         "changes",
@@ -258,10 +263,11 @@ class DiffusionWorldModel:
     # --- diagnostics ---
 
     def errors(self, params: Params, replay: Replay, rows: jax.Array) -> Metrics:
-        """Denoising errors at five noise levels, and with rewards the classifier's loss.
+        """Denoising errors at five noise levels; with rewards the other two as well.
 
         Returns:
-          `error_at_{k}` [] for diffusion step k, see `denoising_errors`; `termination_loss` [].
+          `error_at_{k}` [] for diffusion step k, see `denoising_errors`; `termination_loss` [],
+          the classifier's; `return_moved` [], see `return_moved`.
         """
         window = replays.gather_windows(replay, rows, horizon=self.horizon)
         shape = (len(rows), self.horizon + 1, self.tokens.channels)
@@ -271,7 +277,29 @@ class DiffusionWorldModel:
         found = {f"error_at_{level}": values[index] for index, level in enumerate(levels)}
         if self.layout.rewards:
             found["termination_loss"] = self.termination_loss(params, window)
+            found["return_moved"] = self.return_moved(params, window)
         return found
+
+    def return_moved(self, params: Params, window: Window) -> jax.Array:
+        """How far the target return moves what is generated, a scalar.
+
+        Windows are generated from the same noise towards the largest and towards the smallest
+        return-to-go of the data. The result is the mean difference of their returns, the sums of
+        the rewards of H steps, in standard deviations of the returns.
+
+        Args:
+          params: parameters of the model.
+          window: [B, ...] windows of the data, at most `_TARGET_WINDOWS` of which are used.
+        """
+        starts = jax.tree.map(lambda leaf: leaf[:_TARGET_WINDOWS], window)
+
+        def returns(target: jax.Array) -> jax.Array:
+            targets = jnp.full_like(starts.return_to_go, target)
+            condition = Condition(starts.states[:, 0], starts.action, targets)
+            return self.sample(params, jax.random.key(0), condition).rewards.sum(axis=1)
+
+        low, high = returns(self.normalizer.return_low), returns(self.normalizer.return_high)
+        return (high - low).mean() / jnp.maximum(low.std(), _SMALLEST_SPREAD)
 
     def denoising_errors(
         self, params: Params, window: Window, noise: jax.Array, *, levels: tuple[int, ...]

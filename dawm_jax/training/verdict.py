@@ -33,6 +33,11 @@ def _says(stage: str, errors: Mapping[str, Any]) -> str:
         text = f"has a denoising error of {middle:.2g} at mid noise (a guess of the mean has 1)"
         if "termination_loss" in errors:
             text += f" and a cross-entropy of {errors['termination_loss']:.2g} for terminations"
+        if "return_moved" in errors:
+            text += (
+                f"; a target of the largest return instead of the smallest moves the return of a "
+                f"window by {errors['return_moved']:.2g} standard deviations"
+            )
         return text
     numbers = {name: value for name, value in errors.items() if np.ndim(value) == 0}
     shown = [f"{name} {value:.2g}" for name, value in list(numbers.items())[:_MAX_NUMBERS]]

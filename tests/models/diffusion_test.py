@@ -107,7 +107,7 @@ def test_noise_steps_are_edms():
     steps = diffusion.visited_steps(alpha_bar, 8, "noise")
     assert steps[0] == 999  # pure noise, where sampling starts
     for index in range(1, 8):
-        wanted = (20 ** (1 / 7) + index / 7 * (0.03 ** (1 / 7) - 20 ** (1 / 7))) ** 7
+        wanted = (80 ** (1 / 7) + index / 7 * (0.03 ** (1 / 7) - 80 ** (1 / 7))) ** 7
         assert sigma[steps[index] - 1] < wanted <= sigma[steps[index]]
 
 

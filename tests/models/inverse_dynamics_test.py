@@ -14,11 +14,16 @@ from dawm_jax.types import Normalizer, Transition
 A = np.array([[0.9, 0.2, 0.0], [-0.1, 0.8, 0.1], [0.0, 0.3, 0.7]], np.float32)
 B = np.array([[1.0, 0.0], [0.5, -1.0], [0.2, 0.7]], np.float32)
 
+CHANGE_MEAN = np.array([0.1, -0.2, 0.0], np.float32)
+CHANGE_STD = np.array([0.5, 1.0, 2.0], np.float32)
+
 
 def _normalizer(low=(-1.0, -1.0), high=(1.0, 1.0)):
     """Of 3 states, and of actions within the given bounds."""
     fields = dict.fromkeys(Normalizer.__dataclass_fields__, jnp.ones(3))
-    return Normalizer(**fields | {"action_low": jnp.array(low), "action_high": jnp.array(high)})
+    fields |= {"action_low": jnp.array(low), "action_high": jnp.array(high)}
+    fields |= {"change_mean": jnp.asarray(CHANGE_MEAN), "change_std": jnp.asarray(CHANGE_STD)}
+    return Normalizer(**fields)
 
 
 SETTINGS = inverse_dynamics.Settings(
@@ -89,7 +94,9 @@ def test_loss_and_errors_equal_numpy(params):
     batch = _transitions(3, 50)
     # An untrained-looking error: the answers for other states.
     batch = batch._replace(observation=batch.observation[::-1])
-    inputs = np.concatenate([batch.observation, batch.next_observation], axis=-1)
+    state, next_state = np.asarray(batch.observation), np.asarray(batch.next_observation)
+    change = (next_state - state - CHANGE_MEAN) / CHANGE_STD
+    inputs = np.concatenate([state, change], axis=-1)
     (mlp,) = params["params"].values()
     first, second = mlp["Dense_0"], mlp["Dense_1"]
     hidden = np.maximum(inputs @ np.asarray(first["kernel"]) + np.asarray(first["bias"]), 0.0)

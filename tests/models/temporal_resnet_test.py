@@ -43,6 +43,7 @@ def expected_output(params, x, step, condition):
     return outputs
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_forward_pass_equals_numpy():
     with jax.enable_x64(True):
         denoiser = temporal_resnet.make(SETTINGS, SHAPE, dtype=jnp.float64)

@@ -362,6 +362,7 @@ def _replay_of(window):
 def test_learns_a_linear_system():
     steps = 600
     values = settings.defaults(world_model.Settings) | {
+        "denoiser": "unet",
         "steps": steps,
         "batch_size": 128,
         "learning_rate": 4e-3,
@@ -413,7 +414,8 @@ def _window_with_actions():
 
 
 def _make(layout, **changes):
-    values = settings.defaults(world_model.Settings, "smoke") | {"termination_hidden": (5, 4)}
+    values = settings.defaults(world_model.Settings, "smoke")
+    values |= {"denoiser": "unet", "termination_hidden": (5, 4)}
     section = settings.build(world_model.Settings, values | changes, name="config.world_model")
     return world_model.make(
         section,
@@ -450,7 +452,8 @@ def test_errors_name_five_noise_levels():
     replay = _replay_of(_linear_system(0, 16))
     found = reference.jit(model.errors)(params, replay, jnp.arange(4, 12))
     levels = [0, 2, 4, 5, 7]  # 0, 1.75, 3.5, 5.25 and 7, rounded
-    assert set(found) == {f"error_at_{level}" for level in levels} | {"termination_loss"}
+    others = {"termination_loss", "return_moved"}
+    assert set(found) == {f"error_at_{level}" for level in levels} | others
     assert all(np.isfinite(value) for value in found.values())
 
 
@@ -474,7 +477,7 @@ def test_settings_that_are_refused(changes, message):
 def test_more_sampling_steps_than_diffusion_steps_are_refused():
     with pytest.raises(UserError, match="sampling_steps: expected 1 to 8"):
         world_model.make(
-            world_model.Settings(),
+            world_model.Settings(denoiser="unet"),
             denoiser_settings=unet.Settings(),
             process=PROCESS,
             sampler=Sampler(sampling_steps=9),
@@ -507,3 +510,25 @@ def test_loss_of_other_layouts_equals_the_ddpm_equation(layout):
     if layout.rewards:
         expected += _numpy_termination_loss(params, window)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_the_effect_of_the_target_is_measured_in_spreads_of_returns(slope):
+    """A reward that is the first action plus `slope` times the target, at each of H steps."""
+
+    def denoise(params, x, step, condition):
+        reward = condition.action[:, 0] + slope * condition.return_to_go
+        tokens = jnp.zeros((len(x), HORIZON + 1, STATES))
+        rewards = jnp.broadcast_to(reward[:, None, None], (len(x), HORIZON + 1, 1))
+        return jnp.concatenate([tokens, rewards], axis=-1)
+
+    constants = dataclasses.replace(
+        NORMALIZER, return_low=jnp.float32(-0.5), return_high=jnp.float32(1.5)
+    )
+    model = _with(_predicting("x0"), denoiser=denoise, tokens=Tokens(tokens.DAWM, constants))
+    window = _window()
+    # Rewards are 1.5 + 2 (action + slope target): the action alone spreads the returns.
+    spread = HORIZON * 2.0 * np.asarray(window.action)[:, 0].std()
+    expected = HORIZON * 2.0 * slope * 2.0 / spread
+    found = model.return_moved(_params(), window)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
