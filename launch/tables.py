@@ -451,7 +451,61 @@ def _read(path: pathlib.Path) -> Any:
 
 # --- the command --------------------------------------------------------------------------
 
+
+def world_model_trials() -> str:
+    """Settings of the world model that were tried."""
+    rows = []
+    for trial in _json_lines(_RESULTS / "world-model" / "trials.jsonl"):
+        blocks = f", {trial['blocks']} blocks" if trial["blocks"] else ""
+        states = trial["states"] if trial["state_before"] else f"{trial['states']} alone"
+        rows.append(
+            [
+                trial["dataset"].split("/")[1],
+                f"{trial['denoiser']} {trial['width']}{blocks}",
+                "absolute" if trial["states"] == "absolute" else states,
+                f"{trial['steps']:,} x {trial['batch_size']}",
+                f"{trial['learning_rate']:g}",
+                f"{trial['sampling_steps']} {trial['spacing']}, order {trial['order']}",
+                f"{trial['guidance']:g}",
+                number(trial["cpu_seconds"]),
+                f"{trial['state_auc']:.3f} ± {trial['state_auc_std']:.3f}",
+                f"{trial['auc']:.3f}",
+                f"{trial['change_ratio']:.2f}",
+            ]
+        )
+    head = ["set", "denoiser", "tokens", "steps x batch", "rate", "sampler", "guidance", "CPU s"]
+    return table(
+        [*head, "AUC of (s, r, s')", "AUC with a", "change"],
+        rows,
+    )
+
+
+def inverse_dynamics_trials() -> str:
+    """Inputs of the inverse dynamics model that were tried."""
+    trials = _json_lines(_RESULTS / "world-model" / "inverse_dynamics.jsonl")
+    return table(
+        ["inputs", "steps", "CPU s", "unexplained", "AUC, real pairs", "AUC, generated"],
+        [
+            [
+                trial["inputs"],
+                f"{trial['steps']:,}",
+                number(trial["cpu_seconds"]),
+                f"{trial['unexplained']:.4f}",
+                f"{trial['auc_real_pairs']:.3f}",
+                f"{trial['auc_generated']:.3f}",
+            ]
+            for trial in trials
+        ],
+    )
+
+
+def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 BLOCKS = (
+    Block("docs/choices.md", "world-model", world_model_trials),
+    Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/configuration.md", "configuration", help.table),
     Block("README.md", "results", headline),
     Block("README.md", "gains", gains),
