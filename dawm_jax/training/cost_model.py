@@ -28,10 +28,6 @@ from dawm_jax.types import Metrics, ModelParams
 _EFFICIENCY = 0.4
 _LAUNCH_SECONDS = 3e-6
 _LONG_SECONDS = 3600.0
-# Values that devices exchange for each parameter of a model. For a convolution over few steps
-# the devices exchange the gradient of the banded matrix, which has more elements than the
-# kernel; the factor was counted for the quick U-Net (results/scaling).
-_EXCHANGED = {"world_model": 1.235}
 
 
 class StageCost(NamedTuple):
@@ -149,8 +145,9 @@ def _fitting(
         f"{name.replace('_', ' ')}, {size:,} parameters, {_left(settings.steps, done)} steps of "
         f"{settings.batch_size}"
     )
-    exchanged = round(size * _EXCHANGED.get(name, 1.0))
-    return StageCost(text, settings.steps - done, *_cost(step, state, replay), size, exchanged)
+    # Devices exchange one gradient per parameter. The U-Net's convolutions over few steps exchange
+    # a quarter more, the gradient of a banded matrix, which is left out here.
+    return StageCost(text, settings.steps - done, *_cost(step, state, replay), size, size)
 
 
 def _generation(

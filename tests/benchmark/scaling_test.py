@@ -141,12 +141,10 @@ def test_the_model_exchanges_what_was_counted():
     for devices, found in json.loads(path.read_text()).items():
         if devices == "1":
             continue
-        counted, predicted = _exchanged(found, "world_model", per_parameter["world_model"])
-        assert counted == pytest.approx(predicted, rel=0.01)
-        # Beside the gradients only a few scalars: the loss, and sums of its mask.
-        share = per_parameter["inverse_dynamics"]
-        counted, predicted = _exchanged(found, "inverse_dynamics", share)
-        assert predicted <= counted < predicted + 256
+        for model, share in per_parameter.items():
+            counted, predicted = _exchanged(found, model, share)
+            # Beside the gradients only a few scalars: the loss, and sums of its mask.
+            assert predicted <= counted < predicted + 256
         # Each device has its own seeds, which exchange nothing.
         assert found["a seed a device, rounds"]["bytes_per_step"] == {}
 
@@ -164,8 +162,7 @@ def test_the_counts_of_a_smaller_program():
         text=True,
     )
     found = json.loads(output.splitlines()[-1])
-    counted, predicted = _exchanged(found, "inverse_dynamics", 1.0)
-    assert predicted <= counted < predicted + 256
-    # At eight channels the banded matrices outweigh the rest.
-    assert _exchanged(found, "world_model", 1.0)[0] > 4 * found["parameters"]["world model, steps"]
+    for model in ("world_model", "inverse_dynamics"):
+        counted, predicted = _exchanged(found, model, 1.0)
+        assert predicted <= counted < predicted + 256
     assert found["a seed a device, rounds"]["bytes_per_step"] == {}
