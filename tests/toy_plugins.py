@@ -99,8 +99,8 @@ class LinearDenoiser:
     shape: TokenShape
 
     def init(self, key: jax.Array) -> Params:
-        size = self.shape.channels
-        return {"kernel": self.settings.scale * jax.random.normal(key, (size, size))}
+        size = (self.shape.inputs, self.shape.channels)
+        return {"kernel": self.settings.scale * jax.random.normal(key, size)}
 
     def __call__(
         self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition

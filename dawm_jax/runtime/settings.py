@@ -27,6 +27,7 @@ SCALES = ("full", "quick", "smoke")
 _SPEC = "setting"
 _INT32_MAX = 2**31 - 1
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False"}
+_TYPES = (*_KINDS, str, tuple[int, ...])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,16 +248,23 @@ def specs(section: type[Section]) -> dict[str, Spec]:
 
 
 def check_declared(section: type[Section], name: str) -> None:
-    """Checks that every field of a section is made by `setting`.
+    """Checks that every field of a section is made by `setting` and has a type that flags have.
 
     Raises:
-      UserError: a plain field, which no flag, check or help would show.
+      UserError: a plain field, which no flag, check or help would show, or another type.
     """
     for field in dataclasses.fields(section):
         if _SPEC not in field.metadata:
             raise UserError(
                 f"{name}.{field.name}: expected a field made by setting(default, meaning), got a "
                 f"plain one in {section.__qualname__}"
+            )
+    for field_name, spec in specs(section).items():
+        if spec.type not in _TYPES:
+            known = "int, float, bool, str or tuple[int, ...]"
+            raise UserError(
+                f"{name}.{field_name}: expected the type {known}, got {spec.type} in "
+                f"{section.__qualname__}"
             )
 
 

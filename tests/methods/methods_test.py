@@ -205,7 +205,9 @@ def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
     chex.assert_shape(states, (B, H + 1, S))  # states alone
     np.testing.assert_allclose(states[:, 0], state, atol=1e-5)
     layers = jax.device_get(models["inverse_dynamics"]["params"]["Mlp_0"])
-    inputs = np.concatenate([states[:, 0], states[:, 1]], axis=1)
+    change = np.asarray(states[:, 1]) - np.asarray(states[:, 0])
+    change = (change - np.asarray(normalizer.change_mean)) / np.asarray(normalizer.change_std)
+    inputs = np.concatenate([states[:, 0], change], axis=1)
     expected = 2.0 * np.tanh(reference.mlp(layers, inputs))  # actions reach from -2 to 2
     np.testing.assert_allclose(action, expected, atol=1e-4)
 

@@ -109,7 +109,7 @@ def test_what_a_run_generates(workdir, tmp_path):
     found = read_quality(out / "quality.json")
     assert found.about.reference == "real.hdf5"
     assert found.about.environment == "Hopper-v5"
-    assert found.about.settings["guidance"] == 1.2
+    assert found.about.settings["guidance"] == 1.0
     assert found.synthetic.windows == TRANSITIONS // 7
     simulator = found.synthetic.simulator
     assert len(simulator.dynamics.by_step.mean) == 7

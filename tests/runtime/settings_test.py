@@ -215,3 +215,12 @@ def test_a_value_of_many_lines_is_refused_in_one():
     with pytest.raises(UserError) as error:
         settings.build(Sizes, {**settings.defaults(Sizes), "rate": np.zeros((9, 9))}, name="s")
     assert "\n" not in str(error.value)
+
+
+def test_a_type_that_no_flag_has_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Section:
+        limit: float | None = settings.setting(None, "no flag can be None or a number")
+
+    with pytest.raises(UserError, match=r"config\.x\.limit: expected the type int, float, .*got"):
+        settings.check_declared(Section, "config.x")
