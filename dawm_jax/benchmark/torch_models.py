@@ -96,8 +96,8 @@ class WorldModel:
         mean, std = np.array(normalizer.observation_mean), np.array(normalizer.observation_std)
         self._lowest_state = constant((np.array(normalizer.observation_low) - mean) / std)
         self._highest_state = constant((np.array(normalizer.observation_high) - mean) / std)
-        self._low = self._bound(normalizer.change_low, normalizer.reward_low)
-        self._high = self._bound(normalizer.change_high, normalizer.reward_high)
+        self._low = self._bound(normalizer, normalizer.change_low, normalizer.reward_low)
+        self._high = self._bound(normalizer, normalizer.change_high, normalizer.reward_high)
         self._loss_of_batch = tuning.compile(self._draw_and_loss)
         self._ddim_step = tuning.compile(self._one_ddim_step)
 
@@ -171,8 +171,8 @@ class WorldModel:
         later = reached[:, 1:].clamp(self._lowest_state, self._highest_state)
         return torch.cat([reached[:, :1], later], dim=1)
 
-    def _bound(self, change: Any, reward: Any) -> Tensor:
-        mean, std = (constant.cpu().numpy() for constant in self._change)
+    def _bound(self, normalizer: Normalizer, change: Any, reward: Any) -> Tensor:
+        mean, std = np.array(normalizer.change_mean), np.array(normalizer.change_std)
         standardised = (float(reward) - self._reward[0]) / self._reward[1]
         tokens = np.append((np.array(change) - mean) / std, standardised)
         return tensor(tokens.astype(np.float32), self._device)

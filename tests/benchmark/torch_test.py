@@ -457,6 +457,7 @@ def test_draws_of_the_world_model_are_distributed_as_they_should():
     np.testing.assert_allclose(draws.noise.std(), 1.0, atol=0.01)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_learning_rates_are_the_same():
     """Warm-up, cosine, and past the end."""
     schedule = {"schedule": "cosine", "total_steps": 20, "warmup_steps": 5}
