@@ -480,6 +480,39 @@ def world_model_trials() -> str:
     )
 
 
+def recipes() -> str:
+    """The quick variant's world model of version 0.1 and the present one."""
+    rows = []
+    for found in _json_lines(_RESULTS / "world-model" / "recipes.jsonl"):
+        cloned, real = found["cloned_score"], found["real_cloned_score"]
+        interval = lambda score: "{:.1f} ({:.1f} to {:.1f})".format(*score)
+        rows.append(
+            [
+                found["dataset"].split("/")[1],
+                found["recipe"],
+                number(found["cpu_seconds"]),
+                f"{found['state_auc']:.3f} ± {found['state_auc_std']:.3f}",
+                f"{found['auc']:.3f} ± {found['auc_std']:.3f}",
+                f"{found['change_ratio']:.2f}",
+                interval(cloned),
+                interval(real),
+            ]
+        )
+    return table(
+        [
+            "set",
+            "recipe",
+            "CPU s",
+            "AUC of (s, r, s')",
+            "AUC with a",
+            "change",
+            "BC on generated data",
+            "BC on real data",
+        ],
+        rows,
+    )
+
+
 def inverse_dynamics_trials() -> str:
     """Inputs of the inverse dynamics model that were tried."""
     trials = _json_lines(_RESULTS / "world-model" / "inverse_dynamics.jsonl")
@@ -504,6 +537,7 @@ def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 BLOCKS = (
+    Block("docs/choices.md", "recipes", recipes),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/configuration.md", "configuration", help.table),
