@@ -442,14 +442,7 @@ def reliability() -> str:
     return "\n\n".join(parts)
 
 
-def _read(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected readable JSON ({error})") from error
-
-
-# --- the command --------------------------------------------------------------------------
+# --- the world model ----------------------------------------------------------------------
 
 
 def world_model_trials() -> str:
@@ -457,12 +450,12 @@ def world_model_trials() -> str:
     rows = []
     for trial in _json_lines(_RESULTS / "world-model" / "trials.jsonl"):
         blocks = f", {trial['blocks']} blocks" if trial["blocks"] else ""
-        states = trial["states"] if trial["state_before"] else f"{trial['states']} alone"
+        alone = trial["states"] == "changes" and not trial["state_before"]
         rows.append(
             [
                 trial["dataset"].split("/")[1],
                 f"{trial['denoiser']} {trial['width']}{blocks}",
-                "absolute" if trial["states"] == "absolute" else states,
+                trial["states"] + (" alone" if alone else ""),
                 f"{trial['steps']:,} x {trial['batch_size']}",
                 f"{trial['learning_rate']:g}",
                 f"{trial['sampling_steps']} {trial['spacing']}, order {trial['order']}",
@@ -534,6 +527,16 @@ def inverse_dynamics_trials() -> str:
 
 def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected readable JSON ({error})") from error
+
+
+# --- the command --------------------------------------------------------------------------
 
 
 BLOCKS = (

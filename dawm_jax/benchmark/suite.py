@@ -50,7 +50,7 @@ _UNITS = {
 }
 _ACCELERATOR_FACTOR = 10
 # One unit of "pipeline": 60 denoiser steps, 160 inverse dynamics steps, 896 prefilled transitions
-# and 400 agent updates. The quick variant has 16,000, 8,000, 20,000 and 20,000: other proportions.
+# and 400 agent updates. The quick variant has 10,000, 8,000, 20,000 and 20,000: other proportions.
 _PIPELINE = {
     "world_model.steps": 60,
     "inverse_dynamics.steps": 160,

@@ -96,6 +96,18 @@ def denormalise_observation(normalizer: Normalizer, observation: jax.Array) -> j
     return observation * std + _along_last(normalizer.observation_mean, observation)
 
 
+def normalise_change(normalizer: Normalizer, change: jax.Array) -> jax.Array:
+    """Changes of standardised states [..., S], standardised by the data's one-step changes."""
+    mean = _along_last(normalizer.change_mean, change)
+    return (change - mean) / _along_last(normalizer.change_std, change)
+
+
+def denormalise_change(normalizer: Normalizer, change: jax.Array) -> jax.Array:
+    """Inverts `normalise_change`."""
+    std = _along_last(normalizer.change_std, change)
+    return change * std + _along_last(normalizer.change_mean, change)
+
+
 def normalise_action(normalizer: Normalizer, action: jax.Array) -> jax.Array:
     """Actions [..., A] from the environment's units to [-1, 1]."""
     low, high = (

@@ -1,5 +1,6 @@
 """What denoisers share: activations, embeddings of their conditions, and initialisation."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -79,6 +80,16 @@ def example(shape: TokenShape) -> tuple[jax.Array, jax.Array, DenoiserCondition]
     return jnp.zeros((1, shape.tokens, shape.inputs)), jnp.zeros(1), condition
 
 
+def fan_in_bound(
+    path: tuple[str, ...], shape: tuple[int, ...], kernel: tuple[int, ...] | None
+) -> float:
+    """A `BoundFn`: 1 / sqrt(fan_in), PyTorch's default; 0 without a kernel and for layers "out"."""
+    del shape
+    if kernel is None or path[-2] == "out":
+        return 0.0
+    return float(1.0 / np.sqrt(kernel[0]))
+
+
 class BoundFn(Protocol):
     """The initialisation rule of a network: parameters are uniform around their centre.
 
@@ -133,3 +144,28 @@ def init_in_one_draw(
         return filled
 
     return fill(shapes, ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkDenoiser:
+    """A flax module as a `Denoiser`.
+
+    Attributes:
+      network: (x, step, condition) -> prediction.
+      shape: sizes that the module is built for.
+      bound: initialisation rule.
+    """
+
+    network: nn.Module
+    shape: TokenShape
+    bound: BoundFn
+
+    def init(self, key: jax.Array) -> Params:
+        """Parameters by `bound`; `key` is consumed."""
+        return init_in_one_draw(self.network, key, *example(self.shape), bound=self.bound)
+
+    def __call__(
+        self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
+    ) -> jax.Array:
+        """See `Denoiser`."""
+        return self.network.apply(params, x, step, condition)

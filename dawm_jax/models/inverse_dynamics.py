@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replays
 from dawm_jax.data.replay import Replay
 from dawm_jax.models import optim, regression
@@ -88,7 +89,8 @@ class ActionModel:
     def infer(self, params: Params, *states: jax.Array) -> jax.Array:
         """Actions in [-1, 1], [..., A], from the standardised states [..., S] of `inputs`."""
         state, *following = states
-        return self.network.apply(params, state, *(self._change(state, s) for s in following))
+        changes = [normalizing.normalise_change(self.normalizer, s - state) for s in following]
+        return self.network.apply(params, state, *changes)
 
     def loss(self, params: Params, batch: Transition) -> tuple[jax.Array, Metrics]:
         """Mean squared error of the action, a scalar, and metrics."""
@@ -108,12 +110,6 @@ class ActionModel:
             "mse": jnp.square(action - batch.action).mean(0) * scale,
             "baseline_mse": batch.action.var(0) * scale,
         }
-
-    def _change(self, state: jax.Array, next_state: jax.Array) -> jax.Array:
-        """The change between two states in units of the data's changes, [..., S]."""
-        lead = (1,) * (state.ndim - 1)
-        mean = self.normalizer.change_mean.reshape(*lead, -1)
-        return (next_state - state - mean) / self.normalizer.change_std.reshape(*lead, -1)
 
     def _inferred(self, params: Params, batch: Transition) -> jax.Array:
         return self.infer(params, *(getattr(batch, name) for name in self.inputs))

@@ -8,14 +8,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dawm_jax.models import embeddings
 from dawm_jax.models.base import DENOISERS, DenoiserCondition, DenoiserSpec, TokenShape
-from dawm_jax.models.embeddings import ConditionEmbedding, mish
+from dawm_jax.models.embeddings import ConditionEmbedding, NetworkDenoiser, mish
 from dawm_jax.runtime.settings import setting
-from dawm_jax.types import Params, UserError
+from dawm_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,47 +94,12 @@ class ResidualMlpNetwork(nn.Module):
         return out.reshape(batch, tokens, self.channels).astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ResidualMlp:
-    """The residual MLP as a `Denoiser`.
-
-    Attributes:
-      network: flax module.
-      shape: sizes that the module is built for.
-    """
-
-    network: ResidualMlpNetwork
-    shape: TokenShape
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters by `initial_bound`; `key` is consumed."""
-        return embeddings.init_in_one_draw(
-            self.network, key, *embeddings.example(self.shape), bound=initial_bound
-        )
-
-    def __call__(
-        self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
-    ) -> jax.Array:
-        """See `Denoiser`."""
-        return self.network.apply(params, x, step, condition)
-
-
-def initial_bound(
-    path: tuple[str, ...], shape: tuple[int, ...], kernel: tuple[int, ...] | None
-) -> float:
-    """1 / sqrt(fan_in), PyTorch's default; 0 for the output and for the output of each block."""
-    del shape
-    if kernel is None or path[-2] == "out":
-        return 0.0
-    return float(1.0 / np.sqrt(kernel[0]))
-
-
-def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> ResidualMlp:
+def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> NetworkDenoiser:
     """The residual MLP of a section of the configuration."""
     network = ResidualMlpNetwork(
         settings.width, settings.blocks, shape.channels, shape.on_action, dtype
     )
-    return ResidualMlp(network, shape)
+    return NetworkDenoiser(network, shape, embeddings.fan_in_bound)
 
 
 DENOISERS.register(

@@ -10,14 +10,13 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from dawm_jax.models import embeddings
 from dawm_jax.models.base import DENOISERS, DenoiserCondition, DenoiserSpec, TokenShape
-from dawm_jax.models.embeddings import ConditionEmbedding, mish
+from dawm_jax.models.embeddings import ConditionEmbedding, NetworkDenoiser, mish
 from dawm_jax.runtime.settings import setting
-from dawm_jax.types import Params, UserError
+from dawm_jax.types import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,47 +110,12 @@ class TemporalResNetNetwork(nn.Module):
         return jnp.pad(out, ((0, 0), (1, 0), (0, 0)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TemporalResNet:
-    """The temporal ResNet as a `Denoiser`.
-
-    Attributes:
-      network: flax module.
-      shape: sizes that the module is built for.
-    """
-
-    network: TemporalResNetNetwork
-    shape: TokenShape
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters by `initial_bound`; `key` is consumed."""
-        return embeddings.init_in_one_draw(
-            self.network, key, *embeddings.example(self.shape), bound=initial_bound
-        )
-
-    def __call__(
-        self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
-    ) -> jax.Array:
-        """See `Denoiser`."""
-        return self.network.apply(params, x, step, condition)
-
-
-def initial_bound(
-    path: tuple[str, ...], shape: tuple[int, ...], kernel: tuple[int, ...] | None
-) -> float:
-    """1 / sqrt(fan_in), PyTorch's default; 0 for positions, the output, each block's output."""
-    del shape
-    if kernel is None or path[-2] == "out":
-        return 0.0
-    return float(1.0 / np.sqrt(kernel[0]))
-
-
-def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> TemporalResNet:
+def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> NetworkDenoiser:
     """The temporal ResNet of a section of the configuration."""
     network = TemporalResNetNetwork(
         settings.width, settings.blocks, shape.channels, shape.on_action, dtype
     )
-    return TemporalResNet(network, shape)
+    return NetworkDenoiser(network, shape, embeddings.fan_in_bound)
 
 
 DENOISERS.register(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.data import normalizer as normalizing
 from dawm_jax.types import Condition, GeneratedWindow, Normalizer, Window
 
 STATE_FORMS = ("changes", "absolute")
@@ -119,7 +120,11 @@ class Tokens:
         States after the first are clipped at the data's smallest and largest values.
         """
         reached = self._reached(tokens)
-        low, high = (_row(self._standardised(bound)) for bound in self._observation_bounds())
+        constants = self.normalizer
+        low, high = (
+            _row(normalizing.normalise_observation(constants, bound))
+            for bound in (constants.observation_low, constants.observation_high)
+        )
         return jnp.concatenate([reached[:, :1], jnp.clip(reached[:, 1:], low, high)], axis=1)
 
     def decode(self, tokens: jax.Array, terminated: jax.Array) -> GeneratedWindow:
@@ -149,13 +154,13 @@ class Tokens:
         constants = self.normalizer
         changes = (constants.change_low, constants.change_high)
         rewards = (constants.reward_low, constants.reward_high)
-        states = self._observation_bounds()
+        states = (constants.observation_low, constants.observation_high)
 
         def bound(side: int) -> jax.Array:
             if self.layout.changes:
-                parts = [(changes[side] - constants.change_mean) / constants.change_std]
+                parts = [normalizing.normalise_change(constants, changes[side])]
             else:
-                parts = [self._standardised(states[side])]
+                parts = [normalizing.normalise_observation(constants, states[side])]
             if self.layout.actions:
                 parts.append(jnp.full(constants.action_low.shape, (-1.0, 1.0)[side]))
             if self.layout.rewards:
@@ -171,7 +176,7 @@ class Tokens:
         channels = tokens[..., : constants.observation_mean.shape[0]]
         if not self.layout.changes:
             return channels
-        changes = channels[:, 1:] * _row(constants.change_std) + _row(constants.change_mean)
+        changes = normalizing.denormalise_change(constants, channels[:, 1:])
         first = channels[:, :1]
         return jnp.concatenate([first, first + jnp.cumsum(changes, axis=1)], axis=1)
 
@@ -179,16 +184,8 @@ class Tokens:
         """States [B, H + 1, S] as channels of tokens."""
         if not self.layout.changes:
             return states
-        constants = self.normalizer
-        changes = jnp.diff(states, axis=1)
-        changes = (changes - _row(constants.change_mean)) / _row(constants.change_std)
+        changes = normalizing.normalise_change(self.normalizer, jnp.diff(states, axis=1))
         return jnp.concatenate([states[:, :1], changes], axis=1)
-
-    def _standardised(self, observation: jax.Array) -> jax.Array:
-        return (observation - self.normalizer.observation_mean) / self.normalizer.observation_std
-
-    def _observation_bounds(self) -> tuple[jax.Array, jax.Array]:
-        return self.normalizer.observation_low, self.normalizer.observation_high
 
 
 def _row(channels: jax.Array) -> jax.Array:

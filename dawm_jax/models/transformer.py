@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from dawm_jax.models import embeddings
 from dawm_jax.models.base import DENOISERS, DenoiserCondition, DenoiserSpec, TokenShape
-from dawm_jax.models.embeddings import ConditionEmbedding
+from dawm_jax.models.embeddings import ConditionEmbedding, NetworkDenoiser
 from dawm_jax.runtime.settings import setting
-from dawm_jax.types import Params, UserError
+from dawm_jax.types import UserError
 
 # Standard deviation of DiT's learnt embeddings at the start.
 _POSITION_STD = 0.02
@@ -152,31 +151,6 @@ class TransformerNetwork(nn.Module):
         return out.astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Transformer:
-    """The transformer as a `Denoiser`.
-
-    Attributes:
-      network: flax module.
-      shape: sizes that the module is built for.
-    """
-
-    network: TransformerNetwork
-    shape: TokenShape
-
-    def init(self, key: jax.Array) -> Params:
-        """Parameters by `initial_bound`; `key` is consumed."""
-        return embeddings.init_in_one_draw(
-            self.network, key, *embeddings.example(self.shape), bound=initial_bound
-        )
-
-    def __call__(
-        self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
-    ) -> jax.Array:
-        """See `Denoiser`."""
-        return self.network.apply(params, x, step, condition)
-
-
 def initial_bound(
     path: tuple[str, ...], shape: tuple[int, ...], kernel: tuple[int, ...] | None
 ) -> float:
@@ -192,7 +166,7 @@ def initial_bound(
     return float(np.sqrt(6.0 / sum(shape)))
 
 
-def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> Transformer:
+def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> NetworkDenoiser:
     """The transformer of a section of the configuration."""
     network = TransformerNetwork(
         width=settings.width,
@@ -203,7 +177,7 @@ def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) 
         on_action=shape.on_action,
         dtype=dtype,
     )
-    return Transformer(network, shape)
+    return NetworkDenoiser(network, shape, initial_bound)
 
 
 DENOISERS.register(

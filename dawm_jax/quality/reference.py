@@ -165,8 +165,12 @@ def compare_distributions(
       scales: means and standard deviations of the columns.
       num_keys: number of fits of the classifier.
     """
-    state_size, action_size = scales.state_size, scales.action_size
-    num_compared = state_size + action_size + 1
+    state_size = scales.state_size
+    num_compared = state_size + scales.action_size + 1
+    discriminator_auc = classify(table, real, scales, num_keys=num_keys)
+    state_auc = classify(
+        _without_action(table, scales), _without_action(real, scales), scales, num_keys=num_keys
+    )
     table, real = np.round(table, _DECIMALS), np.round(real, _DECIMALS)
     ks = metrics.ks_statistics(table[:, :num_compared], real[:, :num_compared])
     return Distribution(
@@ -177,20 +181,13 @@ def compare_distributions(
             reward=float(ks[-1]),
         ),
         correlation_similarity=metrics.correlation_similarity(table, real),
-        discriminator_auc=metrics.two_sample_auc(
-            table, real, state_size=state_size, num_keys=num_keys
-        ),
-        state_auc=metrics.two_sample_auc(
-            _without_action(table, scales),
-            _without_action(real, scales),
-            state_size=state_size,
-            num_keys=num_keys,
-        ),
+        discriminator_auc=discriminator_auc,
+        state_auc=state_auc,
     )
 
 
 def classify(table: np.ndarray, real: np.ndarray, scales: Scales, *, num_keys: int) -> TwoSampleAuc:
-    """The classifier of `compare_distributions` alone, of (s, a, r, s' - s)."""
+    """Tells the rows of two tables apart by (s, a, r, s' - s), or without a if they have none."""
     table, real = np.round(table, _DECIMALS), np.round(real, _DECIMALS)
     return metrics.two_sample_auc(table, real, state_size=scales.state_size, num_keys=num_keys)
 
