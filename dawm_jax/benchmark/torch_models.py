@@ -60,7 +60,7 @@ class WorldModel:
         self._state_size = len(normalizer.observation_mean)
         self.channels = self._state_size + 1
         denoiser = make_denoiser(config, self._state_size, len(normalizer.action_low))
-        termination = Mlp(2 * self._state_size, section.termination_hidden, 1)
+        termination = Mlp(2 * self._state_size, section.termination_hidden, 2)
         networks = {"denoiser": denoiser, "termination": termination}
         self.network = nn.ModuleDict(networks).to(tuning.device)
         self.learner = Learner(
@@ -128,7 +128,7 @@ class WorldModel:
     def loss(self, window: Window, draws: Draws) -> Tensor:
         """Denoising loss (DDPM, eq. 14, for the chosen prediction) over known tokens.
 
-        The cross-entropy of the classifier of terminations is added.
+        The cross-entropies of both outputs of `end_logits` are added.
         """
         x0 = self.to_tokens(window)
         alpha_bar = self._alpha_bar[draws.step][:, None, None]
@@ -147,9 +147,12 @@ class WorldModel:
             "v": lambda: signal * draws.noise - spread * x0,
         }[self._section.prediction]()
         denoising = ((output - target).square()[:, 1:] * known).mean()
-        logits = termination_logits(self.network, window.states)
-        return denoising + nn.functional.binary_cross_entropy_with_logits(
-            logits, window.terminated, weight=window.mask
+        terminates, absorbed = end_logits(self.network, window.states)
+        entropy = nn.functional.binary_cross_entropy_with_logits
+        return (
+            denoising
+            + entropy(terminates, window.terminated, weight=window.mask)
+            + entropy(absorbed, 1.0 - window.mask, weight=known[..., 0])
         )
 
     def to_tokens(self, window: Window) -> Tensor:
@@ -209,7 +212,7 @@ class WorldModel:
         return GeneratedWindow(
             states=states,
             rewards=tokens[:, 1:, -1] * self._reward[1] + self._reward[0],
-            terminated=(termination_logits(self.learner.average, states) > 0.0).float(),
+            terminated=ends(self.learner.average, states),
         )
 
     @torch.inference_mode()
@@ -296,10 +299,18 @@ def make_denoiser(config: Config, state_size: int, action_size: int) -> nn.Modul
     return TemporalResNet(config.horizon + 1, inputs, channels, action_size, **sizes)
 
 
-def termination_logits(networks: Any, states: Tensor) -> Tensor:
-    """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
+def end_logits(networks: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits that steps terminate, and that they are absorbed, [B, H + 1, S] -> [B, H] each."""
     pairs = torch.cat([states[:, :-1], states[:, 1:]], dim=-1)
-    return networks["termination"](pairs)[..., 0]
+    terminates, absorbed = networks["termination"](pairs).unbind(-1)
+    return terminates, absorbed
+
+
+def ends(networks: Any, states: Tensor) -> Tensor:
+    """Which steps of windows terminate or precede an absorbed one, 0 or 1, [B, H]."""
+    terminates, absorbed = end_logits(networks, states)
+    next_absorbed = nn.functional.pad(absorbed[:, 1:] > 0.0, (0, 1))
+    return ((terminates > 0.0) | next_absorbed).float()
 
 
 def clamp(x: Tensor, first: Tensor) -> Tensor:

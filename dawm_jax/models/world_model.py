@@ -5,9 +5,9 @@ written into the sample before every evaluation of the denoiser and never counts
 Actions after a_t are not modelled (DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
 
 Terminations are not diffused. A classifier of (s, s'), trained on the same windows, marks them in
-the generated states. Terminations are 0.1 to 0.2 % of the steps of a medium dataset. Of 1,024
-generated windows near a real termination, 791 (Hopper) and 489 (Walker2d) end at the simulator's
-step (results/quality); as a diffused channel one in seven did on Walker2d (no raw file).
+the generated states: it tells steps that terminate, and absorbed steps, which follow a termination
+and leave the state as it is. Terminations are 0.1 to 0.2 % of the steps of a medium dataset; as a
+diffused channel one in seven came at the simulator's step on Walker2d (no raw file).
 
 A `Layout` chooses other tokens for other methods: actions too, or states alone.
 """
@@ -127,6 +127,13 @@ class Draws(NamedTuple):
     conditioned: jax.Array  # [B], 0 where the return-to-go is dropped
 
 
+class EndLogits(NamedTuple):
+    """What the classifier says of steps (s, s'); a step is neither, one or the other."""
+
+    terminates: jax.Array  # [B, H], logit that the step terminates its episode
+    absorbed: jax.Array  # [B, H], logit that the episode had terminated before the step
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiffusionWorldModel:
     """p(window | s_t, a_t, return-to-go) by diffusion; a `Trainable`.
@@ -138,7 +145,7 @@ class DiffusionWorldModel:
       horizon: H.
       tokens: how windows are turned into tokens and back.
       denoiser: predicts the diffusion target of tokens.
-      termination: (s, s') -> [1], the logit of a termination; not used without rewards.
+      termination: (s, s') -> [2], see `end_logits`; not used without rewards.
       process: diffusion process.
       sampler: how windows are sampled.
     """
@@ -249,15 +256,34 @@ class DiffusionWorldModel:
         return jnp.concatenate([x0[:, :1], later], axis=1)
 
     def termination_loss(self, params: Params, window: Window) -> jax.Array:
-        """Cross-entropy of the terminations of real steps, a scalar, divided by B H."""
-        logits = self.termination_logits(params, window.states)
-        errors = optax.sigmoid_binary_cross_entropy(logits, window.terminated)
-        return jnp.mean(errors * window.mask)
+        """Cross-entropies of both outputs of `end_logits`, a scalar, divided by B H.
 
-    def termination_logits(self, params: Params, states: jax.Array) -> jax.Array:
-        """Logits that each step of windows ends its episode, [B, H + 1, S] -> [B, H]."""
+        Whether a step terminates is learnt from real steps, whether it is absorbed from real and
+        absorbed steps. What follows a time-out is neither.
+        """
+        logits = self.end_logits(params, window.states)
+        entropy = optax.sigmoid_binary_cross_entropy
+        terminates = entropy(logits.terminates, window.terminated) * window.mask
+        known = jnp.maximum(window.mask, window.terminated)
+        absorbed = entropy(logits.absorbed, 1.0 - window.mask) * known
+        return jnp.mean(terminates + absorbed)
+
+    def end_logits(self, params: Params, states: jax.Array) -> EndLogits:
+        """The classifier's outputs for each step of windows, [B, H + 1, S] -> [B, H] each."""
         pairs = jnp.concatenate([states[:, :-1], states[:, 1:]], axis=-1)
-        return self.termination.apply(params["termination"], pairs)[..., 0]
+        terminates, absorbed = jnp.split(
+            self.termination.apply(params["termination"], pairs), 2, -1
+        )
+        return EndLogits(terminates[..., 0], absorbed[..., 0])
+
+    def ends(self, params: Params, states: jax.Array) -> jax.Array:
+        """Which steps of windows end their episode, [B, H + 1, S] -> [B, H] float32, 0 or 1.
+
+        A step ends its episode if it terminates, or if the next step is absorbed.
+        """
+        logits = self.end_logits(params, states)
+        next_absorbed = jnp.pad(logits.absorbed[:, 1:] > 0.0, ((0, 0), (0, 1)))
+        return ((logits.terminates > 0.0) | next_absorbed).astype(jnp.float32)
 
     # --- diagnostics ---
 
@@ -336,8 +362,7 @@ class DiffusionWorldModel:
     def sample(self, params: Params, key: jax.Array, condition: Condition) -> GeneratedWindow:
         """Generates windows; only for layouts with rewards. See `sample_tokens`."""
         tokens = self.sample_tokens(params, key, condition)
-        ended = self.termination_logits(params, self.tokens.states(tokens)) > 0.0
-        return self.tokens.decode(tokens, ended.astype(jnp.float32))
+        return self.tokens.decode(tokens, self.ends(params, self.tokens.states(tokens)))
 
     def sample_tokens(self, params: Params, key: jax.Array, condition: Condition) -> jax.Array:
         """Generates a window from each condition, as tokens [B, H + 1, channels].
@@ -419,7 +444,7 @@ def make(
         horizon=horizon,
         tokens=tokens,
         denoiser=denoiser,
-        termination=Mlp(settings.termination_hidden, 1),
+        termination=Mlp(settings.termination_hidden, 2),
         process=process,
         sampler=sampler,
     )

@@ -96,7 +96,7 @@ MODEL = world_model.DiffusionWorldModel(
     horizon=HORIZON,
     tokens=Tokens(tokens.DAWM, NORMALIZER),
     denoiser=_StubDenoiser(),
-    termination=networks.Mlp((5, 4), 1),
+    termination=networks.Mlp((5, 4), 2),
     process=PROCESS,
     sampler=Sampler(sampling_steps=4),
 )
@@ -104,7 +104,7 @@ _with = dataclasses.replace
 
 
 def _params(denoiser=0.7):
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(1)
     shapes = jax.eval_shape(MODEL.termination.init, jax.random.key(0), jnp.zeros(2 * STATES))
     normal = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32)
     return {"denoiser": denoiser, "termination": jax.tree.map(normal, shapes)}
@@ -115,25 +115,32 @@ def _predicting(prediction):
 
 
 def _numpy_logits(params, states):
-    """[B, H], of each step from its two states."""
+    """[B, H, 2], of each step from its two states: terminates, absorbed."""
     layers = params["termination"]["params"]
-    logits = np.zeros((BATCH, HORIZON))
+    logits = np.zeros((BATCH, HORIZON, 2))
     for row in range(BATCH):
         for k in range(HORIZON):
             pair = np.concatenate([states[row, k], states[row, k + 1]]).astype(float)
-            (logits[row, k],) = reference.mlp(layers, pair)
+            logits[row, k] = reference.mlp(layers, pair)
     return logits
 
 
 def _numpy_termination_loss(params, window):
-    """-(d log p + (1 - d) log(1 - p)), of real steps, over all steps."""
+    """-(d log p + (1 - d) log(1 - p)) of both outputs, over all steps.
+
+    Real steps terminate or not, and are not absorbed. Steps after a termination are absorbed,
+    and whether they terminate does not count. Steps after a time-out count nowhere.
+    """
     probability = 1.0 / (1.0 + np.exp(-_numpy_logits(params, window.states)))
     total = 0.0
     for row in range(BATCH):
         for k in range(HORIZON):
+            terminates, absorbed = probability[row, k]
             if window.mask[row, k]:
-                p = probability[row, k]
-                total -= np.log(p if window.terminated[row, k] else 1.0 - p)
+                total -= np.log(terminates if window.terminated[row, k] else 1.0 - terminates)
+                total -= np.log(1.0 - absorbed)
+            elif window.terminated[row, k]:
+                total -= np.log(absorbed)
     return total / (BATCH * HORIZON)
 
 
@@ -177,15 +184,16 @@ def test_loss_equals_the_ddpm_equation(prediction):
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_termination_logits_and_loss_equal_numpy():
-    """A ReLU network of both states of a step, and its cross-entropy over real steps."""
+def test_end_logits_and_loss_equal_numpy():
+    """A ReLU network of both states of a step, and the cross-entropies of its two outputs."""
     window, params = _window(), _params()
-    logits = MODEL.termination_logits(params, window.states)
+    logits = jnp.stack(MODEL.end_logits(params, window.states), axis=-1)
     expected = _numpy_logits(params, window.states)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)  # float32 rounding
     # Both classes, right and wrong.
     ended, real = np.asarray(window.terminated) > 0, np.asarray(window.mask) > 0
-    assert len({*zip(ended[real], (expected > 0)[real], strict=True)}) == 4
+    assert len({*zip(ended[real], (expected[..., 0] > 0)[real], strict=True)}) == 4
+    assert (ended & ~real).any() and (~ended & ~real).any()  # absorbed, and after a time-out
     expected = _numpy_termination_loss(params, window)
     np.testing.assert_allclose(MODEL.termination_loss(params, window), expected, rtol=1e-5)
     found = MODEL.loss(params, window, _draws())[1]["termination_loss"]
@@ -281,12 +289,17 @@ class _DirectDenoiser:
         return self.values(*condition, jnp.arange(x.shape[1]).astype(x.dtype)) + 0.0 * x
 
 
+# A linear classifier of (s, s') whose weights tell the states, their dimensions and both outputs
+# apart: [4, 2].
+CLASSIFIER = np.array([[0.5, -0.3], [0.3, 0.2], [-1.0, 0.7], [-0.2, -0.6]], np.float32)
+
+
 class _StubClassifier:
-    """Linear in s and in s', with weights that tell them and their dimensions apart."""
+    """`CLASSIFIER`; the parameters are the biases of both outputs."""
 
     @staticmethod
     def apply(params, pairs):
-        return params + pairs @ np.array([[0.5], [0.3], [-1.0], [-0.2]], np.float32)
+        return params[None, None] + pairs @ CLASSIFIER
 
 
 @pytest.mark.parametrize(
@@ -302,7 +315,8 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
         termination=_StubClassifier,
         sampler=Sampler(4, order, eta=eta, guidance=guidance, temperature=0.5),
     )
-    params = {"denoiser": None, "termination": jnp.float32(1.5)}
+    biases = np.array([1.2, -1.0], np.float32)
+    params = {"denoiser": None, "termination": biases}
     generated = model.sample(params, jax.random.key(0), condition)
     np.testing.assert_array_equal(generated.states[:, 0], condition.state)
     action, returns = np.asarray(condition.action), np.asarray(condition.return_to_go)
@@ -315,12 +329,22 @@ def test_sample_is_guided_bounded_and_starts_exactly(guidance, order, eta):
     assert np.any(np.abs(x0[..., :2]) == 3.0)
     np.testing.assert_allclose(generated.states[:, 1:], x0[..., :2], atol=1e-5)
     np.testing.assert_allclose(generated.rewards, 1.5 + 2.0 * x0[..., 2], atol=1e-5)
-    after = x0[..., :2]
-    before = np.concatenate([np.asarray(condition.state)[:, None], after[:, :-1]], axis=1)
-    logits = 1.5 + 0.5 * before[..., 0] + 0.3 * before[..., 1] - after[..., 0] - 0.2 * after[..., 1]
+    states = np.concatenate([np.asarray(condition.state)[:, None], x0[..., :2]], axis=1)
+    logits = biases + np.concatenate([states[:, :-1], states[:, 1:]], axis=-1) @ CLASSIFIER
     assert np.abs(logits).min() > 1e-3  # no sign by rounding
-    assert 0 < (logits > 0).sum() < logits.size
-    np.testing.assert_array_equal(generated.terminated, logits > 0)
+    terminates, absorbed = (logits > 0).transpose(2, 0, 1)
+    expected = np.array(
+        [
+            [
+                terminates[row, k] or (k + 1 < HORIZON and absorbed[row, k + 1])
+                for k in range(HORIZON)
+            ]
+            for row in range(BATCH)
+        ]
+    )
+    # Some steps end by each output, and some do not end.
+    assert (expected & ~terminates).any() and (~expected).any() and terminates.any()
+    np.testing.assert_array_equal(generated.terminated, expected)
 
 
 # --- learning -------------------------------------------------------------------------------
