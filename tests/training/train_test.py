@@ -30,9 +30,9 @@ def tiny_config(**overrides):
     return schema.replace(schema.parse(schema.get_config("smoke")), changes | changed)
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
-    """An evaluation without physics, deterministic in the policy."""
-    observations = np.ones((num_policies, num_episodes, 11), np.float32)
+def fake_episodes(policy, environment, *, seeds, **options):
+    """An evaluation without physics, deterministic in the policy and the seeds of the resets."""
+    observations = np.repeat(seeds[..., None] / 2**32, 11, axis=-1).astype(np.float32)
     return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
 
