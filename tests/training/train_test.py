@@ -289,6 +289,27 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
     assert_same_run(tmp_path, undisturbed[0])
 
 
+def test_each_evaluation_resets_to_start_states_of_its_own(tmp_path, monkeypatch):
+    """Those of its update; every resumed run of this file is compared with returns of them."""
+    found = []
+
+    def recording(policy, environment, *, seeds, **options):
+        found.append(seeds)
+        return fake_episodes(policy, environment, seeds=seeds)
+
+    monkeypatch.setattr(rollouts, "run_episodes", recording)
+    config = tiny_config(training__real_fraction=1.0, td3_bc__hidden=(8,), seed=4)
+    train.run(config, tmp_path)
+    with np.load(tmp_path / "returns.npz") as file:
+        updates = file["updates"].tolist()
+    for update, seeds in zip(updates, found, strict=True):
+        expected = rollouts.reset_seeds(
+            config.evaluation.seed, 4, update, num_policies=len(seeds), num_episodes=2
+        )
+        np.testing.assert_array_equal(seeds, expected)
+    assert len(updates) > 1 and len(np.unique(found)) == np.size(found)
+
+
 def test_an_evaluation_lost_to_a_kill_is_made_up_for(undisturbed, tmp_path, monkeypatch):
     """The checkpoint at the evaluation's step was written, the evaluation was not."""
     before_stage("agent", undisturbed, tmp_path)
