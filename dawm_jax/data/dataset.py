@@ -79,8 +79,8 @@ class OfflineDataset:
         """SHA-256 of what a run trains on, 64 hexadecimal digits.
 
         For each of observations, actions, rewards, next_observations, terminations and
-        truncations, in this order, the hash takes the line "NAME DTYPE SHAPE" and the array's bytes:
-        float32, little-endian, or bool, in C order. 0 and -0 are the same.
+        truncations, in this order, the hash takes the line "NAME DTYPE SHAPE" and the array's
+        bytes: float32, little-endian, or bool, in C order. 0 and -0 are the same.
         """
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):

@@ -156,9 +156,7 @@ def test_a_stop_flag_ends_an_evaluation_at_the_next_step(register):
 
 def test_every_step_is_reported(register):
     name, reports = register("DawmCount-v0", _Count, max_episode_steps=3), []
-    rollouts.run_episodes(
-        _still, name, seeds=_TWO, report=lambda *report: reports.append(report)
-    )
+    rollouts.run_episodes(_still, name, seeds=_TWO, report=lambda *report: reports.append(report))
     assert reports == [(1, 3, 2), (2, 3, 2), (3, 3, 0)]
 
 
