@@ -145,7 +145,7 @@ def plot_profiles(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     everything = np.concatenate([task for own in pools.values() for task in own])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max(), _NUM_THRESHOLDS)
     figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axis, colours = figure.subplots(), _colours(methods)
+    axis, colours = figure.subplots(), _colours(runs.method_names(results))
 
     def profile(scores: statistics.Scores) -> np.ndarray:
         return statistics.performance_profile(scores, thresholds)
