@@ -75,7 +75,7 @@ def evaluate(
     Args:
       run: a loaded run.
       episodes: of each seed.
-      seed: episode i resets with seed + i.
+      seed: of the start states; each episode of each seed's agent has its own.
       environment: Gymnasium id; "" takes the run's.
 
     Returns:
@@ -94,9 +94,9 @@ def evaluate(
     return rollouts.run_episodes(
         policy,
         environment or run.config.environment,
-        num_policies=num_seeds,
-        num_episodes=episodes,
-        seed=seed,
+        seeds=rollouts.reset_seeds(
+            seed, run.config.seed, 0, num_policies=num_seeds, num_episodes=episodes
+        ),
         # Those of the run are keyword arguments of its own environment.
         environment_kwargs=None if environment else run.config.environment_arguments,
         max_steps=run.config.evaluation.max_steps,

@@ -1,8 +1,8 @@
 """Collects the nine D4RL-like datasets of Hopper, Walker2d and HalfCheetah, and describes them.
 
-python launch/datasets.py                       lists them and what is missing; changes nothing
+python launch/datasets.py                       lists them, their digests and what is missing
 python launch/datasets.py --collect             collects what is missing: two hours on two cores
-python launch/datasets.py --describe OUT.json   writes size, returns and versions of all nine
+python launch/datasets.py --describe OUT.json   writes size, returns, versions and digest of each
 
 Datasets are looked for and written under MINARI_DATASETS_PATH. results/datasets.json, which the
 table of docs/datasets.md is made of, was written by --describe.
@@ -54,11 +54,20 @@ def collect_command(short: str) -> list[str]:
     return [sys.executable, "-m", "dawm_jax.collect", *flags]
 
 
+def recorded(short: str) -> str:
+    """The digest in the metadata of a dataset; a dataset of version 0.1 has none."""
+    import minari
+
+    metadata = minari.load_dataset(dataset_id(short)).storage.metadata
+    return str(metadata["collection"].get("digest", "present, without a digest"))
+
+
 def describe(short: str) -> dict[str, Any]:
     """Size, returns and provenance of a collected dataset."""
     import minari
     import numpy as np
 
+    from dawm_jax.data.load import load_dataset
     from dawm_jax.envs.scores import normalised_score
 
     dataset = minari.load_dataset(dataset_id(short))
@@ -80,6 +89,7 @@ def describe(short: str) -> dict[str, Any]:
         "command": metadata["collection"]["command"],
         "seconds": metadata["collection"]["seconds"],
         "requirements": metadata["requirements"],
+        "digest": load_dataset(dataset_id(short)).digest,
         "d4rl": {"steps": steps, "return_mean": mean, "return_std": std},
     }
 
@@ -106,7 +116,7 @@ def main() -> int:
         return int(any(codes))
     if arguments.describe is None:
         for short in D4RL:
-            print(f"{dataset_id(short):<36} {'missing' if short in absent else 'present'}")
+            print(f"{dataset_id(short):<36} {'missing' if short in absent else recorded(short)}")
         return 0
     if absent:
         parser.fail(f"{dataset_id(absent[0])} is missing: run python launch/datasets.py --collect")

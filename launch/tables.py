@@ -171,7 +171,7 @@ def _most_real(results: Iterable[MethodResult]) -> MethodResult | None:
 def _last_score(result: MethodResult | None) -> str:
     if result is None or result.last is None:
         return ""
-    return report_tables.mean_with_interval(result.last)
+    return report_tables.mean_with_interval(result, result.last)
 
 
 def comparison() -> str:

@@ -58,11 +58,11 @@ def test_load_dataset():
 # --- training -----------------------------------------------------------------------------
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
+def fake_episodes(policy, environment, *, seeds, **options):
     """An evaluation without physics: the first action of each episode's constant observation."""
     assert environment == "Hopper-v5"
-    observations = np.full((num_policies, num_episodes, 11), 0.1, np.float32)
-    observations += np.arange(seed, seed + num_episodes, dtype=np.float32)[None, :, None] / 1e5
+    observations = np.full((*seeds.shape, 11), 0.1, np.float32)
+    observations += (seeds % 1_000)[..., None].astype(np.float32) / 1e5
     return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
 
@@ -153,7 +153,7 @@ def test_references_of_the_data_score_a_task_without_its_own(register, monkeypat
     monkeypatch.setattr(
         rollouts,
         "run_episodes",
-        lambda *args, num_policies, **rest: np.full((num_policies, 2), 4.0),
+        lambda *args, seeds, **rest: np.full((len(seeds), 2), 4.0),
     )
     monkeypatch.setattr(cost_model, "plan", lambda *args: [])
     monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)
@@ -209,9 +209,10 @@ def test_evaluation_gives_the_returns_of_every_seed(run, no_simulator):
     returns = dawm_jax.evaluate(run, episodes=4)
     assert returns.shape == (3, 4) and np.isfinite(returns).all()
     # Each seed's own agent acts.
-    observations = np.full((4, 11), 0.1, np.float32)
-    observations += np.arange(10_000, 10_004, dtype=np.float32)[:, None] / 1e5
+    resets = rollouts.reset_seeds(10_000, run.config.seed, 0, num_policies=3, num_episodes=4)
     for seed in range(3):
+        observations = np.full((4, 11), 0.1, np.float32)
+        observations += (resets[seed] % 1_000)[:, None].astype(np.float32) / 1e5
         expected = run.policy(observations, seed).sum(-1)
         np.testing.assert_allclose(returns[seed], expected, rtol=1e-6)
     assert np.abs(returns[0] - returns[1]).max() > 0

@@ -29,7 +29,7 @@ def test_the_gains_in_words_are_those_of_the_table():
     sentence = " ".join(readme[begin:end].split())
     lines = (_ROOT / "docs" / "results.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    table = {(row[0], row[1]): row[-1] for row in rows if len(row) == 6}
+    table = {(row[0], row[1]): row[5] for row in rows if len(row) == 7}
     scores = {
         name: dict(zip(("Hopper", "Walker2d"), map(float, found), strict=True))
         for name, *found in re.findall(
@@ -42,7 +42,7 @@ def test_the_gains_in_words_are_those_of_the_table():
         for text in others:
             pattern = r"(.+?)(?: on real data)? (([+-]).* % \(.*?\))(?: but (\w+) on (.*))?$"
             other, gain, sign, direction, where = re.match(pattern, text).groups()
-            name = mine.replace(" (", ", ").rstrip(")")
+            name, other = (text.replace(" (", ", ").rstrip(")") for text in (mine, other))
             assert table[name, other] == gain
             falls = {task for task, x in scores[name].items() if x < scores[other][task]}
             opposite = falls if sign == "+" else set(scores[name]) - falls

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dawm_jax.collect.policies import make_sampler
+from dawm_jax.data.minari_writer import Episode
 from dawm_jax.envs import guard, simulate
 from dawm_jax.envs.guard import GuardedSimulator
 from dawm_jax.runtime.stopping import StopFlag
@@ -16,16 +17,6 @@ _MAX_COPIES = 32
 # Every copy finishes its last episode. With fewer steps per copy these last steps would add much
 # to the data.
 STEPS_PER_COPY = 10_000
-
-
-class Episode(NamedTuple):
-    """One whole episode of T steps, as Gymnasium returned it."""
-
-    observations: np.ndarray  # [T + 1, S] float64
-    actions: np.ndarray  # [T, A] float32
-    rewards: np.ndarray  # [T] float64
-    terminations: np.ndarray  # [T] bool
-    truncations: np.ndarray  # [T] bool
 
 
 class _ActFn(Protocol):
@@ -67,7 +58,8 @@ def episodes(
       stop: looked at before every step.
 
     Yields:
-      Episodes in the order in which they end.
+      Episodes in the order in which they end, as Gymnasium returns them: observations and rewards
+      are float64, actions float32.
 
     Raises:
       UserError: the environment cannot be made, is not continuous control, has no time limit

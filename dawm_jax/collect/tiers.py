@@ -22,6 +22,7 @@ from dawm_jax.data.minari_source import MINARI
 from dawm_jax.data.minari_writer import DatasetWriter
 from dawm_jax.data.sources import SOURCES
 from dawm_jax.envs.tasks import TASKS
+from dawm_jax.runtime import provenance
 from dawm_jax.runtime.metrics import Progress
 from dawm_jax.runtime.stopping import Interrupted, StopFlag, stop_on_signals
 from dawm_jax.types import Params, UserError
@@ -144,7 +145,10 @@ def make(
         except Interrupted as interruption:
             where = f"the collection of {name} at step {writer.steps:,}, of which nothing is kept"
             raise Interrupted(where) from interruption
-        metadata["collection"]["seconds"] = round(time.monotonic() - start, 1)
+        digest = minari_source.from_episodes(name, list(writer.written())).digest
+        seconds = round(time.monotonic() - start, 1)
+        metadata["collection"] |= {"digest": digest, "seconds": seconds}
+    _log.info("%s has the digest %s", name, digest)
 
 
 def _write(
@@ -203,6 +207,8 @@ def _metadata(
             "tier": tier,
             "seed": seed,
             "policies": None if policies is None else policies.card,
+            "versions": provenance.versions(),
+            "cpu": provenance.cpu_model(),
         },
     }
 

@@ -407,9 +407,8 @@ def _score(
     return rollouts.run_episodes(
         policy,
         settings.environment,
-        num_policies=1,
-        num_episodes=settings.snapshot_episodes,
-        seed=_seed(settings.seed, settings.steps + step),
+        seeds=_seed(settings.seed, settings.steps + step)
+        + np.arange(settings.snapshot_episodes)[None],
         environment_kwargs=limit_kwargs(settings.max_steps or 0),
         stop=stop,
     )

@@ -134,7 +134,7 @@ class Evaluation:
     )
     seed: int = setting(
         10_000,
-        "of the first evaluation episode's reset; episode i resets with seed + i",
+        "of the evaluations' start states; each episode of each seed and evaluation has its own",
         at_least=0,
         at_most=2**31 - 1,
     )

@@ -76,7 +76,12 @@ class OfflineDataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of all arrays and their names, in hexadecimal digits; 0 and -0 are the same."""
+        """SHA-256 of what a run trains on, 64 hexadecimal digits.
+
+        For each of observations, actions, rewards, next_observations, terminations and
+        truncations, in this order, the hash takes the line "NAME DTYPE SHAPE" and the array's
+        bytes: float32, little-endian, or bool, in C order. 0 and -0 are the same.
+        """
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             array = getattr(self, field.name)
@@ -84,7 +89,7 @@ class OfflineDataset:
                 digest.update(f"{field.name} {array.dtype} {array.shape}\n".encode())
                 # The sum turns -0 into 0, as does a copy that stores each state once.
                 plain = array if array.dtype == bool else array + np.zeros((), array.dtype)
-                digest.update(np.ascontiguousarray(plain).data)
+                digest.update(np.ascontiguousarray(plain, plain.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 

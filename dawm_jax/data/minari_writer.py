@@ -21,7 +21,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import h5py
 import numpy as np
@@ -52,6 +52,16 @@ class BeingWrittenError(UserError):
 
 class ExistsError(UserError):
     """There is a dataset of this id, or something else in its place."""
+
+
+class Episode(NamedTuple):
+    """A whole episode of T steps."""
+
+    observations: np.ndarray  # [T + 1, S]
+    actions: np.ndarray  # [T, A]
+    rewards: np.ndarray  # [T]
+    terminations: np.ndarray  # [T] bool
+    truncations: np.ndarray  # [T] bool
 
 
 class DatasetWriter:
@@ -165,6 +175,13 @@ class DatasetWriter:
             self._episodes.write(self.episodes, episode)
         self.episodes += 1
         self.steps += len(episode["rewards"])
+
+    def written(self) -> Iterator[Episode]:
+        """The episodes that were added, as a reader of the dataset gets them; one in memory."""
+        for index in range(self.episodes):
+            assert self._file is not None
+            group = self._file[f"episode_{index}"]
+            yield Episode(**{name: group[name][()] for name in Episode._fields})
 
     def __exit__(
         self,

@@ -41,13 +41,36 @@ def _no_report(step: int, limit: int, running: int, /) -> None:
     pass
 
 
+def reset_seeds(
+    seed: int, run_seed: int, evaluation: int, *, num_policies: int, num_episodes: int
+) -> np.ndarray:
+    """Seeds of the resets of one evaluation, each episode's own.
+
+    Row p depends on (seed, run_seed, evaluation, p) alone: it is the same in a resumed run and with
+    any number of policies, and a longer row begins with a shorter one.
+
+    Args:
+      seed: of all evaluations.
+      run_seed: root seed of the run, so that runs with other root seeds have other start states.
+      evaluation: number of the evaluation in its run.
+      num_policies: number of rows.
+      num_episodes: per policy.
+
+    Returns:
+      [num_policies, num_episodes] uint32.
+    """
+    rows = [
+        np.random.SeedSequence((seed, run_seed, evaluation, policy)).generate_state(num_episodes)
+        for policy in range(num_policies)
+    ]
+    return np.stack(rows)
+
+
 def run_episodes(
     policy: PolicyFn,
     environment: str,
     *,
-    num_policies: int,
-    num_episodes: int,
-    seed: int,
+    seeds: np.ndarray,
     environment_kwargs: Mapping[str, Any] | None = None,
     max_steps: int = 0,
     stop: StopFlag | None = None,
@@ -56,22 +79,19 @@ def run_episodes(
     """Undiscounted returns of whole episodes.
 
     The policies are called once per time step with all episodes in one batch. A finished
-    episode stays in the batch, and its simulator is not stepped any more. Episode i starts
-    from the same state for every policy.
+    episode stays in the batch, and its simulator is not stepped any more.
 
     Args:
       policy: all policies.
       environment: Gymnasium id.
-      num_policies: size of the first axis of the policies' batch.
-      num_episodes: per policy.
-      seed: episode i is reset with seed + i.
+      seeds: [policies, episodes] whole numbers at least 0, of each episode's reset.
       environment_kwargs: keyword arguments of `gym.make`; None: none.
       max_steps: episodes are cut after so many steps; 0: the environment's limit alone.
       stop: looked at before every time step.
       report: shows how far the evaluation is.
 
     Returns:
-      [num_policies, num_episodes] float64.
+      [policies, episodes] float64.
 
     Raises:
       UserError: the environment cannot be made, is not continuous control, has no time limit
@@ -80,20 +100,19 @@ def run_episodes(
     """
     stop = stop or StopFlag()
     limit = episode_limit(environment, environment_kwargs, max_steps=max_steps)
-    shape = (num_policies, num_episodes)
-    total = num_policies * num_episodes
+    total = seeds.size
     simulator = GuardedSimulator(
         make_simulator(environment, total, kwargs=environment_kwargs), environment
     )
     try:
         observations = np.stack(
-            [simulator.reset(i, seed + i % num_episodes) for i in range(total)]
+            [simulator.reset(i, int(seed)) for i, seed in enumerate(seeds.flat)]
         ).astype(np.float32)
         returns = np.zeros(total)
         active = np.arange(total)
         for step in range(limit):
             stop.check(f"an evaluation at step {step:,}")
-            actions = np.asarray(policy(observations.reshape(*shape, -1))).reshape(total, -1)
+            actions = np.asarray(policy(observations.reshape(*seeds.shape, -1))).reshape(total, -1)
             steps = simulator.step(active, actions[active])
             observations[active] = steps.observations
             returns[active] += steps.rewards
@@ -103,4 +122,4 @@ def run_episodes(
                 break
     finally:
         simulator.close()
-    return returns.reshape(shape)
+    return returns.reshape(seeds.shape)

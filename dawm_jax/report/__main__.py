@@ -6,15 +6,17 @@
 
 Every argument is a run's folder, its results.json, or a folder of run folders. A folder without
 results.json is skipped with a warning. Runs of the same method, task, settings and number of
-updates but different root seeds are pooled. The command writes report.md, report.csv (one row
-per method and task) and report.png into --out and replaces files of these names there.
+updates but different root seeds are pooled, and each counts as one more world model. The command
+writes into --out and replaces files of these names there: report.md, report.csv (one row per
+method and task), report.png (scores), curves.png (learning curves with intervals) and profiles.png
+(performance profiles: the share of runs above each score).
 """
 
 from absl import flags
 
 from dawm_jax.runtime import cli, paths
 
-_OUT = flags.DEFINE_string("out", "report", "Folder to write report.md, .csv and .png to")
+_OUT = flags.DEFINE_string("out", "report", "Folder to write the report's files to")
 _REFERENCE = flags.DEFINE_string(
     "reference", "dawm", "The method, as named in results.json, to compare with every other method"
 )

@@ -1,6 +1,7 @@
 """Finished runs, read from results.json, and their results by method and task."""
 
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -66,6 +67,7 @@ class Run:
       top_fraction: share of the episodes, those of highest return, that is used.
       learns_values: whether the agent has a critic.
       settings: values of the settings that a study may vary, by name.
+      evaluated: [evaluations] updates at each evaluation, increasing.
       curve: [evaluations, seeds] returns.
       best: [seeds] returns at the evaluation with the highest mean return.
       seconds: duration of training, without compilation and evaluation.
@@ -88,6 +90,7 @@ class Run:
     top_fraction: float
     learns_values: bool
     settings: Mapping[str, Setting]
+    evaluated: np.ndarray
     curve: np.ndarray
     best: np.ndarray
     seconds: float
@@ -106,15 +109,19 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The run's method and agent in words, for example DAWM-TD3+BC, 10 % BC or IQL."""
-        if self.updates == 0:
-            return self.method_label
-        real = self.real_fraction == 1.0
-        text = self.agent_label if real else f"{self.method_label}-{self.agent_label}"
+        """The method, the agent and the shares of data in words.
+
+        For example "DAWM-TD3+BC, 50 % real", "DWM-IQL, 0 % real", "IQL" and "10 % BC" (real data),
+        "Decision Diffuser" (its plans have no minibatches).
+        """
+        real, plans = self.real_fraction == 1.0, self.updates == 0
+        if plans:
+            text = self.method_label
+        else:
+            text = self.agent_label if real else f"{self.method_label}-{self.agent_label}"
         if self.top_fraction < 1.0:
             text = f"{100 * self.top_fraction:g} % {text}"
-        mixed = 0.0 < self.real_fraction < 1.0
-        return f"{text}, {100 * self.real_fraction:g} % real" if mixed else text
+        return text if real or plans else f"{text}, {100 * self.real_fraction:g} % real"
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -197,6 +204,7 @@ def _read(path: pathlib.Path) -> Run:
 def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
     method, agent = _text(data, "method"), _text(data, "agent")
     curve = np.array([_returns(point) for point in _list(data, "curve")])
+    evaluated = np.array([_number(point, "update") for point in _list(data, "curve")])
     best = _returns(data["best"])
     if curve.ndim != 2 or not curve.size or best.shape != curve.shape[1:]:
         raise ValueError(f"returns of shapes {curve.shape} and {best.shape}")
@@ -217,6 +225,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         # Runs record the check of their values only if they have a critic.
         learns_values=data.get("value_check") is not None,
         settings=_settings(data),
+        evaluated=evaluated,
         curve=curve,
         best=best,
         seconds=sum(_number(stage, "seconds") for stage in _dict(data, "stages").values()),
@@ -328,6 +337,10 @@ class MethodResult:
       best: [seeds] normalised scores at each run's best evaluation, or None likewise.
       last_return: [seeds] as `last`, but undiscounted returns.
       best_return: [seeds] as `best`, but undiscounted returns.
+      model_seeds: number of seeds of each world model, in the order of the arrays over seeds;
+        agents on real data have none, and all their seeds count as those of one.
+      evaluated: [evaluations] updates at which all its runs were evaluated.
+      curve: [seeds, evaluations] scores at these updates, returns without reference returns.
     """
 
     task: str
@@ -347,18 +360,25 @@ class MethodResult:
     best: np.ndarray | None
     last_return: np.ndarray
     best_return: np.ndarray
+    model_seeds: tuple[int, ...]
+    evaluated: np.ndarray
+    curve: np.ndarray
 
     @property
     def num_seeds(self) -> int:
         """Number of seeds of all its runs."""
         return len(self.last_return)
 
+    def by_model(self, values: np.ndarray) -> list[np.ndarray]:
+        """An array over seeds, [seeds, ...], as one array for each world model."""
+        return np.split(values, np.cumsum(self.model_seeds)[:-1])
+
 
 def group(runs: Iterable[Run]) -> list[MethodResult]:
     """Runs of the same method, task, settings and updates as one result each.
 
-    Runs with different root seeds are pooled. A second run with the same root seed is left out
-    with a warning.
+    Runs with different root seeds are pooled; each has a world model of its own. A second run with
+    the same root seed is left out with a warning.
     """
     runs = list(runs)
     varied = _varied(runs)
@@ -395,6 +415,10 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     last = np.concatenate([run.curve[-LAST:].mean(axis=0) for run in runs])
     best = np.concatenate([run.best for run in runs])
     varied = _own(first, varying)
+    sizes = [run.num_seeds for run in runs]
+    evaluated = functools.reduce(np.intersect1d, [run.evaluated for run in runs])
+    curve = np.concatenate([run.curve[np.isin(run.evaluated, evaluated)].T for run in runs])
+    curve_scores = normalised_score(first.environment, curve, first.references)
     return MethodResult(
         task=first.dataset,
         environment=first.environment,
@@ -413,6 +437,9 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
         best=normalised_score(first.environment, best, first.references),
         last_return=last,
         best_return=best,
+        model_seeds=(sum(sizes),) if first.source == "real" else tuple(sizes),
+        evaluated=evaluated,
+        curve=curve if curve_scores is None else curve_scores,
     )
 
 
@@ -465,7 +492,8 @@ class Aggregate:
       method: label.
       tasks: number of tasks.
       seeds: fewest seeds of a task.
-      average: mean over tasks of the mean over seeds.
+      by_task: mean over seeds on each task that any method has, None where this one has none.
+      average: mean over its tasks of the mean over seeds.
       iqm: interquartile mean over the runs of all tasks.
       iqm_interval: its 95 % interval, None where a task has a single seed.
     """
@@ -473,6 +501,7 @@ class Aggregate:
     method: str
     tasks: int
     seeds: int
+    by_task: tuple[float | None, ...]
     average: float
     iqm: float
     iqm_interval: statistics.Interval | None
@@ -493,6 +522,7 @@ class Comparison:
       gain: gain of the average, in per cent of the other's; None where that is not positive.
       gain_interval: its 95 % interval, None where a task has a single seed or where an average
         of a bootstrap sample is not positive.
+      gain_interval_of_tasks: likewise, with tasks drawn too; None for a single task as well.
     """
 
     method: str
@@ -504,6 +534,7 @@ class Comparison:
     probability_by_task: tuple[float, ...]
     gain: float | None
     gain_interval: statistics.Interval | None
+    gain_interval_of_tasks: statistics.Interval | None
 
 
 def method_names(results: Iterable[MethodResult]) -> list[str]:
@@ -522,29 +553,48 @@ def shared_tasks(results: Iterable[MethodResult], methods: Iterable[str]) -> tup
     return tuple(task for task in tasks if all(task in own for own in by_method))
 
 
-def scores(results: Iterable[MethodResult], method: str, tasks: Iterable[str]) -> list[np.ndarray]:
-    """Last scores of a method, a list over tasks of arrays over seeds."""
-    found = {r.task: r.last for r in results if r.method == method and r.last is not None}
+def scores(
+    results: Iterable[MethodResult], method: str, tasks: Iterable[str]
+) -> list[list[np.ndarray]]:
+    """Last scores of a method: lists over tasks and world models of arrays over seeds."""
+    found = {
+        r.task: r.by_model(r.last) for r in results if r.method == method and r.last is not None
+    }
     return [found[task] for task in tasks]
+
+
+def scored_tasks(results: Iterable[MethodResult]) -> tuple[str, ...]:
+    """Tasks on which any method has scores, in the order of `results`."""
+    return tuple(dict.fromkeys(result.task for result in results if result.last is not None))
+
+
+def widest(results: list[MethodResult]) -> tuple[tuple[str, ...], list[str]]:
+    """The tasks of a method that has scores on the most, and all methods that have those."""
+    methods = method_names(results)
+    tasks = max((shared_tasks(results, [name]) for name in methods), key=len, default=())
+    return tasks, [name for name in methods if shared_tasks(results, [name]) == tasks]
 
 
 def aggregates(results: list[MethodResult]) -> list[Aggregate]:
     """Every method over all of its own tasks. Methods with different tasks do not compare."""
-    found = []
+    found, every_task = [], scored_tasks(results)
     for method in method_names(results):
         tasks = shared_tasks(results, [method])
         if not tasks:
             continue
-        own = scores(results, method, tasks)
+        models = scores(results, method, tasks)
+        own = statistics.pooled(models)
+        means = {task: float(one.mean()) for task, one in zip(tasks, own, strict=True)}
         iqm = statistics.interquartile_mean
         found.append(
             Aggregate(
                 method=method,
                 tasks=len(tasks),
                 seeds=min(map(len, own)),
+                by_task=tuple(map(means.get, every_task)),
                 average=statistics.average(own),
                 iqm=iqm(own),
-                iqm_interval=statistics.bootstrap_interval(iqm, own),
+                iqm_interval=statistics.bootstrap_interval(iqm, models),
             )
         )
     return found
@@ -575,7 +625,9 @@ def comparisons(results: list[MethodResult], reference: str) -> list[Comparison]
 
 def _compare(results: list[MethodResult], method: str, other: str) -> Comparison:
     tasks = shared_tasks(results, (method, other))
-    mine, theirs = scores(results, method, tasks), scores(results, other, tasks)
+    models = scores(results, method, tasks), scores(results, other, tasks)
+    mine, theirs = map(statistics.pooled, models)
+    interval = functools.partial(statistics.bootstrap_interval, statistics.gain, *models)
     probability = statistics.probability_of_improvement
     gain = statistics.gain(mine, theirs)
     return Comparison(
@@ -584,8 +636,9 @@ def _compare(results: list[MethodResult], method: str, other: str) -> Comparison
         tasks=tasks,
         seeds=min(map(len, [*mine, *theirs])),
         probability=probability(mine, theirs),
-        probability_interval=statistics.bootstrap_interval(probability, mine, theirs),
+        probability_interval=statistics.bootstrap_interval(probability, *models),
         probability_by_task=tuple(probability([x], [y]) for x, y in zip(mine, theirs, strict=True)),
         gain=gain if np.isfinite(gain) else None,
-        gain_interval=statistics.bootstrap_interval(statistics.gain, mine, theirs),
+        gain_interval=interval(),
+        gain_interval_of_tasks=interval(resample_tasks=True) if len(tasks) > 1 else None,
     )

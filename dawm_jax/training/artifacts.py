@@ -98,6 +98,7 @@ def finish(
         "evaluation_seconds": _evaluation_seconds(log),
         "stages": _stages(log),
         "device": sharding.describe_devices(),
+        "cpu": provenance.cpu_model(),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }

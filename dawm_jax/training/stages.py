@@ -256,9 +256,13 @@ def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Asses
             return rollouts.run_episodes(
                 functools.partial(act, agents),
                 config.environment,
-                num_policies=config.num_seeds,
-                num_episodes=section.final_episodes if last else section.episodes,
-                seed=section.seed,
+                seeds=rollouts.reset_seeds(
+                    section.seed,
+                    config.seed,
+                    update,
+                    num_policies=config.num_seeds,
+                    num_episodes=section.final_episodes if last else section.episodes,
+                ),
                 environment_kwargs=config.environment_arguments,
                 max_steps=section.max_steps,
                 stop=stop,
@@ -314,9 +318,13 @@ def _evaluate_plans(
         returns = rollouts.run_episodes(
             policy,
             config.environment,
-            num_policies=config.num_seeds,
-            num_episodes=section.final_episodes,
-            seed=section.seed,
+            seeds=rollouts.reset_seeds(
+                section.seed,
+                config.seed,
+                0,
+                num_policies=config.num_seeds,
+                num_episodes=section.final_episodes,
+            ),
             environment_kwargs=config.environment_arguments,
             max_steps=section.max_steps,
             stop=session.stop,

@@ -112,6 +112,15 @@ def test_metadata_tells_how_it_was_made():
     assert dataset.total_steps >= 600
 
 
+@pytest.mark.parametrize("tier", ["random", "medium-expert"])
+def test_the_digest_in_the_metadata_is_that_of_the_arrays_a_run_reads(tier):
+    collection = collect(tier).storage.metadata["collection"]
+    assert collection["digest"] == load_dataset("test/hopper/it-v0", cache=False).digest
+    assert {"jax", "mujoco"} <= set(collection["versions"]) and "cpu" in collection
+    collect(tier, seed=1, overwrite=True)
+    assert load_dataset("test/hopper/it-v0", cache=False).digest != collection["digest"]
+
+
 def test_an_interrupted_collection_leaves_nothing(tmp_path, monkeypatch):
     made = []
 

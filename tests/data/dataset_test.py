@@ -1,6 +1,7 @@
 """Datasets in memory: their properties, action bounds, the best episodes."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pytest
@@ -150,6 +151,19 @@ def test_equal_content_has_an_equal_digest():
     zero = dataclasses.replace(dataset, observations=0 * dataset.observations)
     minus = dataclasses.replace(dataset, observations=-0.0 * dataset.observations)
     assert zero.digest == minus.digest != dataset.digest
+
+
+def test_the_digest_is_that_of_named_little_endian_arrays():
+    """Written out as the docstring says it, so that the digests of two versions compare."""
+    dataset = ranked_dataset()
+    digest = hashlib.sha256()
+    for name in ("observations", "actions", "rewards", "next_observations"):
+        array = getattr(dataset, name)
+        digest.update(f"{name} float32 {array.shape}\n".encode() + array.astype("<f4").tobytes())
+    for name in ("terminations", "truncations"):
+        digest.update(f"{name} bool ({len(dataset)},)\n".encode())
+        digest.update(getattr(dataset, name).astype("u1").tobytes())
+    assert dataset.digest == digest.hexdigest()
 
 
 @pytest.mark.parametrize(

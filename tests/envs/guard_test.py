@@ -67,7 +67,7 @@ def test_a_faulty_environment_is_told_in_one_line(register, fault, message):
     name = _register(register, fault)
     with pytest.raises(UserError, match=f"environment DawmFaulty-v0.*{message}") as error:
         rollouts.run_episodes(
-            lambda observations: np.zeros((1, 2, 1)), name, num_policies=1, num_episodes=2, seed=7
+            lambda observations: np.zeros((1, 2, 1)), name, seeds=np.array([[7, 8]])
         )
     assert "\n" not in str(error.value)
 
@@ -78,9 +78,7 @@ def test_an_action_that_is_not_finite_is_the_policys_fault(register):
         rollouts.run_episodes(
             lambda observations: np.full((1, 1, 1), np.nan),
             name,
-            num_policies=1,
-            num_episodes=1,
-            seed=0,
+            seeds=np.zeros((1, 1), int),
         )
 
 

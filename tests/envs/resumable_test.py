@@ -16,7 +16,10 @@ def _noisy(observations, step):
 
 def _evaluate(policy, **options):
     return rollouts.run_episodes(
-        policy, "Hopper-v5", num_policies=2, num_episodes=3, seed=5, **options
+        policy,
+        "Hopper-v5",
+        seeds=rollouts.reset_seeds(5, 0, 0, num_policies=2, num_episodes=3),
+        **options,
     )
 
 

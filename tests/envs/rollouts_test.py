@@ -8,6 +8,8 @@ from dawm_jax.envs import rollouts
 from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.types import UserError
 
+_TWO = np.array([[0, 1]])  # resets of two episodes of one policy
+
 # Policies of Hopper (S = 11, A = 3) that fall after different numbers of steps.
 _WEIGHTS = np.random.default_rng(0).normal(scale=0.5, size=(2, 11, 3))
 
@@ -19,12 +21,13 @@ def _act(index: int, observation: np.ndarray) -> np.ndarray:
 
 
 def test_run_episodes_equals_a_plain_loop():
-    seed, num_episodes = 100, 3
+    num_episodes = 3
+    seeds = np.array([[100, 101, 102], [7, 8, 9]])
     expected = np.zeros((2, num_episodes))
     lengths = np.zeros((2, num_episodes), int)
     env = gym.make("Hopper-v5")
     for policy, episode in np.ndindex(expected.shape):
-        observation, _ = env.reset(seed=seed + episode)
+        observation, _ = env.reset(seed=int(seeds[policy, episode]))
         over = False
         while not over:
             action = _act(policy, observation.astype(np.float32))
@@ -44,11 +47,43 @@ def test_run_episodes_equals_a_plain_loop():
         assert observations.shape == (2, num_episodes, 11)
         return np.stack([[_act(p, row) for row in rows] for p, rows in enumerate(observations)])
 
-    returns = rollouts.run_episodes(
-        policies, "Hopper-v5", num_policies=2, num_episodes=num_episodes, seed=seed
-    )
+    returns = rollouts.run_episodes(policies, "Hopper-v5", seeds=seeds)
     np.testing.assert_array_equal(returns, expected)
     assert calls == lengths.max()  # one batched call a step
+
+
+# --- start states -------------------------------------------------------------------------
+
+
+def _resets(seed=10_000, run_seed=0, evaluation=2_000, num_policies=5, num_episodes=10):
+    return rollouts.reset_seeds(
+        seed, run_seed, evaluation, num_policies=num_policies, num_episodes=num_episodes
+    )
+
+
+def test_reset_seeds_are_those_of_numpys_seed_sequence():
+    """One sequence for each policy, whose words are the episodes' seeds."""
+    expected = np.random.SeedSequence((10_000, 3, 40, 2)).generate_state(10)
+    np.testing.assert_array_equal(_resets(run_seed=3, evaluation=40)[2], expected)
+
+
+def test_every_seed_and_evaluation_has_its_own_start_states():
+    several = [
+        _resets(),
+        _resets(evaluation=4_000),
+        _resets(evaluation=0),
+        _resets(run_seed=1),
+        _resets(seed=10_001),
+    ]
+    assert len(np.unique(several)) == len(several) * 5 * 10
+    env = gym.make("Hopper-v5")
+    states = [env.reset(seed=int(seed))[0] for seed in _resets(num_policies=2).flat]
+    env.close()
+    assert len(np.unique(states, axis=0)) == 20
+
+
+def test_start_states_do_not_depend_on_the_number_of_seeds_or_episodes():
+    np.testing.assert_array_equal(_resets(num_policies=2, num_episodes=3), _resets()[:2, :3])
 
 
 class _Count(gym.Env):
@@ -74,9 +109,7 @@ class _Count(gym.Env):
 @pytest.mark.parametrize(("limit", "expected"), [(4, 4.0), (20, 10.0)])
 def test_terminations_and_time_outs_both_end_an_episode(register, limit, expected):
     name = register("DawmCount-v0", _Count, max_episode_steps=limit)
-    returns = rollouts.run_episodes(
-        lambda observations: np.zeros((1, 2, 1)), name, num_policies=1, num_episodes=2, seed=0
-    )
+    returns = rollouts.run_episodes(lambda observations: np.zeros((1, 2, 1)), name, seeds=_TWO)
     np.testing.assert_array_equal(returns, [[expected, expected]])
 
 
@@ -96,7 +129,7 @@ def test_environments_are_closed_when_a_policy_fails(register):
         raise RuntimeError("a broken policy")
 
     with pytest.raises(RuntimeError, match="a broken policy"):
-        rollouts.run_episodes(fail, name, num_policies=2, num_episodes=2, seed=0)
+        rollouts.run_episodes(fail, name, seeds=np.zeros((2, 2), int))
     assert len(closed) == 4 + 1  # and the one whose time limit was read
 
 
@@ -117,17 +150,13 @@ def test_a_stop_flag_ends_an_evaluation_at_the_next_step(register):
         return _still(observations)
 
     with pytest.raises(Interrupted, match="an evaluation at step 3"):
-        rollouts.run_episodes(policy, name, num_policies=1, num_episodes=2, seed=0, stop=stop)
+        rollouts.run_episodes(policy, name, seeds=_TWO, stop=stop)
     assert len(seen) == 3
 
 
 def test_every_step_is_reported(register):
     name, reports = register("DawmCount-v0", _Count, max_episode_steps=3), []
-    rollouts.run_episodes(
-        *(_still, name),
-        **{"num_policies": 1, "num_episodes": 2, "seed": 0},
-        report=lambda *report: reports.append(report),
-    )
+    rollouts.run_episodes(_still, name, seeds=_TWO, report=lambda *report: reports.append(report))
     assert reports == [(1, 3, 2), (2, 3, 2), (3, 3, 0)]
 
 
@@ -139,9 +168,7 @@ def test_every_step_is_reported(register):
 )
 def test_episodes_are_cut(register, own, max_steps, expected):
     name = register("DawmCount-v0", _Count, max_episode_steps=own)
-    returns = rollouts.run_episodes(
-        *(_still, name), num_policies=1, num_episodes=2, seed=0, max_steps=max_steps
-    )
+    returns = rollouts.run_episodes(_still, name, seeds=_TWO, max_steps=max_steps)
     np.testing.assert_array_equal(returns, [[expected, expected]])
 
 
@@ -149,6 +176,4 @@ def test_episodes_are_cut(register, own, max_steps, expected):
 def test_an_environment_without_a_time_limit_is_refused(register, kwargs):
     name = register("DawmCount-v0", _Count)
     with pytest.raises(UserError, match=r"DawmCount-v0: expected a time limit.*max_steps"):
-        rollouts.run_episodes(
-            *(_still, name), num_policies=1, num_episodes=1, seed=0, environment_kwargs=kwargs
-        )
+        rollouts.run_episodes(_still, name, seeds=_TWO, environment_kwargs=kwargs)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs.scores import confidence_interval, reference_returns
-from dawm_jax.report import published, runs, tables
+from dawm_jax.report import figures, published, runs, statistics, tables
 from dawm_jax.types import UserError
 
 LOW, HIGH = reference_returns("Hopper-v5")
@@ -36,7 +36,10 @@ def write_run(folder, scores, **overrides):
         "target_return": {"rule": "amplified", "factor": 1.2},
         "rollout": {"guidance": 1.2},
         "value_check": {"q_mean": 1.0, "largest_return_to_go": 2.0},
-        "curve": [{"return_per_seed": [v + swing for v in returns]} for swing in swings],
+        "curve": [
+            {"update": 100 * (i + 1), "return_per_seed": [v + swing for v in returns]}
+            for i, swing in enumerate(swings)
+        ],
         "best": {"return_per_seed": best},
         "stages": {"agent": {"seconds": 12.0}},
         "device": "1 x cpu",
@@ -62,8 +65,10 @@ def group(*folders):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({}, "DAWM-TD3+BC"),
-        ({"method": "dwm", "agent": "iql"}, "DWM-IQL"),
+        ({}, "DAWM-TD3+BC, 0 % real"),
+        ({"method": "dwm", "agent": "iql"}, "DWM-IQL, 0 % real"),
+        ({"method": "dwm", "real_fraction": 0.5}, "DWM-TD3+BC, 50 % real"),
+        ({"method": "joint"}, "Joint-TD3+BC, 0 % real"),
         ({"real_fraction": 1.0}, "TD3+BC"),
         ({"real_fraction": 0.5}, "DAWM-TD3+BC, 50 % real"),
         ({"real_fraction": 1.0, "agent": "bc", "top_fraction": 0.1}, "10 % BC"),
@@ -71,8 +76,13 @@ def group(*folders):
             {"method": "decision_diffuser", "agent": "planner", "updates": 0},
             "Decision Diffuser",
         ),
-        ({"method": "new", "agent": "newer"}, "new-newer"),
-        ({"method": "new", "method_label": "New", "agent_label": "N"}, "New-N"),
+        (
+            {"method": "decision_diffuser", "updates": 0, "top_fraction": 0.1},
+            "10 % Decision Diffuser",
+        ),
+        ({"top_fraction": 0.5, "real_fraction": 0.5}, "50 % DAWM-TD3+BC, 50 % real"),
+        ({"method": "new", "agent": "newer"}, "new-newer, 0 % real"),
+        ({"method": "new", "method_label": "New", "agent_label": "N"}, "New-N, 0 % real"),
         ({"method_label": "DAWM 2", "real_fraction": 1.0, "agent": "newer"}, "newer"),
     ],
 )
@@ -93,7 +103,7 @@ def test_runs_of_other_seeds_are_seeds_of_one_result(tmp_path, caplog):
 
 
 def test_the_score_is_the_mean_of_the_last_five_evaluations(tmp_path):
-    curve = [{"return_per_seed": [100.0 * k, -k]} for k in range(7)]
+    curve = [{"update": k, "return_per_seed": [100.0 * k, -k]} for k in range(7)]
     (result,) = group(write_run(tmp_path / "a", [1.0, 2.0], curve=curve))
     np.testing.assert_allclose(result.last_return, [400.0, -4.0])  # of 2 to 6
     (result,) = group(write_run(tmp_path / "b", [1.0, 2.0], curve=curve[:1]))
@@ -105,7 +115,11 @@ def test_settings_that_differ_name_the_result(tmp_path):
     write_run(tmp_path / "b", [2.0], horizon=15)
     write_run(tmp_path / "c", [3.0], real_fraction=1.0, horizon=15)
     found = {result.method for result in group(tmp_path)}
-    assert found == {"DAWM-TD3+BC, horizon 7", "DAWM-TD3+BC, horizon 15", "TD3+BC"}
+    assert found == {
+        "DAWM-TD3+BC, 0 % real, horizon 7",
+        "DAWM-TD3+BC, 0 % real, horizon 15",
+        "TD3+BC",
+    }
 
 
 def test_series_of_a_study(tmp_path):
@@ -126,11 +140,11 @@ def test_series_of_a_study(tmp_path):
         for line in runs.series(results, "horizon")
     }
     assert found == {
-        "DAWM-TD3+BC, guidance 1.0": pytest.approx([2.0, 8.0, 16.0]),
-        "DAWM-TD3+BC, guidance 2.0": pytest.approx([3.0, 9.0, 17.0]),
+        "DAWM-TD3+BC, 0 % real, guidance 1.0": pytest.approx([2.0, 8.0, 16.0]),
+        "DAWM-TD3+BC, 0 % real, guidance 2.0": pytest.approx([3.0, 9.0, 17.0]),
         "TD3+BC": pytest.approx([50.0]),
     }
-    tables.plot(results, tmp_path / "series.png")
+    figures.plot(results, tmp_path / "series.png")
     assert (tmp_path / "series.png").stat().st_size > 1_000
 
 
@@ -158,7 +172,7 @@ def test_an_older_run_without_the_newer_fields(tmp_path):
 
     change_run(folder, remove)
     (result,) = group(folder)
-    assert result.method == "DAWM-TD3+BC"
+    assert result.method == "DAWM-TD3+BC, 0 % real"
     assert result.learns_values
 
 
@@ -167,7 +181,7 @@ def test_methods_are_ordered_by_label_with_real_data_last(tmp_path):
     write_run(tmp_path / "b", [1.0], method="zeta")
     write_run(tmp_path / "c", [1.0], agent="iql")
     write_run(tmp_path / "d", [1.0], method="unknown")
-    expected = ["DAWM-IQL", "unknown-TD3+BC", "zeta-TD3+BC", "BC"]
+    expected = ["DAWM-IQL, 0 % real", "unknown-TD3+BC, 0 % real", "zeta-TD3+BC, 0 % real", "BC"]
     assert [result.method for result in group(tmp_path)] == expected
     assert runs.method_names(group(tmp_path)) == expected
 
@@ -190,16 +204,77 @@ def test_comparisons_by_hand(tmp_path):
     write_run(tmp_path / "g", [20.0], method="planning", **planner)
     results = group(tmp_path)
     found = {one.other: one for one in runs.comparisons(results, "dawm")}
-    assert set(found) == {"DWM-TD3+BC", "BC", "planning"}
-    one = found["DWM-TD3+BC"]
-    assert (one.method, len(one.tasks), one.probability) == ("DAWM-TD3+BC", 1, 0.75)
+    dwm = "DWM-TD3+BC, 0 % real"
+    assert set(found) == {dwm, "BC", "planning"}
+    one = found[dwm]
+    assert (one.method, len(one.tasks), one.probability) == ("DAWM-TD3+BC, 0 % real", 1, 0.75)
     np.testing.assert_allclose(one.gain, 100 * (20.0 / 12.5 - 1))
     # Of seeds that are drawn with replacement: from 10 / 20 to 30 / 5, in per cent.
     np.testing.assert_allclose(one.gain_interval, (-50.0, 500.0))
     assert found["BC"].probability_interval is None and found["BC"].seeds == 1
     others = {one.other for one in runs.comparisons(results, "dwm")}
-    assert {"DAWM-TD3+BC", "BC"} <= others
+    assert {"DAWM-TD3+BC, 0 % real", "BC"} <= others
     assert runs.comparisons(results, "absent") == []
+
+
+def test_world_models_are_drawn_before_their_seeds(tmp_path):
+    """Runs of two root seeds are two world models; agents on real data have none."""
+    for seed, scores in ((0, [10.0, 10.1, 10.2]), (1, [20.0, 20.1])):
+        write_run(tmp_path / f"a{seed}", scores, seed=seed)
+        write_run(tmp_path / f"b{seed}", scores, seed=seed, real_fraction=1.0)
+    mine, real = group(tmp_path)
+    assert (mine.model_seeds, real.model_seeds) == ((3, 2), (5,))
+    np.testing.assert_allclose(mine.last, real.last)
+    found = {one.method: one for one in runs.aggregates([mine, real])}
+    wide, narrow = (np.diff(found[name].iqm_interval) for name in (mine.method, real.method))
+    assert wide > narrow
+    # One of the two world models is drawn twice in half of the samples: its own seeds alone.
+    assert found[mine.method].iqm_interval[0] < 10.2 and found[mine.method].iqm_interval[1] > 20.0
+    (one,) = runs.comparisons([mine, real], "dawm")
+    assert one.gain_interval[0] < 100 * (10.1 / 14.08 - 1) < 0 < one.gain_interval[1]
+    table = tables.summary([mine, real], reference="dawm")
+    assert f"14.1 ({statistics.mean_interval(mine.by_model(mine.last))[0]:.1f} to" in table
+
+
+def test_scores_of_each_task_stand_beside_the_average(tmp_path):
+    expert = "dawm/hopper/expert-v0"
+    write_run(tmp_path / "a", [10.0, 30.0])
+    write_run(tmp_path / "b", [40.0, 50.0], dataset=expert)
+    write_run(tmp_path / "c", [20.0, 5.0], method="dwm")
+    text = tables.summary(group(tmp_path), reference="dawm")
+    assert f"| method | tasks | seeds | {expert} | dawm/hopper/medium-v0 | average |" in text
+    assert "| DAWM-TD3+BC, 0 % real | 2 | 2 | 45.0 | 20.0 | 32.5 |" in text
+    assert "| DWM-TD3+BC, 0 % real | 1 | 2 |  | 12.5 | 12.5 |" in text
+    assert "| one task |" in text
+    assert runs.widest(group(tmp_path)) == (
+        (expert, "dawm/hopper/medium-v0"),
+        ["DAWM-TD3+BC, 0 % real"],
+    )
+
+
+def test_an_interval_that_draws_tasks_is_that_of_a_loop(tmp_path):
+    """Scores do not vary within a task, so that only the two tasks do."""
+    for task, mine, theirs in (("medium", 10.0, 20.0), ("expert", 60.0, 20.0)):
+        dataset = f"dawm/hopper/{task}-v0"
+        write_run(tmp_path / f"a-{task}", [mine] * 2, dataset=dataset)
+        write_run(tmp_path / f"b-{task}", [theirs] * 2, dataset=dataset, method="dwm")
+    (one,) = runs.comparisons(group(tmp_path), "dawm")
+    np.testing.assert_allclose(one.gain, 75.0)
+    # A quarter of the samples has one task alone, a quarter the other.
+    np.testing.assert_allclose(one.gain_interval_of_tasks, (-50.0, 200.0))
+    text = tables.summary(group(tmp_path), reference="dawm")
+    assert "| +75.0 % (n/a) | -50.0 to 200.0 |" in text
+
+
+def test_a_learning_curve_holds_the_evaluations_of_all_its_runs(tmp_path):
+    for seed, every in ((0, 1), (1, 2)):
+        points = range(0, 6, every)
+        curve = [{"update": k, "return_per_seed": [LOW + k + seed]} for k in points]
+        write_run(tmp_path / f"{seed}", [0.0], seed=seed, curve=curve)
+    (result,) = group(tmp_path)
+    np.testing.assert_array_equal(result.evaluated, [0, 2, 4])
+    returns = np.array([[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]])
+    np.testing.assert_allclose(result.curve, 100 * returns / (HIGH - LOW), atol=1e-9)
 
 
 def test_complete_separation_is_printed_by_task(tmp_path):
@@ -209,7 +284,7 @@ def test_complete_separation_is_printed_by_task(tmp_path):
         write_run(tmp_path / f"a-{scores[0]}", scores, dataset=task)
         write_run(tmp_path / f"b-{scores[0]}", [30.0, 31.0, 33.0], dataset=task, method="dwm")
     text = tables.summary(group(tmp_path), reference="dawm")
-    assert "0.50 (dawm/hopper/expert-v0: 1.00; dawm/hopper/medium-v0: 0.00)" in text
+    assert "0.50 (n/a; dawm/hopper/expert-v0: 1.00; dawm/hopper/medium-v0: 0.00)" in text
     assert "0.50 to 0.50" not in text
 
 
@@ -230,7 +305,7 @@ def test_two_seeds_without_reference_returns_have_an_interval(tmp_path):
     assert " to " in text.splitlines()[-1]
 
 
-def test_the_three_files(tmp_path):
+def test_the_files_of_a_report(tmp_path):
     write_run(tmp_path / "runs" / "a", [10.0, 30.0])
     write_run(
         tmp_path / "runs" / "b", [5.0, 20.0], method="dwm", dataset="/some/hopper_medium-v2.hdf5"
@@ -238,13 +313,14 @@ def test_the_three_files(tmp_path):
     out = tmp_path / "report"
     text = tables.write(runs.load([tmp_path / "runs"]), out, reference="dawm")
     assert (out / "report.md").read_text() == text
-    assert (out / "report.png").stat().st_size > 1_000
+    for name in ("report.png", "curves.png", "profiles.png"):
+        assert (out / name).stat().st_size > 1_000
     # Published scores stand beside ours; only data that are not D4RL's are warned of.
     assert "| hopper_medium-v2.hdf5 | DWM-TD3+BC | 12.5 | 65.0 |  |" in text
     assert "Not D4RL's data: dawm/hopper/medium-v0.**" in text
     assert "/some" not in text
     rows = list(csv.DictReader((out / "report.csv").open()))
-    first = next(row for row in rows if row["method"] == "DAWM-TD3+BC")
+    first = next(row for row in rows if row["method"] == "DAWM-TD3+BC, 0 % real")
     np.testing.assert_allclose(float(first["score_last_mean"]), 20.0)
     interval = confidence_interval(np.array([10.0, 30.0]))
     np.testing.assert_allclose(float(first["score_last_low"]), interval[0])
@@ -255,6 +331,7 @@ def test_a_task_without_references_is_reported_by_returns(tmp_path):
     write_run(tmp_path / "a", [1.0, 2.0], environment="Pusher-v5", dataset="x/pusher/expert-v0")
     text = tables.write(runs.load([tmp_path / "a"]), tmp_path / "report", reference="dawm")
     assert "None for these tasks." in text
+    assert not (tmp_path / "report" / "profiles.png").exists()
 
 
 def test_an_unfinished_run_is_skipped_with_a_warning(tmp_path, caplog):

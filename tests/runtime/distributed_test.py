@@ -50,8 +50,8 @@ def _worker() -> None:
     from dawm_jax.runtime import loop
     from dawm_jax.training import artifacts, cost_model
 
-    def episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
-        observations = np.ones((num_policies, num_episodes, 11), np.float32)
+    def episodes(policy, environment, *, seeds, **options):
+        observations = np.ones((*seeds.shape, 11), np.float32)
         return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
     def endless(policy, *arguments, stop, **options):

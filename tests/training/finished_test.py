@@ -16,9 +16,9 @@ from dawm_jax.training.load_run import load_run
 from dawm_jax.types import UserError
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
+def fake_episodes(policy, environment, *, seeds, **options):
     """An evaluation without physics, deterministic in the policy."""
-    observations = np.ones((num_policies, num_episodes, 11), np.float32)
+    observations = np.ones((*seeds.shape, 11), np.float32)
     return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
 

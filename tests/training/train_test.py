@@ -30,9 +30,9 @@ def tiny_config(**overrides):
     return schema.replace(schema.parse(schema.get_config("smoke")), changes | changed)
 
 
-def fake_episodes(policy, environment, *, num_policies, num_episodes, seed, **options):
-    """An evaluation without physics, deterministic in the policy."""
-    observations = np.ones((num_policies, num_episodes, 11), np.float32)
+def fake_episodes(policy, environment, *, seeds, **options):
+    """An evaluation without physics, deterministic in the policy and the seeds of the resets."""
+    observations = np.repeat(seeds[..., None] / 2**32, 11, axis=-1).astype(np.float32)
     return np.asarray(policy(observations)).sum(-1).astype(np.float64)
 
 
@@ -287,6 +287,27 @@ def test_a_signal_saves_and_stops(undisturbed, tmp_path, monkeypatch, number):
     assert (tmp_path / "checkpoints" / "inverse_dynamics" / "5").is_dir()
     train.run(tiny_config(), tmp_path)
     assert_same_run(tmp_path, undisturbed[0])
+
+
+def test_each_evaluation_resets_to_start_states_of_its_own(tmp_path, monkeypatch):
+    """Those of its update; every resumed run of this file is compared with returns of them."""
+    found = []
+
+    def recording(policy, environment, *, seeds, **options):
+        found.append(seeds)
+        return fake_episodes(policy, environment, seeds=seeds)
+
+    monkeypatch.setattr(rollouts, "run_episodes", recording)
+    config = tiny_config(training__real_fraction=1.0, td3_bc__hidden=(8,), seed=4)
+    train.run(config, tmp_path)
+    with np.load(tmp_path / "returns.npz") as file:
+        updates = file["updates"].tolist()
+    for update, seeds in zip(updates, found, strict=True):
+        expected = rollouts.reset_seeds(
+            config.evaluation.seed, 4, update, num_policies=len(seeds), num_episodes=2
+        )
+        np.testing.assert_array_equal(seeds, expected)
+    assert len(updates) > 1 and len(np.unique(found)) == np.size(found)
 
 
 def test_an_evaluation_lost_to_a_kill_is_made_up_for(undisturbed, tmp_path, monkeypatch):

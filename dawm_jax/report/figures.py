@@ -1,0 +1,173 @@
+"""The figures of a comparison of runs."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dawm_jax.report import runs, statistics
+from dawm_jax.report.runs import MethodResult, Series
+from dawm_jax.runtime import markdown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NUM_THRESHOLDS = 101
+_COLOURS = "tab20"
+
+Colour = tuple[float, float, float, float]
+
+
+def plot(results: Sequence[MethodResult], path: pathlib.Path) -> None:
+    """One panel per task: curves along the setting that a study varies, else one row a method."""
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(result.task for result in results))
+    setting = runs.studied(results)
+    height = 4.0 if setting else 1.2 + 0.3 * len(runs.method_names(results))
+    figure = Figure(figsize=(8, height * len(tasks)), layout="constrained")
+    panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
+    for axis, task in zip(panels, tasks, strict=True):
+        own = [result for result in results if result.task == task]
+        quantity = "return" if own[0].last is None else "normalised score, last evaluations"
+        axis.set_title(markdown.shorten_path(task))
+        if setting:
+            _plot_series(axis, runs.series(own, setting), setting)
+            axis.set(xlabel=setting.replace("_", " "), ylabel=quantity)
+        else:
+            _plot_rows(axis, own)
+            axis.set(xlabel=quantity)
+    figure.savefig(path, dpi=110)
+
+
+def _plot_rows(axis: "Axes", results: Sequence[MethodResult]) -> None:
+    """Every seed, the mean and its interval, of the last score or return."""
+    for row, result in enumerate(results):
+        values = _last(result)
+        axis.scatter(values, np.full(len(values), row), color="tab:blue", alpha=0.3, s=14)
+        low, high = _bounds(result)
+        axis.plot([low, high], [row, row], color="black")
+        axis.scatter(values.mean(), row, color="black", s=24, zorder=3)
+    axis.set_yticks(range(len(results)), [result.method for result in results])
+    axis.set_ylim(len(results) - 0.5, -0.5)  # the first row on top
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _plot_series(axis: "Axes", found: Sequence[Series], setting: str) -> None:
+    """Means with intervals along the setting; a result without it is a dashed line."""
+    along = [member for one in found for member in one.results if setting in member.varied]
+    values = sorted({_number(member, setting) for member in along})
+    for one in found:
+        means = [float(_last(member).mean()) for member in one.results]
+        if setting not in one.results[0].varied:
+            axis.axhline(means[0], linestyle="--", color="grey")
+            axis.annotate(one.label, (0.01, means[0]), xycoords=("axes fraction", "data"))
+            continue
+        at = [values.index(_number(member, setting)) for member in one.results]
+        bounds = np.transpose([_bounds(member) for member in one.results])
+        axis.errorbar(at, means, np.abs(bounds - means), marker="o", capsize=3, label=one.label)
+    # Values stand at equal distances because most studies double them.
+    axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _number(result: MethodResult, setting: str) -> float:
+    return float(result.varied[setting])
+
+
+def _bounds(result: MethodResult) -> tuple[float, float]:
+    """The interval of the mean of what `_last` gives, or twice the mean for one seed."""
+    values = _last(result)
+    mean = float(values.mean())
+    return statistics.mean_interval(result.by_model(values)) or (mean, mean)
+
+
+def _last(result: MethodResult) -> np.ndarray:
+    """Scores where the task has reference returns, else returns."""
+    return result.last_return if result.last is None else result.last
+
+
+# --- learning curves ----------------------------------------------------------------------
+
+
+def plot_curves(results: Sequence[MethodResult], path: pathlib.Path) -> None:
+    """Means over seeds at every evaluation, with 95 % intervals by bootstrap; one panel a task.
+
+    A result with one evaluation, as that of a method that plans, is a dashed line.
+    """
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(result.task for result in results))
+    figure = Figure(figsize=(10, 4.5 * len(tasks)), layout="constrained")
+    panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
+    colours = _colours(runs.method_names(results))
+    for axis, task in zip(panels, tasks, strict=True):
+        own = [result for result in results if result.task == task]
+        for result in own:
+            _plot_curve(axis, result, colours[result.method])
+        quantity = "return" if own[0].last is None else "normalised score"
+        axis.set(title=markdown.shorten_path(task), xlabel="updates", ylabel=quantity)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def _plot_curve(axis: "Axes", result: MethodResult, colour: Colour) -> None:
+    models = [result.by_model(result.curve)]
+    mean = statistics.learning_curve(statistics.pooled(models))
+    if len(mean) < 2:
+        for level in mean:  # none where its runs were never evaluated at the same update
+            axis.axhline(level, linestyle="--", color=colour, label=result.method)
+        return
+    axis.plot(result.evaluated, mean, color=colour, label=result.method)
+    if band := statistics.bootstrap_band(statistics.learning_curve, models):
+        axis.fill_between(result.evaluated, *band, color=colour, alpha=0.15, linewidth=0)
+
+
+# --- performance profiles -----------------------------------------------------------------
+
+
+def plot_profiles(results: Sequence[MethodResult], path: pathlib.Path) -> None:
+    """Share of runs above each score, with 95 % intervals by bootstrap; no file without scores.
+
+    Only methods with scores on the same, largest set of tasks can be compared and are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    tasks, methods = runs.widest(list(results))
+    if not tasks:
+        path.unlink(missing_ok=True)
+        return
+    models = {method: runs.scores(results, method, tasks) for method in methods}
+    pools = {method: statistics.pooled(own) for method, own in models.items()}
+    everything = np.concatenate([task for own in pools.values() for task in own])
+    thresholds = np.linspace(min(0.0, everything.min()), everything.max(), _NUM_THRESHOLDS)
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axis, colours = figure.subplots(), _colours(runs.method_names(results))
+
+    def profile(scores: statistics.Scores) -> np.ndarray:
+        return statistics.performance_profile(scores, thresholds)
+
+    for method in methods:
+        colour = colours[method]
+        axis.plot(thresholds, profile(pools[method]), color=colour, label=method)
+        if band := statistics.bootstrap_band(profile, models[method]):
+            axis.fill_between(thresholds, *band, color=colour, alpha=0.15, linewidth=0)
+    title = ", ".join(map(markdown.shorten_path, tasks))
+    axis.set(title=title, xlabel="normalised score", ylabel="share of runs above it")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+# --- colours ------------------------------------------------------------------------------
+
+
+def _colours(methods: Sequence[str]) -> dict[str, Colour]:
+    """A colour for each method; they repeat after twenty."""
+    from matplotlib import colormaps
+
+    palette = colormaps[_COLOURS]
+    return {method: palette(index % palette.N) for index, method in enumerate(methods)}
