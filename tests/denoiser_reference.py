@@ -76,3 +76,51 @@ def condition_embedding(layers, step, condition, size, on_action=True):
     of_return = mlp("return", condition.return_to_go[:, None]) * condition.conditioned[:, None]
     total = mlp("step", sinusoids(step, size)) + of_return
     return total + mlp("action", condition.action) if on_action else total
+
+
+# --- U-Nets ---------------------------------------------------------------------------------
+
+
+def conv(layer, x, stride=1):
+    """A 1-D convolution with "same" zero padding, one output step at a time."""
+    kernel, bias = layer["kernel"], layer["bias"]
+    pad = len(kernel) // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (0, 0)))
+    steps = [
+        sum(padded[:, start + tap] @ kernel[tap] for tap in range(len(kernel))) + bias
+        for start in range(0, x.shape[1], stride)
+    ]
+    return np.stack(steps, axis=1)
+
+
+def upsample(layer, x):
+    """A transposed convolution with 4 taps, stride 2 and padding 1."""
+    out = np.zeros((len(x), 2 * x.shape[1] + 2, layer["kernel"].shape[-1])) + layer["bias"]
+    for i in range(x.shape[1]):
+        for tap in range(4):
+            out[:, 2 * i + tap] += x[:, i] @ layer["kernel"][tap]
+    return out[:, 1:-1]
+
+
+def conv_block(layers, x, groups):
+    """Convolution, group normalisation over time and the channels of a group, mish."""
+    x = conv(layers["TemporalConv_0"], x)
+    grouped = x.reshape(*x.shape[:2], groups, -1)
+    mean = grouped.mean(axis=(1, 3), keepdims=True)
+    variance = grouped.var(axis=(1, 3), keepdims=True)
+    x = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
+    return mish(x * layers["GroupNorm_0"]["scale"] + layers["GroupNorm_0"]["bias"])
+
+
+def residual_block(layers, x, embedding, groups):
+    shift = dense(layers["Dense_0"], mish(embedding))
+    # flax numbers nested calls from the outside in.
+    hidden = conv_block(layers["_ConvBlock_1"], x, groups) + shift[:, None]
+    hidden = conv_block(layers["_ConvBlock_0"], hidden, groups)
+    return hidden + (dense(layers["Dense_1"], x) if "Dense_1" in layers else x)
+
+
+def mish_mlp(layers, x):
+    for index in range(len(layers)):
+        x = dense(layers[f"Dense_{index}"], mish(x) if index else x)
+    return x

@@ -388,6 +388,9 @@ FAST_PLANNER: dict[str, Any] = {
     "sampling_steps": 3,
     "order": 1,
     "eta": 1.0,
+    "states": "absolute",
+    "spacing": "quadratic",
+    "temperature": 0.5,
 }
 
 
@@ -499,8 +502,14 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
         *path, name = dotted.split(".")[1:]
         section = functools.reduce(lambda node, key: node.setdefault(key, {}), path, values)
         if name not in section:
-            section[name] = _pop(values, spec.renamed_from, spec.absent)
+            absent = _value(values, spec.absent_from) if spec.absent_from else spec.absent
+            section[name] = _pop(values, spec.renamed_from, absent)
     return values
+
+
+def _value(values: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a setting; `migrate` fills shared sections before those that refer to them."""
+    return functools.reduce(lambda node, key: node[key], dotted.split("."), values)
 
 
 def _pop(values: dict[str, Any], dotted: str, default: Any) -> Any:

@@ -1,6 +1,6 @@
 """Decision Diffuser (2211.15657): plans states towards a return, acts by inverse dynamics.
 
-The denoiser is this package's; docs/deviations.md lists how it differs from the authors' code.
+docs/deviations.md lists how the method differs from the authors' code.
 """
 
 import dataclasses
@@ -14,10 +14,11 @@ from dawm_jax.data import normalizer as normalizing
 from dawm_jax.methods.base import METHODS, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
 from dawm_jax.models import inverse_dynamics, tokens, world_model
-from dawm_jax.models.base import Trainable
+from dawm_jax.models.base import DENOISERS, Trainable
 from dawm_jax.models.diffusion import PREDICTIONS, Process
 from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.models.sampler import Sampler, SamplerSettings
+from dawm_jax.models.tokens import STATE_FORMS
 from dawm_jax.models.world_model import DiffusionWorldModel
 from dawm_jax.runtime.settings import redefault, setting
 from dawm_jax.types import Condition, ModelParams, Normalizer
@@ -27,10 +28,14 @@ from dawm_jax.types import Condition, ModelParams, Normalizer
 class Settings(SamplerSettings):
     """Section `planner`: overrides the settings of the same name in `rollout`, `world_model`.
 
-    The full protocol has the authors' values; the quick one plans with eight second-order
-    steps. With 5 diffusion steps (DWM's comparison) the least noise sqrt(1 - abar_0) is 0.32,
-    above one step of Hopper, whose root mean square is 0.23 standard deviations; with 1,000
-    diffusion steps it is 0.0064, and 0.037 at the last of 8 quadratic ones.
+    The full protocol has the values and the network of the authors' code. The quick one plans
+    with the tokens, the denoiser and the sampler of this package's world model: changes of the
+    state in place of states, and eight second-order steps at temperature 1. The published
+    temperature 0.5 scales the noise of every ancestral step; a deterministic solver has only the
+    initial noise, and 0.5 would take samples from the middle of the distribution.
+
+    With 5 diffusion steps (DWM's comparison) the least noise sqrt(1 - abar_0) is 0.32, above one
+    step of Hopper, whose root mean square is 0.23 standard deviations.
     """
 
     horizon: int = setting(
@@ -40,6 +45,22 @@ class Settings(SamplerSettings):
         smoke=5,
         at_least=1,
         source="DD: plans of 100 states",
+    )
+    denoiser: str = setting(
+        "decision_unet",
+        "the network that predicts; its sizes are the section of its name",
+        quick="temporal_resnet",
+        source="DD",
+        absent_from="world_model.denoiser",
+    )
+    states: str = setting(
+        "absolute",
+        "what a token says of its state: its change since the token before, in units of the "
+        "data's changes, or the standardised state itself",
+        quick="changes",
+        choices=STATE_FORMS,
+        source="DD",
+        absent="absolute",
     )
     diffusion_steps: int = setting(200, "diffusion steps K", quick=1_000, at_least=1, source="DD")
     prediction: str = setting(
@@ -54,10 +75,24 @@ class Settings(SamplerSettings):
         SamplerSettings, "sampling_steps", 200, quick=8, smoke=2, source="DD"
     )
     order: int = redefault(SamplerSettings, "order", 1, quick=2)
-    spacing: str = redefault(SamplerSettings, "spacing", "quadratic", source="DDIM 2010.02502, D.2")
+    spacing: str = redefault(
+        SamplerSettings, "spacing", "quadratic", quick="noise", source="DDIM 2010.02502, D.2"
+    )
     eta: float = redefault(SamplerSettings, "eta", 1.0, quick=0.0, source="DD: ancestral")
     guidance: float = redefault(SamplerSettings, "guidance", 1.2, source="DD")
-    temperature: float = redefault(SamplerSettings, "temperature", 0.5, source="DD")
+    temperature: float = redefault(SamplerSettings, "temperature", 0.5, quick=1.0, source="DD")
+
+    def check(self, name: str) -> None:
+        """Checks that the denoiser is registered, and what `SamplerSettings.check` does.
+
+        Args:
+          name: dotted name of the section, for messages.
+
+        Raises:
+          UserError: an unknown denoiser, or order 2 with eta above 0.
+        """
+        super().check(name)
+        DENOISERS.get(self.denoiser, setting=f"{name}.denoiser")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,14 +136,22 @@ class DecisionDiffuser:
         state = normalizing.normalise_observation(self.normalizer, observation)
         batch = len(state)
         condition = Condition(state, jnp.zeros((batch, 0)), self.target(jnp.zeros(batch)))
-        states = self.world_model.sample_tokens(params["world_model"], key, condition)
+        plan = self.world_model.sample_tokens(params["world_model"], key, condition)
+        states = self.world_model.tokens.states(plan)
         action = self.inverse_dynamics.infer(params["inverse_dynamics"], states[:, 0], states[:, 1])
         return normalizing.denormalise_action(self.normalizer, action)
 
 
 def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
     """Decision Diffuser with the run's settings."""
-    planner, section = config.section(Settings), config.world_model
+    planner = config.section(Settings)
+    section = dataclasses.replace(
+        config.world_model,
+        denoiser=planner.denoiser,
+        states=planner.states,
+        diffusion_steps=planner.diffusion_steps,
+        prediction=planner.prediction,
+    )
     return DecisionDiffuser(
         world_model=world_model.make(
             section,
@@ -116,7 +159,7 @@ def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
             process=Process.cosine(planner.diffusion_steps, planner.prediction),
             sampler=Sampler.of(planner),
             horizon=planner.horizon,
-            layout=tokens.STATES,
+            layout=tokens.STATES._replace(changes=planner.states == "changes"),
             normalizer=normalizer,
         ),
         inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),

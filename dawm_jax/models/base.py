@@ -142,7 +142,8 @@ class DenoiserSpec(Generic[SettingsT]):
     """A registered denoiser.
 
     Attributes:
-      name: value of `config.world_model.denoiser`, and name of the denoiser's section.
+      name: value of `config.world_model.denoiser` and, for plans, of `config.planner.denoiser`;
+        also the name of the denoiser's section.
       label: display name, in logs and tables.
       settings: dataclass of its section.
       make: builds the denoiser.

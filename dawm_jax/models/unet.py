@@ -1,6 +1,6 @@
 """A temporal U-Net in the style of Decision Diffuser (Ajay et al. 2023, 2211.15657, appendix B).
 
-Differences to Decision Diffuser's network:
+Differences to Decision Diffuser's network, which is `models.decision_unet`:
   - An upper level first up-samples, then concatenates the skip of its own level, as in the
     original U-Net. Decision Diffuser concatenates before its blocks and up-samples after them:
     it uses the skip of the lowest level and never that of the highest.
@@ -263,31 +263,55 @@ class TemporalUNet(nn.Module):
         embedding = self._embed(step, action, return_to_go, conditioned)
         length = x.shape[1]
         stride = 2 ** (len(self.multipliers) - 1)
-        if self.on_action:
-            known = jnp.concatenate([x[:, 0, : self.channels], action], axis=-1)[:, None]
-            known = jnp.broadcast_to(known, (*x.shape[:2], known.shape[-1]))
-            x = jnp.concatenate([x, known], axis=-1)
+        x = self.first_layer_input(x, action)
         x = jnp.pad(x, ((0, 0), (0, -length % stride), (0, 0))).astype(self.dtype)
-
-        def residual(features: int, x: jax.Array) -> jax.Array:
-            block = _ResidualBlock(features, self.kernel_size, self.groups, self.dtype)
-            return block(x, embedding)
-
-        widths = [self.dim * multiplier for multiplier in self.multipliers]
-        skips = []
-        for level, width in enumerate(widths):
-            x = residual(width, residual(width, x))
-            if level < len(widths) - 1:
-                skips.append(x)
-                x = TemporalConv(width, 3, stride=2, dtype=self.dtype)(x)
-        x = residual(widths[-1], residual(widths[-1], x))
-        for width in reversed(widths[:-1]):
-            x = TemporalUpsample(width, dtype=self.dtype)(x)
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
-            x = residual(width, residual(width, x))
+        skips: list[jax.Array] = []
+        for width in self.widths:
+            if skips:
+                x = TemporalConv(x.shape[-1], 3, stride=2, dtype=self.dtype)(x)
+            x = self.two_blocks(x, embedding, width)
+            skips.append(x)
+        x = self.two_blocks(x, embedding, self.widths[-1])
+        x = self.way_up(x, embedding, skips)
         x = _ConvBlock(self.dim, self.kernel_size, self.groups, self.dtype)(x)
         x = nn.Dense(self.channels, dtype=self.dtype)(x)
         return x[:, :length].astype(jnp.float32)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, the one of the full length first."""
+        return [self.dim * multiplier for multiplier in self.multipliers]
+
+    def first_layer_input(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """Tokens [B, T, inputs], with the known token and the action [B, A] at each of them."""
+        if not self.on_action:
+            return x
+        known = jnp.concatenate([x[:, 0, : self.channels], action], axis=-1)[:, None]
+        known = jnp.broadcast_to(known, (*x.shape[:2], known.shape[-1]))
+        return jnp.concatenate([x, known], axis=-1)
+
+    def two_blocks(self, x: jax.Array, embedding: jax.Array, width: int) -> jax.Array:
+        """Two residual blocks, [B, T, C] and [B, D] -> [B, T, width]."""
+        for _ in range(2):
+            block = _ResidualBlock(width, self.kernel_size, self.groups, self.dtype)
+            x = block(x, embedding)
+        return x
+
+    def way_up(self, x: jax.Array, embedding: jax.Array, skips: Sequence[jax.Array]) -> jax.Array:
+        """From the shortest length to the full one; the skip of the lowest level is not used.
+
+        Args:
+          x: [B, T / stride, widths[-1]] output of the middle.
+          embedding: [B, D] of the conditions.
+          skips: output of each level on the way down, [B, T / 2^level, widths[level]].
+
+        Returns:
+          [B, T, widths[0]].
+        """
+        for width, skip in zip(reversed(self.widths[:-1]), reversed(skips[:-1]), strict=True):
+            x = TemporalUpsample(width, dtype=self.dtype)(x)
+            x = self.two_blocks(jnp.concatenate([x, skip], axis=-1), embedding, width)
+        return x
 
     def _embed(
         self,
@@ -353,7 +377,25 @@ def initial_bound(
 
 def make(settings: Settings, shape: TokenShape, *, dtype: jax.typing.DTypeLike) -> UNet:
     """The U-Net of a section of the configuration."""
-    network = TemporalUNet(
+    return make_wired(TemporalUNet, settings, shape, dtype=dtype)
+
+
+def make_wired(
+    wiring: type[TemporalUNet],
+    settings: Settings,
+    shape: TokenShape,
+    *,
+    dtype: jax.typing.DTypeLike,
+) -> UNet:
+    """A U-Net of some wiring.
+
+    Args:
+      wiring: class of the module.
+      settings: its sizes.
+      shape: see `MakeDenoiser`.
+      dtype: see `MakeDenoiser`.
+    """
+    network = wiring(
         dim=settings.dim,
         multipliers=settings.multipliers,
         kernel_size=settings.kernel_size,

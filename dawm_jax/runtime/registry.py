@@ -52,8 +52,12 @@ class Registry(Generic[T]):
         """Removes an entry; tests undo their registrations with it."""
         del self._entries[name]
 
-    def get(self, name: str) -> T:
+    def get(self, name: str, *, setting: str = "") -> T:
         """The entry called `name`.
+
+        Args:
+          name: of the entry.
+          setting: the setting that says `name`, for messages; "" is the registry's own.
 
         Raises:
           UserError: there is none.
@@ -61,7 +65,8 @@ class Registry(Generic[T]):
         self._discover()
         if name not in self._entries:
             raise UserError(
-                f"{self._setting}: expected one of {', '.join(self.names())}, got {name!r}"
+                f"{setting or self._setting}: expected one of {', '.join(self.names())}, "
+                f"got {name!r}"
             )
         return self._entries[name]
 

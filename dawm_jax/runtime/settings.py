@@ -46,6 +46,7 @@ class Spec:
       choices: the allowed values; () allows all.
       non_empty: whether an empty tuple or text is refused.
       absent: value that a config.json without the field stands for.
+      absent_from: dotted name of the setting whose value it stands for, or "".
       renamed_from: dotted name of the field in older configurations, or "".
       reporting: whether the field changes only what is recorded of a run, not what is trained.
     """
@@ -61,6 +62,7 @@ class Spec:
     choices: tuple[Any, ...]
     non_empty: bool
     absent: Any
+    absent_from: str
     renamed_from: str
     reporting: bool
 
@@ -170,6 +172,7 @@ def setting(
     choices: tuple[Any, ...] = (),
     non_empty: bool = True,
     absent: Any = _UNSET,
+    absent_from: str = "",
     renamed_from: str = "",
     reporting: bool = False,
 ) -> Any:
@@ -188,6 +191,8 @@ def setting(
       choices: the allowed values.
       non_empty: False allows an empty tuple or text.
       absent: value that a config.json without the field stands for; the default if unset.
+      absent_from: dotted name of a setting, in a section that all methods share, whose value a
+        config.json without the field stands for; it goes before `absent`.
       renamed_from: dotted name of the field in older configurations.
       reporting: the field changes only what is recorded of a run, so that a resumed run may
         change it.
@@ -205,6 +210,7 @@ def setting(
         choices=choices,
         non_empty=non_empty,
         absent=default if absent is _UNSET else absent,
+        absent_from=absent_from,
         renamed_from=renamed_from,
         reporting=reporting,
     )
@@ -223,7 +229,8 @@ def redefault(
 ) -> Any:
     """A field that a section inherits from `section`, with another default.
 
-    Range and, without `help`, meaning stay those of the inherited field.
+    Range and, without `help`, meaning stay those of the inherited field. What older configurations
+    called the inherited field does not: that name was the parent section's.
     """
     inherited = specs(section)[name]
     defaults = {"full": default, "quick": quick, "smoke": smoke}
@@ -233,6 +240,8 @@ def redefault(
         source=source,
         defaults={key: value for key, value in defaults.items() if value is not _UNSET},
         absent=default,
+        absent_from="",
+        renamed_from="",
     )
     return dataclasses.field(default=default, metadata={_SPEC: spec})
 

@@ -209,6 +209,8 @@ def test_the_fast_planner():
     assert {name: getattr(planner, name) for name in schema.FAST_PLANNER} == schema.FAST_PLANNER
     usual = schema.parse(schema.get_config("quick")).sections["planner"]
     assert dataclasses.replace(usual, **schema.FAST_PLANNER) == planner
+    full = schema.parse(schema.get_config("fast-planner")).sections["planner"]
+    assert dataclasses.replace(full, denoiser=planner.denoiser) == planner
 
 
 @pytest.mark.parametrize("variant", ["fast", "quick,medium", "quick,smoke", "smoke,smoke", "full"])
@@ -360,6 +362,15 @@ def test_settings_that_a_run_lacks_say_how_it_behaved():
     assert (config.method, config.top_fraction) == ("dawm", 1.0)
     assert (config.environment_arguments, config.clip_actions) == ({}, False)
     assert (config.rollout.real_actions_only, config.world_model.denoiser) == (False, "unet")
+
+
+@pytest.mark.parametrize("denoiser", ["unet", "transformer"])
+def test_a_planner_without_a_denoiser_of_its_own_had_the_world_models(denoiser):
+    values = schema.to_dict(default_config(**{"world_model.denoiser": denoiser}))
+    for name in ("denoiser", "states"):
+        del values["planner"][name]
+    planner = schema.parse(schema.migrate(values)).sections["planner"]
+    assert (planner.denoiser, planner.states) == (denoiser, "absolute")
 
 
 @pytest.mark.parametrize("wrong", [{"rollout": 3}, {"unet": []}, {"training": None}])

@@ -17,6 +17,8 @@ from dawm_jax.data import replay as replaying
 from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.methods.base import METHODS, Generated
 from dawm_jax.models.base import keep
+from dawm_jax.models.diffusion import visited_steps
+from dawm_jax.models.unet import TemporalUNet
 from dawm_jax.training import setup, train
 from dawm_jax.training.fused import AgentRun, Inputs
 from dawm_jax.types import Condition, Expansion, Transition, UserError
@@ -58,6 +60,8 @@ def make_config(method, **overrides):
         "horizon": H,
         "unet.multipliers": (1,),
         "unet.groups": 4,
+        "decision_unet.multipliers": (1,),
+        "decision_unet.groups": 4,
         "world_model.diffusion_steps": 10,
         "planner.horizon": H,
         "planner.diffusion_steps": 10,
@@ -189,10 +193,12 @@ def test_only_real_actions_at_equal_volume():
     assert parts.training.windows_per_round == H * parts.config.rollout.windows_per_round
 
 
-def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
+@pytest.mark.parametrize("states", ["absolute", "changes"])
+@pytest.mark.parametrize("denoiser", ["decision_unet", "temporal_resnet"])
+def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states(states, denoiser):
     """And those are sampled from the known state towards the fixed share of the data's return."""
     _, normalizer = make_data()
-    parts = make_parts("decision_diffuser")
+    parts = make_parts("decision_diffuser", planner__states=states, planner__denoiser=denoiser)
     models, key = make_models(parts), jax.random.key(3)
     observation = jnp.asarray(np.random.default_rng(5).normal(size=(B, S)), jnp.float32)
     action = reference.jit(parts.planner.plan)(models, key, observation)
@@ -201,15 +207,82 @@ def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states():
     low, high = float(normalizer.return_low), float(normalizer.return_high)
     condition = Condition(state, jnp.zeros((B, A)), jnp.full(B, low + 0.9 * (high - low)))
     sample = reference.jit(parts.method.models["world_model"].sample_tokens)
-    states = sample(models["world_model"], key, condition)
-    chex.assert_shape(states, (B, H + 1, S))  # states alone
-    np.testing.assert_allclose(states[:, 0], state, atol=1e-5)
+    plan = np.asarray(sample(models["world_model"], key, condition))
+    chex.assert_shape(plan, (B, H + 1, S))  # states alone
+    np.testing.assert_allclose(plan[:, 0], state, atol=1e-5)
+    constants = jax.tree.map(np.asarray, normalizer)
+    following = plan[:, 1]
+    if states == "changes":
+        following = plan[:, 0] + following * constants.change_std + constants.change_mean
+        # States after the first are clipped at the data's smallest and largest values.
+        bounds = (constants.observation_low, constants.observation_high)
+        scaled = [(b - constants.observation_mean) / constants.observation_std for b in bounds]
+        following = np.clip(following, *scaled)
     layers = jax.device_get(models["inverse_dynamics"]["params"]["Mlp_0"])
-    change = np.asarray(states[:, 1]) - np.asarray(states[:, 0])
-    change = (change - np.asarray(normalizer.change_mean)) / np.asarray(normalizer.change_std)
-    inputs = np.concatenate([states[:, 0], change], axis=1)
+    change = (following - plan[:, 0] - constants.change_mean) / constants.change_std
+    inputs = np.concatenate([plan[:, 0], change], axis=1)
     expected = 2.0 * np.tanh(reference.mlp(layers, inputs))  # actions reach from -2 to 2
     np.testing.assert_allclose(action, expected, atol=1e-4)
+
+
+def test_the_planner_has_settings_of_its_own():
+    """They stand in its model's settings too, by which --models_from compares models."""
+    parts = make_parts(
+        "decision_diffuser", planner__denoiser="unet", world_model__denoiser="transformer"
+    )
+    model = parts.method.models["world_model"]
+    assert isinstance(model.denoiser.network, TemporalUNet)
+    planner = parts.config.sections["planner"]
+    for name in ("denoiser", "states", "diffusion_steps", "prediction"):
+        assert getattr(model.settings, name) == getattr(planner, name)
+    dawm = make_parts("dawm", planner__denoiser="unet").method.models["world_model"]
+    assert not isinstance(dawm.denoiser.network, TemporalUNet)
+
+
+# Decision Diffuser's code, config/locomotion_config.py and models/diffusion.py: horizon 100,
+# n_diffusion_steps 200, predict_epsilon, condition_guidance_w 1.2, test_ret 0.9, and a factor 0.5
+# on the noise of each of the 200 steps.
+AS_PUBLISHED = {
+    "denoiser": "decision_unet",
+    "states": "absolute",
+    "horizon": 99,
+    "diffusion_steps": 200,
+    "prediction": "epsilon",
+    "sampling_steps": 200,
+    "order": 1,
+    "eta": 1.0,
+    "guidance": 1.2,
+    "temperature": 0.5,
+    "target_fraction": 0.9,
+}
+# The world model's tokens, denoiser and sampler.
+QUICK = {
+    "denoiser": "temporal_resnet",
+    "states": "changes",
+    "diffusion_steps": 1_000,
+    "prediction": "v",
+    "sampling_steps": 8,
+    "order": 2,
+    "spacing": "noise",
+    "eta": 0.0,
+    "temperature": 1.0,
+}
+
+
+@pytest.mark.parametrize(("variant", "expected"), [("", AS_PUBLISHED), ("quick", QUICK)])
+def test_the_forms_of_the_planner(variant, expected):
+    config = schema.parse(schema.get_config(variant))
+    planner = config.sections["planner"]
+    assert {name: getattr(planner, name) for name in expected} == expected
+    # Ancestral sampling visits every diffusion step.
+    _, normalizer = make_data()
+    config = schema.replace(config, {"method": "decision_diffuser"})
+    model = setup.make(config, normalizer).method.models["world_model"]
+    sampler, alpha_bar = model.sampler, np.asarray(model.process.alpha_bar)
+    steps = visited_steps(alpha_bar, sampler.sampling_steps, sampler.spacing)
+    assert len(steps) == planner.sampling_steps and steps[0] == planner.diffusion_steps - 1
+    if not variant:
+        np.testing.assert_array_equal(steps, np.arange(199, -1, -1))
 
 
 @pytest.mark.parametrize("method", ["joint", "one_step"])
@@ -322,6 +395,10 @@ def test_fused_rounds_of_expansions_equal_single_rounds():
             "real_actions_only: expected False",
         ),
         ({"world_model__denoiser": "mlp"}, "config.world_model.denoiser: expected one of"),
+        (
+            {"method": "decision_diffuser", "planner__denoiser": "mlp"},
+            "config.planner.denoiser: expected one of .*'mlp'",
+        ),
         ({"rollout__sampling_steps": 11}, "sampling.steps: expected 1 to 10"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy_reference
 import pytest
 
 from dawm_jax.models import (
+    decision_unet,
     optim,
     residual_mlp,
     temporal_resnet,
@@ -26,6 +27,7 @@ from dawm_jax.types import Condition, Normalizer, UserError, Window
 
 SHAPE = reference.SHAPE
 SIZES = {
+    "decision_unet": decision_unet.Settings(dim=8, multipliers=(1, 2), kernel_size=3, groups=4),
     "residual_mlp": residual_mlp.Settings(width=16, blocks=2),
     "temporal_resnet": temporal_resnet.Settings(width=16, blocks=2),
     "transformer": transformer.Settings(width=16, layers=2, heads=2, mlp_ratio=2),
@@ -62,6 +64,8 @@ def test_all_are_registered_with_sections_of_their_own():
 def test_an_unknown_denoiser_is_named():
     with pytest.raises(UserError, match=r"config.world_model.denoiser: expected one of .*'cnn'"):
         DENOISERS.get("cnn")
+    with pytest.raises(UserError, match=r"^config.planner.denoiser: expected one of .*'cnn'"):
+        DENOISERS.get("cnn", setting="config.planner.denoiser")
 
 
 @every_denoiser
@@ -182,7 +186,8 @@ def _skill_model(name):
     values = settings.defaults(world_model.Settings, "smoke")
     values |= {"denoiser": name, "learning_rate": 4e-3, "steps": 400, "warmup_steps": 20}
     section = settings.build(world_model.Settings, values, name="config.world_model")
-    size = dataclasses.replace(SIZES[name], **({"multipliers": (1,)} if name == "unet" else {}))
+    levels = {"multipliers": (1,)} if name in ("unet", "decision_unet") else {}
+    size = dataclasses.replace(SIZES[name], **levels)
     return world_model.make(
         section,
         denoiser_settings=size,

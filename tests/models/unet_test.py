@@ -222,63 +222,18 @@ def test_unet_parameter_count_equals_a_hand_count():
 # --- the whole network in float64 -----------------------------------------------------------
 
 
-def _numpy_conv(layer, x, stride=1):
-    """A 1-D convolution with "same" zero padding, one output step at a time."""
-    kernel, bias = layer["kernel"], layer["bias"]
-    pad = len(kernel) // 2
-    padded = np.pad(x, ((0, 0), (pad, pad), (0, 0)))
-    steps = [
-        sum(padded[:, start + tap] @ kernel[tap] for tap in range(len(kernel))) + bias
-        for start in range(0, x.shape[1], stride)
-    ]
-    return np.stack(steps, axis=1)
-
-
-def _numpy_upsample(layer, x):
-    """A transposed convolution with 4 taps, stride 2 and padding 1."""
-    out = np.zeros((len(x), 2 * x.shape[1] + 2, layer["kernel"].shape[-1])) + layer["bias"]
-    for i in range(x.shape[1]):
-        for tap in range(4):
-            out[:, 2 * i + tap] += x[:, i] @ layer["kernel"][tap]
-    return out[:, 1:-1]
-
-
-def _numpy_conv_block(layers, x, groups):
-    """Convolution, group normalisation over time and the channels of a group, mish."""
-    x = _numpy_conv(layers["TemporalConv_0"], x)
-    grouped = x.reshape(*x.shape[:2], groups, -1)
-    mean = grouped.mean(axis=(1, 3), keepdims=True)
-    variance = grouped.var(axis=(1, 3), keepdims=True)
-    x = ((grouped - mean) / np.sqrt(variance + 1e-5)).reshape(x.shape)
-    return reference.mish(x * layers["GroupNorm_0"]["scale"] + layers["GroupNorm_0"]["bias"])
-
-
-def _numpy_residual(layers, x, embedding, groups):
-    shift = reference.dense(layers["Dense_0"], reference.mish(embedding))
-    # flax numbers nested calls from the outside in.
-    hidden = _numpy_conv_block(layers["_ConvBlock_1"], x, groups) + shift[:, None]
-    hidden = _numpy_conv_block(layers["_ConvBlock_0"], hidden, groups)
-    return hidden + (reference.dense(layers["Dense_1"], x) if "Dense_1" in layers else x)
-
-
-def _numpy_mish_mlp(layers, x):
-    for index in range(len(layers)):
-        x = reference.dense(layers[f"Dense_{index}"], reference.mish(x) if index else x)
-    return x
-
-
 def _numpy_unet(params, x, step, condition, settings):
     """Down, middle and up; skips are concatenated after the up-sampling."""
     layers, groups = params["params"], settings.groups
-    of_return = _numpy_mish_mlp(layers["_MishMlp_1"], condition.return_to_go[:, None])
+    of_return = reference.mish_mlp(layers["_MishMlp_1"], condition.return_to_go[:, None])
     parts = [
-        _numpy_mish_mlp(layers["_MishMlp_0"], reference.sinusoids(step, settings.dim)),
+        reference.mish_mlp(layers["_MishMlp_0"], reference.sinusoids(step, settings.dim)),
         of_return * condition.conditioned[:, None],
-        _numpy_mish_mlp(layers["_MishMlp_2"], condition.action),
+        reference.mish_mlp(layers["_MishMlp_2"], condition.action),
     ]
     embedding, length = np.concatenate(parts, axis=1), x.shape[1]
     numbers = iter(range(100))
-    residual = lambda x: _numpy_residual(
+    residual = lambda x: reference.residual_block(
         layers[f"_ResidualBlock_{next(numbers)}"], x, embedding, groups
     )
     first = x[:, 0, : reference.SHAPE.channels]
@@ -291,13 +246,13 @@ def _numpy_unet(params, x, step, condition, settings):
         x = residual(residual(x))
         if level < levels - 1:
             skips.append(x)
-            x = _numpy_conv(layers[f"TemporalConv_{level}"], x, stride=2)
+            x = reference.conv(layers[f"TemporalConv_{level}"], x, stride=2)
     x = residual(residual(x))
     for level in range(levels - 1):
-        x = _numpy_upsample(layers[f"TemporalUpsample_{level}"], x)
+        x = reference.upsample(layers[f"TemporalUpsample_{level}"], x)
         x = np.concatenate([x, skips.pop()], axis=2)
         x = residual(residual(x))
-    x = _numpy_conv_block(layers["_ConvBlock_0"], x, groups)
+    x = reference.conv_block(layers["_ConvBlock_0"], x, groups)
     return reference.dense(layers["Dense_0"], x)[:, :length]
 
 

@@ -34,6 +34,7 @@ class Child(Sizes):
     """A section with another default, and a check of its own."""
 
     count: int = redefault(Sizes, "count", 20, smoke=2, help="how many children")
+    on: bool = redefault(Sizes, "on", False)
     extra: int = setting(1, "more", at_least=0)
 
     def check(self, name):
@@ -64,6 +65,8 @@ def test_specs_know_the_type_and_more():
     assert specs["hidden"].type == tuple[int, ...]
     assert (specs["on"].absent, specs["on"].renamed_from) == (True, "other.switch")
     assert specs["count"].absent == 10  # the default where nothing else is said
+    # The older name was that of the parent's section.
+    assert settings.specs(Child)["on"].renamed_from == ""
 
 
 def test_rows_have_dotted_names():
