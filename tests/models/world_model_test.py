@@ -460,7 +460,7 @@ def test_rewards_come_with_a_classifier_of_both_states(layout):
     else:
         assert set(params) == {"denoiser", "termination"}
         kernels = [layer["kernel"].shape for layer in params["termination"]["params"].values()]
-        assert kernels == [(2 * STATES, 5), (5, 4), (4, 1)]
+        assert kernels == [(2 * STATES, 5), (5, 4), (4, 2)]
     out = params["denoiser"]["params"]["Dense_0"]["kernel"]
     assert out.shape == (8, layout.channels(STATES, ACTIONS))
 
