@@ -20,6 +20,9 @@ class Settings(td3.Settings):
     alpha: float = setting(
         2.5, "weight of the value against cloning", source="TD3+BC", at_least=0.0
     )
+    critic_norm: bool = setting(
+        False, "layer normalisation after every hidden layer of the critics, as in ReBRAC"
+    )
     return_lambda: float = setting(
         1.0,
         "lambda of the lambda-return that value expansions give as target (without effect on "
@@ -77,7 +80,7 @@ def make(settings: Settings, task: AgentTask) -> Td3Bc:
         task=task,
         networks=td3.Networks(
             actor=TanhMlp(settings.hidden, task.action_size),
-            critics=Critics(settings.hidden, members=2),
+            critics=Critics(settings.hidden, members=2, layer_norm=settings.critic_norm),
         ),
         optimizer=optim.adam(
             settings.learning_rate, schedule="constant", total_steps=task.total_updates

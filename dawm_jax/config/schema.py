@@ -232,6 +232,12 @@ class Config:
         at_most=1.0,
         absent=1.0,
     )
+    episodes: int = setting(
+        0,
+        "number of episodes that are used, drawn at random with config.seed, before top_fraction "
+        "takes its share; 0 uses all",
+        at_least=0,
+    )
     tensorboard: bool = setting(
         False, "also write TensorBoard files (extra: tensorboard)", reporting=True
     )

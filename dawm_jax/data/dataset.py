@@ -93,6 +93,30 @@ class OfflineDataset:
         return digest.hexdigest()
 
 
+def random_episodes(dataset: OfflineDataset, count: int, *, seed: int) -> OfflineDataset:
+    """Some episodes, drawn without replacement, in the order of the dataset.
+
+    Args:
+      dataset: whole episodes.
+      count: number of episodes to keep; 0 keeps all.
+      seed: of the draw. The first episodes of a draw do not depend on `count`: fewer episodes
+        are a part of more.
+
+    Raises:
+      UserError: `count` exceeds the number of episodes.
+    """
+    available = len(dataset.episode_ends)
+    if count > available:
+        raise UserError(
+            f"config.episodes: expected at most {available:,}, the episodes of {dataset.name}, "
+            f"got {count:,}; 0 uses all"
+        )
+    if count == 0:
+        return dataset
+    order = np.random.default_rng(seed).permutation(available)
+    return _keep_episodes(dataset, order[:count], f"{count:,} of {available:,} episodes")
+
+
 def top_episodes(dataset: OfflineDataset, fraction: float) -> OfflineDataset:
     """The episodes with the highest undiscounted returns, in the order of the dataset.
 
@@ -107,18 +131,23 @@ def top_episodes(dataset: OfflineDataset, fraction: float) -> OfflineDataset:
         raise UserError(f"config.top_fraction: expected above 0 and at most 1, got {fraction}")
     if fraction == 1.0:
         return dataset
-    returns, ends = dataset.episode_returns, dataset.episode_ends
+    best = np.argsort(-dataset.episode_returns, kind="stable")
+    count = int(np.ceil(fraction * len(best)))
+    return _keep_episodes(dataset, best[:count], f"best {100 * fraction:g} % of episodes")
+
+
+def _keep_episodes(dataset: OfflineDataset, episodes: np.ndarray, words: str) -> OfflineDataset:
+    """The given episodes in the order of the dataset; `words` are added to the name."""
+    ends = dataset.episode_ends
     kept = np.zeros(len(ends), bool)
-    kept[np.argsort(-returns, kind="stable")[: int(np.ceil(fraction * len(ends)))]] = True
+    kept[episodes] = True
     rows = np.repeat(kept, np.diff(ends, prepend=-1))
     arrays = {
         field.name: getattr(dataset, field.name)[rows]
         for field in dataclasses.fields(dataset)
         if isinstance(getattr(dataset, field.name), np.ndarray)
     }
-    return dataclasses.replace(
-        dataset, name=f"{dataset.name}, best {100 * fraction:g} % of episodes", **arrays
-    )
+    return dataclasses.replace(dataset, name=f"{dataset.name}, {words}", **arrays)
 
 
 def describe(dataset: OfflineDataset) -> str:

@@ -27,6 +27,7 @@ _ABSENT: dict[str, object] = {
     "seed": 0,
     "real_fraction": 0.0,
     "top_fraction": 1.0,
+    "episodes": 0,
     "stages": {},
     "device": "",
     "commit": None,
@@ -55,7 +56,7 @@ class Run:
       path: folder of the run.
       environment: Gymnasium id.
       references: returns of scores 0 and 100 that the run used, or None.
-      dataset: name of the dataset, which names the task.
+      dataset: name of the dataset.
       dataset_digest: digest of the dataset's content, "" if unknown.
       method: registered name of the method.
       method_label: the method's name in tables.
@@ -65,6 +66,7 @@ class Run:
       updates: updates of the agents, 0 for a method that plans.
       real_fraction: share of real transitions in a minibatch.
       top_fraction: share of the episodes, those of highest return, that is used.
+      episodes: number of randomly drawn episodes that are used; 0 is all.
       learns_values: whether the agent has a critic.
       settings: values of the settings that a study may vary, by name.
       evaluated: [evaluations] updates at each evaluation, increasing.
@@ -88,6 +90,7 @@ class Run:
     updates: int
     real_fraction: float
     top_fraction: float
+    episodes: int
     learns_values: bool
     settings: Mapping[str, Setting]
     evaluated: np.ndarray
@@ -101,6 +104,11 @@ class Run:
     def num_seeds(self) -> int:
         """Number of seeds that trained together."""
         return self.curve.shape[1]
+
+    @property
+    def task(self) -> str:
+        """The dataset, and how many of its episodes are used unless all are."""
+        return f"{self.dataset}, {self.episodes} episodes" if self.episodes else self.dataset
 
     @property
     def source(self) -> str:
@@ -146,7 +154,7 @@ def load(paths: Iterable[str | pathlib.Path]) -> list[Run]:
             "wait until a run has finished or name other folders"
         )
     runs = _tell_datasets_apart([_read(path) for path in found])
-    return sorted(runs, key=lambda run: (run.dataset, *_order(run), run.label))
+    return sorted(runs, key=lambda run: (run.task, *_order(run), run.label))
 
 
 def _tell_datasets_apart(runs: list[Run]) -> list[Run]:
@@ -222,6 +230,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         updates=int(_number(data, "updates")),
         real_fraction=_number(data, "real_fraction"),
         top_fraction=_number(data, "top_fraction"),
+        episodes=int(_number(data, "episodes")),
         # Runs record the check of their values only if they have a critic.
         learns_values=data.get("value_check") is not None,
         settings=_settings(data),
@@ -384,7 +393,7 @@ def group(runs: Iterable[Run]) -> list[MethodResult]:
     varied = _varied(runs)
     groups: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
-        key = run.dataset, run.environment, named(run.label, _own(run, varied))
+        key = run.task, run.environment, named(run.label, _own(run, varied))
         seeds = groups.setdefault(key, {})
         if run.seed in seeds:
             _log.warning("%s repeats %s: left out", run.path, seeds[run.seed].path)
@@ -420,7 +429,7 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     curve = np.concatenate([run.curve[np.isin(run.evaluated, evaluated)].T for run in runs])
     curve_scores = normalised_score(first.environment, curve, first.references)
     return MethodResult(
-        task=first.dataset,
+        task=first.task,
         environment=first.environment,
         method=named(first.label, varied),
         label=first.label,

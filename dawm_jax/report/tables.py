@@ -125,7 +125,7 @@ def _run_row(run: Run) -> list[str]:
     score = normalised_score(run.environment, run.curve[-1], run.references)
     best = normalised_score(run.environment, run.best, run.references)
     return [
-        markdown.shorten_path(run.dataset),
+        markdown.shorten_path(run.task),
         run.label,
         f"{run.updates:,}",
         str(run.num_seeds),

@@ -265,6 +265,7 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
         "updates": 0 if method.plans else config.training.updates,
         "real_fraction": method.real_fraction(config.training.real_fraction),
         "top_fraction": config.top_fraction,
+        "episodes": config.episodes,
         "horizon": horizon,
         "target_return": target,
         "rollout": schema.to_dict(config)["rollout"],

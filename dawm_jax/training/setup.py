@@ -19,7 +19,7 @@ from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import remarks
 from dawm_jax.data import replay as replaying
-from dawm_jax.data.dataset import OfflineDataset, top_episodes
+from dawm_jax.data.dataset import OfflineDataset, random_episodes, top_episodes
 from dawm_jax.data.replay import Replay
 from dawm_jax.envs import recorded, simulate
 from dawm_jax.envs.scores import reference_returns
@@ -194,8 +194,9 @@ def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Norma
         lines = _origin_lines(config, dataset, env)
     finally:
         env.close()
+    used = random_episodes(dataset, config.episodes, seed=config.seed)
     replay, normalizer = replaying.build(
-        top_episodes(dataset, config.top_fraction),
+        top_episodes(used, config.top_fraction),
         action_low=env.action_space.low,
         action_high=env.action_space.high,
         discount=config.discount,

@@ -140,6 +140,37 @@ def test_a_share_outside_0_to_1_is_refused(fraction):
         dataset_lib.top_episodes(ranked_dataset(), fraction)
 
 
+# --- some episodes ------------------------------------------------------------------------
+
+
+def test_random_episodes_are_whole_and_fewer_are_a_part_of_more():
+    dataset = ranked_dataset()
+    returns = dataset.episode_returns.tolist()
+    kept = {}
+    for count in (1, 2, 4):
+        some = dataset_lib.random_episodes(dataset, count, seed=3)
+        kept[count] = some.episode_returns.tolist()
+        assert len(kept[count]) == count
+        places = [returns.index(value) for value in kept[count]]
+        assert places == sorted(places)  # whole episodes, in the order of the dataset
+    assert set(kept[1]) < set(kept[2]) < set(kept[4])
+
+
+def test_another_seed_draws_other_episodes():
+    drawn = {
+        tuple(dataset_lib.random_episodes(ranked_dataset(), 2, seed=seed).episode_returns)
+        for seed in range(20)
+    }
+    assert len(drawn) > 5  # of 10 pairs
+
+
+def test_no_number_of_episodes_takes_all_and_too_many_are_refused():
+    dataset = ranked_dataset()
+    assert dataset_lib.random_episodes(dataset, 0, seed=0) is dataset
+    with pytest.raises(UserError, match=r"config\.episodes: expected at most 5, .* got 6"):
+        dataset_lib.random_episodes(dataset, 6, seed=0)
+
+
 # --- the digest ---------------------------------------------------------------------------
 
 

@@ -91,6 +91,14 @@ def test_labels(tmp_path, overrides, expected):
     assert result.method == expected
 
 
+def test_runs_on_some_episodes_are_a_task_of_their_own(tmp_path):
+    write_run(tmp_path / "all", [10.0, 20.0])
+    write_run(tmp_path / "few", [30.0], episodes=20)
+    found = {result.task: result.last for result in group(tmp_path)}
+    assert set(found) == {"dawm/hopper/medium-v0", "dawm/hopper/medium-v0, 20 episodes"}
+    np.testing.assert_allclose(found["dawm/hopper/medium-v0, 20 episodes"], [30.0])
+
+
 def test_runs_of_other_seeds_are_seeds_of_one_result(tmp_path, caplog):
     write_run(tmp_path / "a", [10.0, 20.0])
     write_run(tmp_path / "b", [30.0], seed=1)
