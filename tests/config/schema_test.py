@@ -331,6 +331,8 @@ def test_stored_configurations_are_read(path):
             dotted = f"{name}.{field}".strip(".")
             if dotted == "rollout.action_temperature":
                 continue
+            if (dotted, each) == ("method", "one_step") and "expand" not in stored["rollout"]:
+                each = "one_step_cloned"  # as this version calls it
             section, _, last = renamed.get(dotted, dotted).rpartition(".")
             assert (found[section] if section else found)[last] == each, dotted
 
@@ -360,6 +362,14 @@ def test_settings_that_a_run_lacks_say_how_it_behaved():
     assert (config.method, config.top_fraction) == ("dawm", 1.0)
     assert (config.environment_arguments, config.clip_actions) == ({}, False)
     assert (config.rollout.real_actions_only, config.world_model.denoiser) == (False, "unet")
+
+
+def test_an_older_one_step_run_rolled_out_a_cloned_policy():
+    values = schema.to_dict(default_config(method="one_step"))
+    assert schema.migrate(values)["method"] == "one_step"
+    del values["rollout"]["expand"]
+    assert schema.migrate(values)["method"] == "one_step_cloned"
+    assert schema.migrate(values | {"method": "dwm"})["method"] == "dwm"
 
 
 @pytest.mark.parametrize("wrong", [{"rollout": 3}, {"unet": []}, {"training": None}])
