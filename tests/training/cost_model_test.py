@@ -62,7 +62,7 @@ def test_value_expansions_are_counted(data, changes, first, each):
         np.testing.assert_allclose(stage.flops, 128 * generation.flops, rtol=0.01)
         # A resumed run has its buffer.
         _, *left = cost_model.stages(parts, replay, {"agent": 8})
-        assert [stage.text for stage in left][0].startswith("generation, 64 windows")
+        assert left[0].text.startswith("generation, 64 windows")
     assert updates.text.startswith("td3_bc, 2 seed(s) x 40 updates")
 
 
