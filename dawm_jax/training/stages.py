@@ -193,8 +193,7 @@ def train_agents(
             return run
         if training.supply == "sweep":
             swept = sweep(training, inputs, placement, stream_key(key, "sweep"), session.stop)
-            share = placement.jit_seeds(lambda buffer, key, swept: swept)
-            return AgentRun(run.agent, placement.place_seeds(share(run.buffer, key_prefill, swept)))
+            return AgentRun(run.agent, share_buffer(run.buffer, key_prefill, swept, placement))
         num_rounds = setup.prefill_rounds(config)
         if not num_rounds:
             return run
@@ -265,6 +264,21 @@ def sweep(
         progress.report(min(done, total), {})
     progress.close()
     return buffer
+
+
+def share_buffer(
+    buffers: Buffer[Any] | None, keys: jax.Array, buffer: Buffer[Any], placement: Placement
+) -> Buffer[Any]:
+    """Copies of one buffer for all seeds, in place of their empty ones.
+
+    Args:
+      buffers: of all seeds, leading axis seeds; it is donated.
+      keys: [seeds], not used: every program over seeds has one key a seed.
+      buffer: to copy.
+      placement: how seeds are spread.
+    """
+    program = placement.jit_seeds(lambda _, key, buffer: buffer)
+    return placement.place_seeds(program(buffers, keys, buffer))
 
 
 def _stop_generation(stop: StopFlag) -> None:

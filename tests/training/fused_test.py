@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
+import types
 
 import chex
 import jax
@@ -12,7 +17,8 @@ import pytest
 
 from dawm_jax.data.replay import Replay
 from dawm_jax.methods.base import Generated
-from dawm_jax.training import fused
+from dawm_jax.runtime import sharding
+from dawm_jax.training import fused, stages
 from dawm_jax.training.fused import AgentRun, AgentTraining, Inputs
 from dawm_jax.types import Expansion, Transition
 
@@ -117,6 +123,8 @@ TRAINING = AgentTraining(
 INPUTS = Inputs(models={"world_model": jnp.float32(0.1)}, replay=make_replay())
 REPLAY = INPUTS.replay
 KEY = jax.random.key(11)
+_DEVICES = 4
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @functools.cache
@@ -362,6 +370,16 @@ class PolicyAgent(StubAgent):
         return jnp.full((*observation.shape[:-1], A), state["x"][0])
 
 
+class ExpansionAgent(PolicyAgent):
+    """Sensitive to the states of expansions."""
+
+    def update(self, state, batches, key):
+        chex.assert_shape(batches.next_observation, (DELAY, BATCH, H, S))
+        moved = jnp.tanh(state["x"] + 0.1 * batches.next_observation.mean())
+        moved = moved + 0.1 * jax.random.normal(key, moved.shape)
+        return {"x": moved, "count": state["count"] + 1}, {"moved": moved.mean()}
+
+
 def expansion_row():
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
     count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -490,16 +508,6 @@ def test_rounds_without_a_buffer_equal_updates_by_hand():
     assert abs(float(after.agent["x"][0] - run.agent["x"][0])) > 1e-3
 
 
-class ExpansionAgent(PolicyAgent):
-    """Sensitive to the states of expansions."""
-
-    def update(self, state, batches, key):
-        chex.assert_shape(batches.next_observation, (DELAY, BATCH, H, S))
-        moved = jnp.tanh(state["x"] + 0.1 * batches.next_observation.mean())
-        moved = moved + 0.1 * jax.random.normal(key, moved.shape)
-        return {"x": moved, "count": state["count"] + 1}, {"moved": moved.mean()}
-
-
 def test_a_row_of_a_method_that_follows_a_policy_has_its_shapes():
     class Model:
         def init(self, key):
@@ -508,3 +516,56 @@ def test_a_row_of_a_method_that_follows_a_policy_has_its_shapes():
     method = FakeExpansions()
     method.models = {"world_model": Model()}
     assert fused.row_shapes(method, state_size=S, action_size=A) == expansion_row()
+
+
+# --- the sweep on several devices, in a process with four CPU devices ---------------------
+
+
+def sweep_on(mode, num_seeds):
+    """The buffers of all seeds, [seeds, ...], as `stages.train_agents` makes them."""
+    placement = sharding.place(mode, num_seeds=num_seeds, batch_sizes={"windows": WINDOWS})
+    training = dataclasses.replace(SWEEPING, shard=placement.shard_windows)
+    running = types.SimpleNamespace(signal=None)
+    swept = stages.sweep(training, placement.replicate(INPUTS), placement, KEY, running)
+    make = jax.vmap(lambda _: training.init_buffer(), axis_size=num_seeds)
+    empty = placement.make_seeds(lambda: make(None))
+    keys = placement.place_seeds(jax.random.split(KEY, num_seeds))
+    return stages.share_buffer(empty, keys, swept, placement)
+
+
+def _worker():
+    """Compares both placements with one device; prints how many devices hold the seeds."""
+    fused._SWEEP_WINDOWS = WINDOWS
+    with jax.default_device(jax.devices()[0]):
+        expected = SWEEPING.sweep(
+            SWEEPING.init_buffer(), KEY, INPUTS, num_pieces=SWEEPING.sweep_pieces(INPUTS.replay)
+        )
+    assert int(expected.written) == INPUTS.replay.num_train
+    for mode, num_seeds in (("mesh", 4), ("mesh", 2), ("pmap", 4)):
+        found = sweep_on(mode, num_seeds)
+        reward = found.transitions["reward"]
+        assert reward.addressable_shards[0].data.shape[0] == 1, (mode, num_seeds)
+        for seed in range(num_seeds):
+            jax.tree.map(
+                lambda leaf, one, seed=seed: np.testing.assert_allclose(
+                    leaf[seed], one, rtol=1e-6, atol=1e-6
+                ),
+                jax.device_get(found),
+                jax.device_get(expected),
+            )
+        print(mode, num_seeds)
+
+
+def test_the_sweep_of_many_devices_is_that_of_one():
+    flags = f"--xla_force_host_platform_device_count={_DEVICES}"
+    paths = os.pathsep.join(map(str, (_ROOT, *map(pathlib.Path, filter(None, sys.path)))))
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
+    process = subprocess.run(
+        [sys.executable, __file__], capture_output=True, text=True, env=env, check=False
+    )
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.stdout.split("\n")[:3] == ["mesh 4", "mesh 2", "pmap 4"]
+
+
+if __name__ == "__main__":
+    _worker()
