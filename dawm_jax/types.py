@@ -8,7 +8,7 @@ Dimension legend, used in every docstring of the package:
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 from flax import struct
@@ -58,9 +58,10 @@ class Transition(NamedTuple):
 
 
 class Expansion(NamedTuple):
-    """A real state and action with H generated steps after them (or a batch of them).
+    """A real state and action with up to H steps after them (or a batch of them).
 
-    A transition with a horizon: what DWM expands the critics' target with.
+    A transition with a horizon: what DWM expands the critics' target with. A real transition is
+    an expansion of one step.
     """
 
     observation: jax.Array  # [S], real
@@ -68,10 +69,18 @@ class Expansion(NamedTuple):
     reward: jax.Array  # [H]
     terminated: jax.Array  # [H], 0 or 1; steps after the first 1 count for nothing
     next_observation: jax.Array  # [H, S]
+    steps: jax.Array  # [] int32, 1 to H: how many of the H steps count
 
 
 # What an agent learns from.
 Rows: TypeAlias = Transition | Expansion
+
+
+class PolicyFn(Protocol):
+    """A policy."""
+
+    def __call__(self, state: jax.Array, /) -> jax.Array:
+        """Standardised states [..., S] -> actions [..., A] in [-1, 1]."""
 
 
 class Window(NamedTuple):

@@ -99,6 +99,8 @@ for task in ${TASKS:-hopper walker2d}; do
     train "dawm-generated-$agent" "$(of dawm-td3_bc)" \
       --config.agent="$agent" --config.training.real_fraction=0.0
     train "dwm-$agent" "$(of dawm-td3_bc)" --config.method=dwm --config.agent="$agent"
+    train "dwm-published-$agent" "$(of dawm-td3_bc)" \
+      --config.method=dwm --config.agent="$agent" --config.training.real_fraction=0.0
   done
 
   train joint-td3_bc --config.method=joint
@@ -106,8 +108,15 @@ for task in ${TASKS:-hopper walker2d}; do
   train joint-generated-td3_bc "$(of joint-td3_bc)" \
     --config.method=joint --config.training.real_fraction=0.0
 
-  train one_step-td3_bc --config.method=one_step
-  train one_step-iql "$(of one_step-td3_bc)" --config.method=one_step --config.agent=iql
+  train one_step_cloned-td3_bc --config.method=one_step_cloned
+  train one_step_cloned-iql "$(of one_step_cloned-td3_bc)" \
+    --config.method=one_step_cloned --config.agent=iql
+  for agent in td3_bc iql; do
+    train "one_step-$agent" "$(of one_step_cloned-td3_bc)" \
+      --config.method=one_step --config.agent="$agent"
+    train "one_step-published-$agent" "$(of one_step_cloned-td3_bc)" \
+      --config.method=one_step --config.agent="$agent" --config.training.real_fraction=0.0
+  done
 
   train decision_diffuser "$(of dawm-td3_bc)" --config.method=decision_diffuser
 

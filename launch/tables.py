@@ -156,8 +156,8 @@ def _task(result: MethodResult) -> str:
 
 def _in_words(method: str) -> str:
     """A label without its comma: DAWM-IQL (50 % real)."""
-    name, _, share = method.partition(", ")
-    return f"{name} ({share})" if share else name
+    name, _, share = method.rpartition(", ")
+    return f"{name} ({share})" if name and share.endswith("% real") else method
 
 
 def _mean_score(result: MethodResult | None) -> float:

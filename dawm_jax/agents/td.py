@@ -104,34 +104,39 @@ def expansion_target(
     return_lambda: float,
     reward_scale: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """The lambda-return over all horizons of generated steps, [B] (DWM, section 3.3).
+    """The lambda-return over the steps that count, [B] (DWM, section 3.3).
 
-    With G_n = sum_{h<n} gamma^h r_h + gamma^n V(s_n), the n-step return, it is
-    (1 - lambda) sum_{n<H} lambda^(n-1) G_n + lambda^(H-1) G_H; lambda = 1 is G_H alone. A
-    generated termination ends rewards and bootstraps of every n-step return beyond it.
+    With G_n = sum_{h<n} gamma^h r_h + gamma^n V(s_n), the n-step return, and N = `steps`, it is
+    (1 - lambda) sum_{n<N} lambda^(n-1) G_n + lambda^(N-1) G_N; lambda = 1 is G_N alone, and
+    N = 1 the target of a transition, `one_step_target`. A termination ends rewards and bootstraps
+    of every n-step return beyond it. Nothing of the steps from N on enters the target.
 
     Args:
       batch: expansions [B].
-      value: value of states. If lambda is 1, only the value of the last state is computed.
+      value: value of states. If lambda is 1, only the value of state N is computed.
       discount: gamma.
       return_lambda: lambda, a Python number in [0, 1].
       reward_scale: multiplies the rewards.
     """
     chex.assert_rank([batch.reward, batch.terminated, batch.next_observation], [2, 2, 3])
+    chex.assert_rank(batch.steps, 1)
     horizon = batch.reward.shape[1]
+    last = batch.steps[:, None] - 1
+    index = jnp.arange(horizon, dtype=last.dtype)[None]
     continues = 1.0 - batch.terminated
     # Step h is weighted by (gamma lambda)^h, and by 0 after a termination.
     alive = jnp.cumprod(continues, axis=1)
     alive_before = jnp.concatenate([jnp.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
-    steps = jnp.arange(horizon).astype(continues.dtype)[None]
-    weight = (discount * return_lambda) ** steps * alive_before
-    rewards = (weight * reward_scale * batch.reward).sum(1)
+    weight = (discount * return_lambda) ** index.astype(continues.dtype) * alive_before
+    rewards = jnp.where(index <= last, weight * reward_scale * batch.reward, 0.0).sum(1)
     bootstrap = weight * discount * continues
-    last = bootstrap[:, -1] * value(batch.next_observation[:, -1])
     if return_lambda == 1.0 or horizon == 1:
-        return rewards + last
-    between = (bootstrap[:, :-1] * value(batch.next_observation[:, :-1])).sum(1)
-    return rewards + (1.0 - return_lambda) * between + last
+        state = jnp.take_along_axis(batch.next_observation, last[..., None], axis=1)[:, 0]
+        return rewards + jnp.take_along_axis(bootstrap, last, axis=1)[:, 0] * value(state)
+    values = bootstrap * value(batch.next_observation)
+    between = jnp.where(index < last, values, 0.0).sum(1)
+    final = jnp.take_along_axis(values, last, axis=1)[:, 0]
+    return rewards + (1.0 - return_lambda) * between + final
 
 
 def critic_loss(

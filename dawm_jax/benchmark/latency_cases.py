@@ -5,6 +5,7 @@ parameters.
 """
 
 import dataclasses
+import functools
 import logging
 import statistics
 import time
@@ -14,6 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.agents.base import Agent
 from dawm_jax.benchmark import jax_side, measure
 from dawm_jax.benchmark.jax_side import Problem
 from dawm_jax.benchmark.measure import Call, Candidate
@@ -21,8 +23,16 @@ from dawm_jax.benchmark.records import LatencyCase
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
-from dawm_jax.methods.base import METHODS, GeneratingMethod, Method, PlanningMethod
+from dawm_jax.methods.base import (
+    METHODS,
+    GeneratingMethod,
+    Method,
+    PlanningMethod,
+    PolicyMethod,
+)
+from dawm_jax.methods.synthetic import WithPolicy
 from dawm_jax.training import setup
+from dawm_jax.training.setup import Setup
 from dawm_jax.types import ModelParams
 
 _log = logging.getLogger(__name__)
@@ -86,14 +96,24 @@ def planner_settings(variant: str) -> dict[str, Any]:
 
 
 def _agent_cases(problem: Problem, batches: Sequence[int]) -> Iterator[Case]:
-    config = schema.replace(problem.config, {"method": "dawm", "training.real_fraction": 1.0})
-    parts = setup.make(config, problem.normalizer)
-    assert parts.agent is not None
-    state = jax.jit(parts.agent.init)(jax.random.key(0))
+    parts = _on_real_data(problem)
+    state = jax.jit(_agent(problem).init)(jax.random.key(0))
     for batch in batches:
         observations = jnp.zeros((batch, problem.replay.state_size))
-        name = f"agent ({config.agent})"
+        name = f"agent ({parts.config.agent})"
         yield _case("decisions", name, batch, batch, parts.act, state, observations)
+
+
+def _on_real_data(problem: Problem) -> Setup:
+    """A run on real data alone, which every agent accepts."""
+    changes = {"method": "dawm", "training.real_fraction": 1.0}
+    return setup.make(schema.replace(problem.config, changes), problem.normalizer)
+
+
+def _agent(problem: Problem) -> Agent[Any]:
+    agent = _on_real_data(problem).agent
+    assert agent is not None
+    return agent
 
 
 def _planner_cases(
@@ -123,15 +143,18 @@ def _with_planner(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def _generation_cases(problem: Problem) -> Iterator[Case]:
     config, key = problem.config, jax.random.key(0)
+    agent = _agent(problem)
+    act = functools.partial(agent.act, jax.jit(agent.init)(key))
     batch = config.rollout.windows_per_round
     condition = replaying.gather_conditions(problem.replay, jnp.arange(batch))
     for spec in METHODS:
         if spec.plans:
             continue
-        method = cast(GeneratingMethod, spec.make(config, problem.normalizer))
+        method = cast(GeneratingMethod | PolicyMethod, spec.make(config, problem.normalizer))
         arguments = _random_models(method), key, condition
         units = batch * config.horizon
-        yield _case("transitions", spec.name, batch, units, method.generate, *arguments)
+        generator = WithPolicy(method, act) if isinstance(method, PolicyMethod) else method
+        yield _case("transitions", spec.name, batch, units, generator.generate, *arguments)
 
 
 def _random_models(method: Method) -> ModelParams:

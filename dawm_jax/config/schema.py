@@ -54,17 +54,27 @@ class Rollout(SamplerSettings):
     )
     prefill_transitions: int = setting(
         50_000,
-        "transitions generated before the first update",
+        "transitions generated before the first update; value expansions fill their buffer as "
+        "`expand` says",
         quick=20_000,
         smoke=64,
         at_least=0,
     )
     buffer_capacity: int = setting(
         500_000,
-        "latest synthetic transitions kept, per seed",
+        "latest synthetic transitions kept, per seed; for value expansions with expand=sweep at "
+        "least all training steps",
         quick=100_000,
         smoke=512,
         at_least=1,
+    )
+    expand: str = setting(
+        "sweep",
+        "when the real pairs of value expansions (dwm) are expanded: sweep expands every training "
+        "step once before the first update, and rounds then replace the oldest; minibatch draws "
+        "new pairs for every minibatch and expands them there. one_step always does the latter",
+        choices=("sweep", "minibatch"),
+        source="DWM: minibatch",
     )
     real_actions_only: bool = setting(
         False,
@@ -91,8 +101,8 @@ class Training:
     )
     real_fraction: float = setting(
         0.5,
-        "share of real transitions in a minibatch; 1 trains on real data without models; "
-        "without effect on methods whose rows all start from real data (dwm)",
+        "share of real transitions in a minibatch; 1 trains on real data without models, 0 on "
+        "generated rows alone, as DWM and its one-step baseline were published",
         at_least=0.0,
         at_most=1.0,
         source="COMBO 2102.08363",
@@ -485,6 +495,9 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 # --- configurations of older runs ---------------------------------------------------------
 
 
+# A configuration without this setting names the methods as older versions did.
+_NAMES_METHODS_ANEW = "expand"
+_RENAMED_METHODS = {"one_step": "one_step_cloned"}
 # Settings of older versions without an effect on any run whose checkpoints can be restored.
 _REMOVED = ("rollout.action_temperature",)
 
@@ -492,8 +505,9 @@ _REMOVED = ("rollout.action_temperature",)
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration of any version with the settings of this one.
 
-    Settings that were renamed move; settings that the stored configuration lacks get the value
-    that describes how its run behaved; settings in `_REMOVED` are dropped.
+    Settings and methods that were renamed get their name of this version; settings that the
+    stored configuration lacks get the value that describes how its run behaved; settings in
+    `_REMOVED` are dropped.
 
     Raises:
       UserError: what should be a section of settings is none.
@@ -502,6 +516,8 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     for name in all_sections():
         values.setdefault(name, {})
         _subtree(values, name)
+    if _NAMES_METHODS_ANEW not in values["rollout"] and values.get("method") in _RENAMED_METHODS:
+        values["method"] = _RENAMED_METHODS[values["method"]]
     for dotted in _REMOVED:
         _pop(values, dotted, None)
     for dotted, spec in fields():

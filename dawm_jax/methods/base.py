@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 
@@ -15,10 +15,17 @@ from dawm_jax.types import (
     Expansion,
     ModelParams,
     Normalizer,
+    PolicyFn,
     Rows,
     Transition,
     UserError,
 )
+
+# Where the synthetic rows of a minibatch come from. "rounds": a ring buffer, into which each round
+# of updates writes windows from random starts, and several rounds before the first update.
+# "sweep": a ring buffer which holds an expansion of every training step before the first update.
+# "minibatch": expansions that are generated for this minibatch alone.
+Supply: TypeAlias = Literal["rounds", "sweep", "minibatch"]
 
 
 class Generated(NamedTuple):
@@ -54,6 +61,26 @@ class GeneratingMethod(Method, Protocol):
           params: averaged parameters of `models`.
           key: random number generator state, the key is consumed.
           condition: [B] starts with their own returns-to-go.
+        """
+
+
+@runtime_checkable
+class PolicyMethod(Method, Protocol):
+    """A method whose models are rolled out with the policy in training.
+
+    Its rows are expansions, generated for each minibatch with the policy as it is then.
+    """
+
+    def expand(
+        self, params: ModelParams, key: jax.Array, condition: Condition, *, act: PolicyFn
+    ) -> Generated:
+        """Generates expansions of real starts.
+
+        Args:
+          params: averaged parameters of `models`.
+          key: random number generator state, the key is consumed.
+          condition: [B] starts with their own returns-to-go.
+          act: the agent's deterministic policy, for the steps after the first.
         """
 
 
@@ -102,8 +129,8 @@ class MethodSpec:
       label: display name, in logs and tables.
       rows: type of the generated rows; None for a method that plans and trains no agent.
       sections: name of each model -> section of the configuration that fits the model.
-      make: builds a `GeneratingMethod`, or without `rows` a `PlanningMethod`.
-      mixes_real: whether minibatches mix generated and real rows by `training.real_fraction`.
+      make: builds a `GeneratingMethod`, or a `PolicyMethod` if `rows` are expansions, or without
+        `rows` a `PlanningMethod`.
       seed_is: what differs between the seeds of a run.
     """
 
@@ -112,7 +139,6 @@ class MethodSpec:
     rows: type[Transition] | type[Expansion] | None
     sections: Mapping[str, str]
     make: MakeMethod
-    mixes_real: bool = True
     seed_is: str = (
         "an agent with its own initial values, minibatches and generated data; models are shared"
     )
@@ -124,7 +150,7 @@ class MethodSpec:
 
     def real_fraction(self, setting: float) -> float:
         """The share of real rows in a minibatch under `config.training.real_fraction`."""
-        return setting if self.mixes_real or setting == 1.0 else 0.0
+        return 0.0 if self.plans else setting
 
     def trains_models(self, config: Config) -> bool:
         """Whether the run trains the method's models: not on real data only."""
@@ -152,6 +178,11 @@ def check(config: Config) -> MethodSpec:
         raise UserError(
             "config.rollout.real_actions_only: expected False with "
             f"config.method={method.name}, which generates no transitions"
+        )
+    if config.rollout.expand == "minibatch" and method.rows is not Expansion:
+        raise UserError(
+            f"config.rollout.expand: expected sweep with config.method={method.name}, which "
+            "generates no expansions, got 'minibatch'"
         )
     if method.rows is None or not method.trains_models(config):
         return method

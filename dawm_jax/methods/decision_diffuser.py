@@ -176,7 +176,6 @@ METHODS.register(
         rows=None,
         sections={"world_model": "world_model", "inverse_dynamics": "inverse_dynamics"},
         make=make,
-        mixes_real=False,
         seed_is="the noise of the plans; models are shared",
     )
 )

@@ -61,6 +61,5 @@ METHODS.register(
         rows=Expansion,
         sections={"world_model": "world_model"},
         make=make,
-        mixes_real=False,  # every expansion starts from a real state and a real action
     )
 )

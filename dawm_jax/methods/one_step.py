@@ -1,70 +1,60 @@
-"""One-step model: Gaussian dynamics are rolled out with a policy cloned from the data.
+"""One-step model, DWM's baseline (2402.03570): Gaussian dynamics and the policy in training.
 
-DWM's one-step baseline rolls its model out with the policy in training; this one does not.
+Each minibatch holds value expansions of real states and actions, generated for it with the
+agent's policy as it is then: DWM with another model.
 """
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import jax
 
-from dawm_jax.agents.base import AGENTS
 from dawm_jax.config.schema import SECTIONS, Config, SectionSpec
 from dawm_jax.methods import synthetic
 from dawm_jax.methods.base import METHODS, Generated, MethodSpec
-from dawm_jax.models import gaussian_dynamics, inverse_dynamics
+from dawm_jax.models import gaussian_dynamics
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.gaussian_dynamics import GaussianDynamics
-from dawm_jax.models.inverse_dynamics import ActionModel
-from dawm_jax.types import Condition, ModelParams, Normalizer, Transition
+from dawm_jax.types import Condition, Expansion, ModelParams, Normalizer, PolicyFn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OneStep:
-    """A `GeneratingMethod`.
+    """A `PolicyMethod`.
 
     Attributes:
       dynamics: p(s_{t+1}, r_t | s_t, a_t).
-      policy: cloned from the data, s_t -> a_t.
       horizon: H.
-      next_action: whether transitions carry the action of the next step.
     """
 
     dynamics: GaussianDynamics
-    policy: ActionModel
     horizon: int
-    next_action: bool
 
     @property
     def models(self) -> Mapping[str, Trainable]:
-        """Dynamics model and cloned policy."""
-        return {"world_model": self.dynamics, "policy": self.policy}
+        """The dynamics model."""
+        return {"world_model": self.dynamics}
 
     @property
     def scan_length(self) -> int:
         """Steps of a window: the model is rolled out step by step."""
         return self.horizon
 
-    def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
-        """Transitions [B * H]; see `GeneratingMethod`. The return-to-go is not used."""
+    def expand(
+        self, params: ModelParams, key: jax.Array, condition: Condition, *, act: PolicyFn
+    ) -> Generated:
+        """Expansions [B]; see `PolicyMethod`. The return-to-go is not used."""
         window = self.dynamics.roll_out(
-            params["world_model"],
-            key,
-            condition,
-            act=functools.partial(self.policy.infer, params["policy"]),
-            horizon=self.horizon,
+            params["world_model"], key, condition, act=act, horizon=self.horizon
         )
-        return synthetic.to_transitions(window, next_action=self.next_action)
+        return synthetic.to_expansions(window, condition)
 
 
 def make(config: Config, normalizer: Normalizer) -> OneStep:
     """The one-step model with the run's settings."""
     return OneStep(
         dynamics=gaussian_dynamics.make(config.section(gaussian_dynamics.Settings), normalizer),
-        policy=inverse_dynamics.make_policy(config.inverse_dynamics, normalizer),
         horizon=config.horizon,
-        next_action=AGENTS.get(config.agent).needs_next_action,
     )
 
 
@@ -73,8 +63,8 @@ METHODS.register(
     MethodSpec(
         name="one_step",
         label="One-step",
-        rows=Transition,
-        sections={"world_model": "one_step", "policy": "inverse_dynamics"},
+        rows=Expansion,
+        sections={"world_model": "one_step"},
         make=make,
     )
 )

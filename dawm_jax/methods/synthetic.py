@@ -8,7 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.methods.base import Generated, GeneratingMethod
+from dawm_jax.methods.base import Generated, GeneratingMethod, PolicyMethod
 from dawm_jax.models.base import Trainable
 from dawm_jax.types import (
     Condition,
@@ -16,6 +16,7 @@ from dawm_jax.types import (
     GeneratedWindow,
     ModelParams,
     Normalizer,
+    PolicyFn,
     Transition,
     UserError,
 )
@@ -123,8 +124,35 @@ def to_expansions(window: GeneratedWindow, condition: Condition) -> Generated:
         reward=window.rewards,
         terminated=window.terminated,
         next_observation=window.states[:, 1:],
+        steps=jnp.full(window.rewards.shape[0], window.rewards.shape[1], jnp.int32),
     )
     return Generated(expansions, _valid(window))
+
+
+def real_expansions(transitions: Transition, *, horizon: int) -> Expansion:
+    """Real transitions as expansions of one step, of which the critics' target is one-step.
+
+    Args:
+      transitions: leading axes [...], at least one.
+      horizon: H of the expansions. Of the H - 1 further steps rewards and terminations are 0 and
+        the next observation repeats.
+
+    Returns:
+      Expansions with the same leading axes.
+    """
+    reward = transitions.reward
+
+    def padded(leaf: jax.Array) -> jax.Array:
+        return jnp.pad(leaf[..., None], [(0, 0)] * leaf.ndim + [(0, horizon - 1)])
+
+    return Expansion(
+        observation=transitions.observation,
+        action=transitions.action,
+        reward=padded(reward),
+        terminated=padded(transitions.terminated),
+        next_observation=jnp.repeat(transitions.next_observation[..., None, :], horizon, axis=-2),
+        steps=jnp.ones(reward.shape, jnp.int32),
+    )
 
 
 def _valid(window: GeneratedWindow) -> jax.Array:
@@ -161,3 +189,30 @@ class FirstSteps:
         """Transitions [B] and valid [B]; see `GeneratingMethod`."""
         generated = self.method.generate(params, key, condition)
         return jax.tree.map(lambda leaf: leaf[:: self.horizon], generated)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WithPolicy:
+    """A `GeneratingMethod`: a method with the policy that its models are rolled out with.
+
+    Attributes:
+      method: generates expansions.
+      act: the policy.
+    """
+
+    method: PolicyMethod
+    act: PolicyFn
+
+    @property
+    def models(self) -> Mapping[str, Trainable]:
+        """Those of the method."""
+        return self.method.models
+
+    @property
+    def scan_length(self) -> int:
+        """That of the method."""
+        return self.method.scan_length
+
+    def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
+        """Expansions [B]; see `GeneratingMethod`."""
+        return self.method.expand(params, key, condition, act=self.act)

@@ -7,7 +7,7 @@ its own states, with the actions of a policy.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,15 @@ from dawm_jax.models.networks import Mlp
 from dawm_jax.models.optim import TrainState
 from dawm_jax.models.tokens import Tokens
 from dawm_jax.runtime.settings import redefault, setting
-from dawm_jax.types import Condition, GeneratedWindow, Metrics, Normalizer, Params, Transition
+from dawm_jax.types import (
+    Condition,
+    GeneratedWindow,
+    Metrics,
+    Normalizer,
+    Params,
+    PolicyFn,
+    Transition,
+)
 
 # Soft bounds of the log-variance, in standardised units (PETS bounds it in the same way).
 _LOG_VARIANCE_BOUNDS = (-10.0, 0.5)
@@ -61,13 +69,6 @@ class Prediction(NamedTuple):
     mean: jax.Array  # [B, S + 1], change of the standardised state, standardised reward
     log_variance: jax.Array  # [B, S + 1]
     logit: jax.Array  # [B], of a termination
-
-
-class PolicyFn(Protocol):
-    """A policy."""
-
-    def __call__(self, state: jax.Array, /) -> jax.Array:
-        """Standardised states [B, S] -> actions [B, A] in [-1, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

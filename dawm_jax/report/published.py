@@ -18,16 +18,16 @@ TASKS = tuple(
 )
 
 # DWM (2402.03570), table of its main results, five seeds. Each score is the best of a grid of
-# target returns and horizons that was evaluated on the simulator. DWM's one-step agents expand
-# the target of a value with the agent's own policy: no method of this package does that.
+# target returns and horizons that was evaluated on the simulator. DWM and its one-step baseline
+# learn from expansions alone: `training.real_fraction` is 0.
 _DWM = {
     "DWM-TD3+BC": (65, 70, 46, 53, 46, 43, 103, 110, 75),
     "DWM-IQL": (54, 76, 44, 61, 35, 41, 90, 104, 71),
     "TD3+BC": (58, 77, 47, 53, 75, 43, 90, 108, 73),
     "IQL": (48, 75, 46, 25, 48, 44, 86, 109, 60),
     "Decision Diffuser": (49, 67, 49, 66, 44, 38, 106, 99, 91),
-    "One-step value expansion, TD3+BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
-    "One-step value expansion, IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
+    "One-step-TD3+BC": (39, 39, 44, 26, 23, 43, 31, 60, 27),
+    "One-step-IQL": (45, 52, 44, 25, 24, 42, 39, 57, 61),
 }
 # BC and IQL: tables of Diffuser's repository. 10 % BC and TD3+BC: CORL's runs, last evaluation.
 # Decision Diffuser: its own paper (2211.15657).

@@ -30,6 +30,7 @@ _ABSENT: dict[str, object] = {
     "episodes": 0,
     "stages": {},
     "device": "",
+    "rollout": {},
     "commit": None,
     "dataset_digest": "",
     "value_check": {},
@@ -39,6 +40,7 @@ _LABELS = {
     "dwm": "DWM",
     "joint": "Joint",
     "one_step": "One-step",
+    "one_step_cloned": "One-step, cloned policy",
     "decision_diffuser": "Decision Diffuser",
     "td3_bc": "TD3+BC",
     "iql": "IQL",
@@ -211,6 +213,10 @@ def _read(path: pathlib.Path) -> Run:
 
 def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
     method, agent = _text(data, "method"), _text(data, "agent")
+    label = str(data.get("method_label") or _LABELS.get(method, method))
+    # Versions without the setting `rollout.expand` called this method one_step.
+    if method == "one_step" and "expand" not in _dict(data, "rollout"):
+        method, label = "one_step_cloned", _LABELS["one_step_cloned"]
     curve = np.array([_returns(point) for point in _list(data, "curve")])
     evaluated = np.array([_number(point, "update") for point in _list(data, "curve")])
     best = _returns(data["best"])
@@ -223,7 +229,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         dataset=_text(data, "dataset"),
         dataset_digest=_text(data, "dataset_digest"),
         method=method,
-        method_label=str(data.get("method_label") or _LABELS.get(method, method)),
+        method_label=label,
         agent=agent,
         agent_label=str(data.get("agent_label") or _LABELS.get(agent, agent)),
         seed=int(_number(data, "seed")),

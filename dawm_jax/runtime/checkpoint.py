@@ -115,13 +115,16 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise _write_error(self._folder, error) from error
 
-    def restore(self, state: Any, *, discard_damaged: bool = False) -> tuple[Any, int] | None:
+    def restore(
+        self, state: Any, *, discard_damaged: bool = False, partial: bool = False
+    ) -> tuple[Any, int] | None:
         """The newest readable checkpoint and its step, or None if there is none.
 
         Args:
           state: a tree of the same structure; shapes, types and placement are taken from it.
           discard_damaged: delete newer ones that cannot be read, once an older one was:
             training will reach their steps again and must be able to save there.
+          partial: `state` may lack entries of the tree that was saved, which are not read.
 
         Raises:
           UserError: checkpoints exist, but none fits `state` or can be read.
@@ -135,7 +138,10 @@ class Checkpoints:
                 continue
             error = None
             try:
-                restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                if partial:
+                    restored = _read_part(self._manager, step, abstract)
+                else:
+                    restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
                 _check_shapes(restored, abstract)
             except Exception as caught:
                 error = caught
@@ -310,6 +316,19 @@ def _read_entry(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
                 item={name: shapes}, restore_args={name: on_host}, partial_restore=True
             ),
         )[name]
+
+
+def _read_part(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+    """The entries of a checkpoint's tree that `abstract` has, placed as it says."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(
+            manager.directory / str(step) / "default",
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
+            ),
+        )
 
 
 def _check_shapes(restored: Any, abstract: Any) -> None:

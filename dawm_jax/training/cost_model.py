@@ -1,5 +1,6 @@
 """What a run will do and about how long it takes here, before it starts."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,16 +12,16 @@ import jax.numpy as jnp
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.replay import Replay
-from dawm_jax.methods.base import METHODS, Generated, GeneratingMethod, PlanningMethod
+from dawm_jax.methods.base import METHODS, Generated, PlanningMethod
 from dawm_jax.models import networks
 from dawm_jax.models.base import Trainable, keep
 from dawm_jax.models.optim import TrainState
 from dawm_jax.runtime import sharding
 from dawm_jax.runtime.metrics import format_seconds
 from dawm_jax.training import setup
-from dawm_jax.training.fused import AgentRun, AgentTraining
+from dawm_jax.training.fused import AgentTraining, Inputs
 from dawm_jax.training.setup import Setup
-from dawm_jax.types import Metrics, ModelParams
+from dawm_jax.types import Metrics, ModelParams, Rows
 
 # Share of the matrix-multiply rate that the training programs reach. On two CPU cores the world
 # model reaches 0.3 and TD3+BC 0.7. On an accelerator the launch of a small kernel takes longer
@@ -122,9 +123,8 @@ def stages(
     elif parts.training is not None and done.get("agent", 0) < parts.config.training.updates:
         first = done.get("agent", 0)
         if parts.training.method is not None:
-            method = parts.training.method
-            yield _generation(parts.config, method, parts.training, models, replay, first)
-        yield _updates(parts.config, parts.training, replay, first)
+            yield from _generation(parts.config, parts.training, models, replay, first)
+        yield _updates(parts.config, parts.training, models, replay, first)
 
 
 def _left(total: int, done: int) -> str:
@@ -152,38 +152,56 @@ def _fitting(
 
 def _generation(
     config: Config,
-    method: GeneratingMethod,
+    training: AgentTraining,
+    models: ModelParams | None,
+    replay: Replay,
+    done: int,
+) -> Iterator[StageCost]:
+    """The generation after `done` updates; before the first, what fills the buffer too."""
+    agent = jax.eval_shape(training.agent.init, jax.random.key(0))
+
+    def stage(text: str, calls: int, windows: int, seeds: int) -> StageCost:
+        def generate(models: ModelParams, replay: Replay, agent: Any) -> Generated:
+            method = training.generator(functools.partial(training.agent.act, agent))
+            condition = replaying.gather_conditions(replay, jnp.zeros(windows, jnp.int32))
+            return method.generate(models, jax.random.key(0), condition)
+
+        flops, operations = _cost(generate, models, replay, agent)
+        # XLA reports the cost of a scan for one iteration.
+        assert training.method is not None
+        scan = training.method.scan_length
+        return StageCost(text, calls, flops * scan, operations * scan, seeds=seeds)
+
+    left = config.training.updates - done
+    if training.supply == "sweep" and not done:
+        text = f"expansion of {replay.num_train:,} training steps for all seeds"
+        yield stage(text, training.sweep_pieces(replay), training.sweep_windows, 1)
+    if training.supply == "minibatch":
+        batches = training.agent.batches_per_update
+        calls, windows = left // batches, batches * (training.batch_size - training.num_real)
+    else:
+        calls, windows = left // config.rollout.updates_per_round, training.windows_per_round
+        calls += setup.prefill_rounds(config) if training.supply == "rounds" and not done else 0
+    text = f"generation, {calls * windows:,} windows for each of {config.num_seeds} seed(s)"
+    yield stage(text, calls, windows, config.num_seeds)
+
+
+def _updates(
+    config: Config,
     training: AgentTraining,
     models: ModelParams | None,
     replay: Replay,
     done: int,
 ) -> StageCost:
-    """The generation of all rounds after `done` updates; before the first, the prefill's too."""
-    starts = jnp.zeros(training.windows_per_round, jnp.int32)
+    """The updates of the agents after `done` of them; `_generation` counts generated rows."""
+    key = jax.random.key(0)
+    run, inputs = jax.eval_shape(training.init, key), Inputs(models, replay)
+    batches = jax.eval_shape(training.draw_batches, key, run, inputs)
 
-    def generate(models: ModelParams, replay: Replay) -> Generated:
-        condition = replaying.gather_conditions(replay, starts)
-        return method.generate(models, jax.random.key(0), condition)
+    def update(agent: Any, batches: Rows) -> Any:
+        return training.agent.update(agent, batches, jax.random.key(0))
 
-    flops, operations = _cost(generate, models, replay)
-    rounds = (config.training.updates - done) // config.rollout.updates_per_round
-    rounds += 0 if done else setup.prefill_rounds(config)
-    transitions = rounds * config.rollout.windows_per_round * config.horizon
-    text = f"generation, {transitions:,} transitions for each of {config.num_seeds} seed(s)"
-    # XLA reports the cost of a scan for one iteration.
-    flops, operations = flops * method.scan_length, operations * method.scan_length
-    return StageCost(text, rounds, flops, operations, seeds=config.num_seeds)
-
-
-def _updates(config: Config, training: AgentTraining, replay: Replay, done: int) -> StageCost:
-    """The updates of the agents after `done` of them."""
-
-    def update(run: AgentRun, replay: Replay) -> Any:
-        key = jax.random.key(0)
-        batches = training.draw_batches(key, run.buffer, replay)
-        return training.agent.update(run.agent, batches, key)
-
-    cost = _cost(update, jax.eval_shape(training.init, jax.random.key(0)), replay)
+    cost = _cost(update, run.agent, batches)
     left = _left(config.training.updates, done)
     updates = f"{left} updates of {config.training.batch_size}"
     return StageCost(
@@ -211,7 +229,7 @@ def _planning(
     return StageCost(text, steps * method.scan_length, *cost)
 
 
-def _cost(function: Callable[[Any, Any], Any], *arguments: Any) -> tuple[float, int]:
+def _cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
     """FLOPs and number of operations of a function, from its lowered program."""
     shapes = jax.eval_shape(lambda *a: a, *arguments)
     lowered = jax.jit(function).lower(*shapes)

@@ -1,11 +1,14 @@
 """The fused program: synthetic rollout and agent updates in one scan.
 
 A round generates windows from real starts with the frozen models, writes their rows into the
-ring buffer, and updates the agent on minibatches drawn from the buffer and the replay.
+ring buffer, and updates the agent on minibatches drawn from the buffer and the replay. Or it has
+no buffer, and generates the synthetic rows of each minibatch for this minibatch alone.
 `lax.scan` runs many rounds a call; no operation of a round involves the host.
 """
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -17,15 +20,20 @@ from dawm_jax.data import replay as replaying
 from dawm_jax.data import ring_buffer
 from dawm_jax.data.replay import Replay
 from dawm_jax.data.ring_buffer import Buffer
-from dawm_jax.methods.base import Generated, GeneratingMethod
+from dawm_jax.methods import synthetic
+from dawm_jax.methods.base import Generated, GeneratingMethod, PolicyMethod, Supply
 from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.models.optim import scan_steps
-from dawm_jax.types import Condition, Metrics, ModelParams, Rows
+from dawm_jax.types import Condition, Expansion, Metrics, ModelParams, PolicyFn, Rows
+
+# Least number of windows of one piece of a sweep. The pieces of a sweep need no updates between
+# them, so that a piece may have more windows than a round.
+_SWEEP_WINDOWS = 1_024
 
 
 @struct.dataclass
 class AgentRun:
-    """One agent in training, with the synthetic rows it learns from (None: real rows only)."""
+    """One agent in training, with the buffer of its synthetic rows (None: it has no buffer)."""
 
     agent: Any
     buffer: Buffer[Any] | None
@@ -57,18 +65,20 @@ class AgentTraining:
       batch_size: rows of a minibatch.
       real_fraction: share of real rows in a minibatch, rounded to whole rows.
       buffer_capacity: rows of the ring buffer.
+      supply: where synthetic rows come from; a `PolicyMethod` has "minibatch".
       next_action: whether real transitions carry the action of the next step.
       shard: spreads generated windows over devices.
     """
 
     agent: Agent[Any]
-    method: GeneratingMethod | None
+    method: GeneratingMethod | PolicyMethod | None
     row: Rows | None
     updates_per_round: int
     windows_per_round: int
     batch_size: int
     real_fraction: float
     buffer_capacity: int
+    supply: Supply = "rounds"
     next_action: bool = False
     shard: ShardFn = keep
 
@@ -77,8 +87,10 @@ class AgentTraining:
         return AgentRun(self.agent.init(key), self.init_buffer())
 
     def init_buffer(self) -> Buffer[Any] | None:
-        """An empty buffer of what the method generates, or None on real data only."""
-        return None if self.row is None else ring_buffer.empty(self.buffer_capacity, self.row)
+        """An empty buffer of what the method generates, or None if no buffer is used."""
+        if self.row is None or self.supply == "minibatch":
+            return None
+        return ring_buffer.empty(self.buffer_capacity, self.row)
 
     def step(
         self,
@@ -119,12 +131,20 @@ class AgentTraining:
 
         def update(state: Any, index: jax.Array) -> tuple[Any, Metrics]:
             key_batch, key_agent = jax.random.split(jax.random.fold_in(key_update, index))
-            batches = self.draw_batches(key_batch, buffer, inputs.replay)
+            batches = self.draw_batches(key_batch, AgentRun(state, buffer), inputs)
             return self.agent.update(state, batches, key_agent)
 
         calls = self.updates_per_round // self.agent.batches_per_update
         state, agent_metrics = scan_steps(update, run.agent, jnp.int32(0), calls)
         return AgentRun(state, buffer), {**generation_metrics, **agent_metrics}
+
+    def generator(self, act: PolicyFn | None = None) -> GeneratingMethod:
+        """The method, which generates with the policy `act` if it follows one."""
+        assert self.method is not None
+        if isinstance(self.method, PolicyMethod):
+            assert act is not None  # `supply` is "minibatch": there is an agent
+            return synthetic.WithPolicy(self.method, act)
+        return self.method
 
     def generate(
         self, buffer: Buffer[Any], key: jax.Array, inputs: Inputs
@@ -134,9 +154,9 @@ class AgentTraining:
         Returns:
           The buffer, and the mean reward and the termination rate of the valid rows.
         """
-        assert self.method is not None and inputs.models is not None
+        assert inputs.models is not None
         rows, valid = generate_from_replay(
-            self.method,
+            self.generator(),
             inputs.models,
             key,
             inputs.replay,
@@ -175,24 +195,105 @@ class AgentTraining:
 
         return scan_steps(one_round, buffer, first_round, num_rounds)[0]
 
-    def draw_batches(self, key: jax.Array, buffer: Buffer[Any] | None, replay: Replay) -> Rows:
+    @property
+    def sweep_windows(self) -> int:
+        """Windows of one piece of a sweep: a multiple of a round's, so that devices share both."""
+        return self.windows_per_round * max(1, _SWEEP_WINDOWS // self.windows_per_round)
+
+    def sweep_pieces(self, replay: Replay) -> int:
+        """Pieces of a sweep over all training steps."""
+        return -(-replay.num_train // self.sweep_windows)
+
+    def sweep(
+        self,
+        buffer: Buffer[Any],
+        key: jax.Array,
+        inputs: Inputs,
+        first_piece: int | jax.Array = 0,
+        /,
+        *,
+        num_pieces: int,
+    ) -> Buffer[Any]:
+        """The buffer after consecutive pieces of a sweep, which expands every training step once.
+
+        Piece p expands the steps from p * `sweep_windows` on and draws from fold_in(key, p).
+        Of what lies beyond the last training step nothing is written. After all pieces, row i of
+        a buffer that was empty is the expansion of training step i.
+
+        Raises:
+          ValueError: the buffer has no room for all training steps.
+        """
+        replay, models, method = inputs.replay, inputs.models, self.generator()
+        assert models is not None
+        if buffer.capacity < replay.num_train:
+            raise ValueError(
+                f"a sweep needs a buffer of {replay.num_train} rows, got {buffer.capacity}"
+            )
+
+        def one_piece(buffer: Buffer[Any], index: jax.Array) -> tuple[Buffer[Any], Metrics]:
+            starts = index * self.sweep_windows + jnp.arange(self.sweep_windows, dtype=jnp.int32)
+            exists = starts < replay.num_train
+            starts = jnp.minimum(starts, replay.num_train - 1)
+            condition = self.shard(replaying.gather_conditions(replay, starts))
+            rows, valid = method.generate(models, jax.random.fold_in(key, index), condition)
+            return ring_buffer.add(buffer, rows, valid & exists[:, None]), {}
+
+        return scan_steps(one_piece, buffer, first_piece, num_pieces)[0]
+
+    @property
+    def num_real(self) -> int:
+        """Real rows of a minibatch."""
+        return round(self.real_fraction * self.batch_size)
+
+    def draw_batches(self, key: jax.Array, run: AgentRun, inputs: Inputs) -> Rows:
         """The minibatches of one update, [batches_per_update, batch_size, ...].
 
-        Real rows come from the whole dataset, held-out episodes too.
+        Real rows come from the whole dataset, held-out episodes too. They are expansions of one
+        step where the synthetic rows are expansions.
         """
         num_batches = self.agent.batches_per_update
-        num_real = round(self.real_fraction * self.batch_size)
+        num_real = self.num_real
         key_real, key_synthetic = jax.random.split(key)
         parts: list[Rows] = []
         if num_real:
-            rows = jax.random.randint(key_real, (num_batches, num_real), 0, len(replay))
-            parts.append(replaying.gather_transitions(replay, rows, next_action=self.next_action))
+            shape = (num_batches, num_real)
+            rows = jax.random.randint(key_real, shape, 0, len(inputs.replay))
+            parts.append(self._gather(inputs.replay, rows))
         if num_real < self.batch_size:
-            if buffer is None:
-                raise ValueError("synthetic rows need a buffer: expected a method, got None")
             shape = (num_batches, self.batch_size - num_real)
-            parts.append(ring_buffer.draw_rows(key_synthetic, buffer, shape))
+            parts.append(self._draw_synthetic(key_synthetic, run, inputs, shape))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
+
+    def expand_afresh(self, key: jax.Array, agent: Any, inputs: Inputs, *, num: int) -> Rows:
+        """Expansions [num] of random training steps, with the agent's policy if they need one.
+
+        Args:
+          key: random number generator state, the key is consumed.
+          agent: state of the agent.
+          inputs: the models and the dataset.
+          num: number of rows.
+        """
+        assert inputs.models is not None
+        method = self.generator(functools.partial(self.agent.act, agent))
+        return generate_from_replay(method, inputs.models, key, inputs.replay, num_windows=num).rows
+
+    def _gather(self, replay: Replay, rows: jax.Array) -> Rows:
+        """Real rows of the type of the synthetic ones."""
+        real = replaying.gather_transitions(replay, rows, next_action=self.next_action)
+        if isinstance(self.row, Expansion):
+            return synthetic.real_expansions(real, horizon=self.row.reward.shape[0])
+        return real
+
+    def _draw_synthetic(
+        self, key: jax.Array, run: AgentRun, inputs: Inputs, shape: tuple[int, int]
+    ) -> Rows:
+        """Synthetic rows [*shape, ...], from the buffer or generated for this call."""
+        if self.supply == "minibatch":
+            rows = self.expand_afresh(key, run.agent, inputs, num=math.prod(shape))
+            return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), rows)
+        if run.buffer is None:
+            raise ValueError("synthetic rows need a buffer: expected a method, got None")
+        return ring_buffer.draw_rows(key, run.buffer, shape)
 
 
 def generate_from_replay(
@@ -220,14 +321,22 @@ def generate_from_replay(
     return method.generate(models, key_generate, condition)
 
 
-def row_shapes(method: GeneratingMethod, *, state_size: int, action_size: int) -> Rows:
+def row_shapes(
+    method: GeneratingMethod | PolicyMethod, *, state_size: int, action_size: int
+) -> Rows:
     """Shapes of one row that the method generates, without a leading axis."""
+    generator: GeneratingMethod
+    if isinstance(method, PolicyMethod):
+        zeros = lambda state: jnp.zeros((*state.shape[:-1], action_size))
+        generator = synthetic.WithPolicy(method, zeros)
+    else:
+        generator = method
 
     def generate_one() -> Rows:
         key = jax.random.key(0)
         models = {name: model.init(key).average for name, model in method.models.items()}
         condition = Condition(jnp.zeros((1, state_size)), jnp.zeros((1, action_size)), jnp.zeros(1))
-        return method.generate(models, key, condition).rows
+        return generator.generate(models, key, condition).rows
 
     rows = jax.eval_shape(generate_one)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), rows)

@@ -22,7 +22,7 @@ from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data.dataset import OfflineDataset, describe
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.replay import Replay
-from dawm_jax.methods.base import GeneratingMethod
+from dawm_jax.methods.base import METHODS, GeneratingMethod
 from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.runtime import backend, loop, paths, run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
@@ -396,15 +396,15 @@ def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None)
         parts = setup.make(config, normalizer)
         key = jax.random.key(0)
         models, policies = None, None
-        if parts.planner is not None or parts.generator is not None:
+        if METHODS.get(config.method).trains_models(config):
             models = {
                 name: _restore(stages[name], jax.eval_shape(model.init, key), normalizer).average
                 for name, model in parts.method.models.items()
             }
         if parts.training is not None:
             keys = jax.random.split(key, config.num_seeds)
-            shapes = jax.eval_shape(jax.vmap(parts.training.init), keys)
-            policies = _restore(stages["agent"], shapes, normalizer).agent
+            shapes = jax.eval_shape(jax.vmap(parts.training.agent.init), keys)
+            policies = _restore(stages["agent"], {"agent": shapes}, normalizer)["agent"]
     return LoadedRun(
         config=config,
         normalizer=normalizer,
@@ -439,9 +439,9 @@ def _normalizer(workdir: pathlib.Path, stages: Mapping[str, Checkpoints]) -> Nor
 
 
 def _restore(checkpoints: Checkpoints, state: StateT, normalizer: Normalizer) -> StateT:
-    """The state in the newest intact checkpoint; the arguments give the checkpoint's structure."""
+    """The part of the state in the newest intact checkpoint whose structure is that of `state`."""
     restored = checkpoints.restore(
-        sharding.on_one_device({"state": state, "statistics": normalizer})
+        sharding.on_one_device({"state": state, "statistics": normalizer}), partial=True
     )
     assert restored is not None  # `_open` found one
     found: StateT = restored[0]["state"]

@@ -25,7 +25,13 @@ from dawm_jax.envs import recorded, simulate
 from dawm_jax.envs.scores import reference_returns
 from dawm_jax.envs.tasks import References, task_name
 from dawm_jax.methods import base as methods
-from dawm_jax.methods.base import GeneratingMethod, Method, PlanningMethod
+from dawm_jax.methods.base import (
+    GeneratingMethod,
+    Method,
+    PlanningMethod,
+    PolicyMethod,
+    Supply,
+)
 from dawm_jax.methods.synthetic import FirstSteps
 from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.training import fused
@@ -57,8 +63,9 @@ class Setup:
 
     @property
     def generator(self) -> GeneratingMethod | None:
-        """What generates the agents' rows; None on real data only and of a method that plans."""
-        return None if self.training is None else self.training.method
+        """What generates without an agent; None on real data only and of every other method."""
+        method = None if self.training is None else self.training.method
+        return None if isinstance(method, PolicyMethod) else method
 
     @property
     def agent(self) -> Agent[Any] | None:
@@ -91,6 +98,7 @@ def make(
     config: Config,
     normalizer: Normalizer,
     *,
+    num_train: int = 0,
     shard_windows: ShardFn = keep,
     references: References | None = None,
 ) -> Setup:
@@ -99,6 +107,8 @@ def make(
     Args:
       config: settings of the run.
       normalizer: constants fitted on the training data.
+      num_train: training steps, for each of which the buffer of a sweep has room. Without a
+        training it may be 0.
       shard_windows: spreads generated windows over devices.
       references: see `Setup`.
 
@@ -109,7 +119,7 @@ def make(
     method: Any = spec.make(config, normalizer)
     if spec.plans:
         return Setup(config, normalizer, method, method, None, references)
-    training = _agent_training(config, normalizer, spec, method, shard_windows)
+    training = _agent_training(config, normalizer, spec, method, num_train, shard_windows)
     return Setup(config, normalizer, method, None, training, references)
 
 
@@ -117,7 +127,8 @@ def _agent_training(
     config: Config,
     normalizer: Normalizer,
     spec: methods.MethodSpec,
-    method: GeneratingMethod,
+    method: GeneratingMethod | PolicyMethod,
+    num_train: int,
     shard_windows: ShardFn,
 ) -> AgentTraining:
     agent_spec, roll = AGENTS.get(config.agent), config.rollout
@@ -139,7 +150,9 @@ def _agent_training(
     _check_agent(agent_spec.name, agent)
     windows = roll.windows_per_round
     if generator is not None and roll.real_actions_only:
+        assert not isinstance(generator, PolicyMethod)  # see `methods.check`
         generator, windows = FirstSteps(generator, config.horizon), windows * config.horizon
+    supply = _supply(config, spec, generator)
     row = None
     if generator is not None:
         row = fused.row_shapes(generator, state_size=state_size, action_size=action_size)
@@ -153,10 +166,24 @@ def _agent_training(
         real_fraction=spec.real_fraction(config.training.real_fraction),
         # A window is H transitions but one expansion. Divided by H, the capacity in rows holds
         # the same number of windows in both cases.
-        buffer_capacity=roll.buffer_capacity // (config.horizon if expansions else 1),
+        buffer_capacity=max(
+            roll.buffer_capacity // (config.horizon if expansions else 1),
+            num_train if supply == "sweep" else 0,
+        ),
+        supply=supply,
         next_action=agent_spec.needs_next_action,
         shard=shard_windows,
     )
+
+
+def _supply(
+    config: Config, spec: methods.MethodSpec, method: GeneratingMethod | PolicyMethod | None
+) -> Supply:
+    """Where the synthetic rows of the run's minibatches come from."""
+    if spec.rows is not Expansion:
+        return "rounds"
+    afresh = isinstance(method, PolicyMethod) or config.rollout.expand == "minibatch"
+    return "minibatch" if afresh else "sweep"
 
 
 def _check_agent(name: str, agent: object) -> None:
@@ -174,7 +201,7 @@ def _check_agent(name: str, agent: object) -> None:
 
 
 def prefill_rounds(config: Config) -> int:
-    """Rounds of generation before the first update."""
+    """Rounds of generation before the first update, where rounds alone fill the buffer."""
     per_round = config.rollout.windows_per_round * config.horizon
     return -(-config.rollout.prefill_transitions // per_round)
 

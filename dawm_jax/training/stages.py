@@ -13,6 +13,7 @@ import numpy as np
 
 from dawm_jax.config.schema import Config
 from dawm_jax.data.replay import Replay
+from dawm_jax.data.ring_buffer import Buffer
 from dawm_jax.envs import rollouts
 from dawm_jax.envs.resumable import ResumablePolicy, StepPolicyFn
 from dawm_jax.methods.base import MethodSpec
@@ -32,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 # Largest number of rounds of the generation before the first update in one program call.
 _MAX_ROUNDS = 8
+# Pieces of a sweep in one program call. XLA compiles a single one without a loop: more is safer.
+_SWEEP_PIECES = 4
 # Largest number of rows that the held-out diagnostics of a model use.
 _MAX_HELD_OUT = 2_048
 # Actions of an evaluation of plans that is not complete, in the run's folder.
@@ -57,7 +60,7 @@ def shared_batch_sizes(config: Config, method: MethodSpec) -> dict[str, int]:
         f"config.{name}.batch_size": sections[name].batch_size
         for name in dict.fromkeys(method.sections.values())
     }
-    if not method.plans:
+    if not method.plans and config.rollout.expand != "minibatch":
         sizes["config.rollout.windows_per_round"] = config.rollout.windows_per_round
     return sizes
 
@@ -185,18 +188,22 @@ def train_agents(
     key_init, *keys = seed_keys(stream_key(key, "agent"), config.num_seeds)
     key_prefill, key_train = placement.place_seeds(keys)
 
-    def prefill(run: AgentRun, /) -> AgentRun:
+    def fill(run: AgentRun, /) -> AgentRun:
+        if models is None or training.supply == "minibatch":
+            return run
+        if training.supply == "sweep":
+            swept = sweep(training, inputs, placement, stream_key(key, "sweep"), session.stop)
+            return AgentRun(run.agent, share_buffer(run.buffer, key_prefill, swept, placement))
         num_rounds = setup.prefill_rounds(config)
-        if models is None or not num_rounds:
+        if not num_rounds:
             return run
         piece, buffer = rounds_per_call(num_rounds), run.buffer
-        fill = placement.jit_seeds(functools.partial(training.prefill, num_rounds=piece))
+        program = placement.jit_seeds(functools.partial(training.prefill, num_rounds=piece))
         _log.info("agent: compiling the generation")
-        compiled = fill.lower(buffer, key_prefill, inputs, jnp.int32(0)).compile()
+        compiled = program.lower(buffer, key_prefill, inputs, jnp.int32(0)).compile()
         _log.info("agent: generating before the first update, %s rounds", f"{num_rounds:,}")
         for first in range(0, num_rounds, piece):
-            if distributed.any_process(session.stop.signal is not None):
-                raise Interrupted("the generation before the first update, which begins anew")
+            _stop_generation(session.stop)
             buffer = compiled(buffer, key_prefill, inputs, jnp.int32(first))
             jax.block_until_ready(buffer)
         return AgentRun(run.agent, buffer)
@@ -216,9 +223,68 @@ def train_agents(
         checkpoint_steps=config.training.checkpoint_updates,
         assess=_evaluator(parts, placement, session.stop),
         assess_steps=config.evaluation.interval,
-        prepare=prefill,
+        prepare=fill,
     )
     return session.run(stage, init_agents(training, key_init, placement))
+
+
+def sweep(
+    training: AgentTraining,
+    inputs: Inputs,
+    placement: Placement,
+    key: jax.Array,
+    stop: StopFlag,
+) -> Buffer[Any]:
+    """The buffer of one seed with an expansion of every training step; see `AgentTraining.sweep`.
+
+    The expansions depend on the models alone, which all seeds of a run share: one sweep serves
+    all seeds.
+
+    Args:
+      training: the fused program, whose `supply` is "sweep".
+      inputs: the models and the dataset, on every device.
+      placement: how windows are spread.
+      key: random number generator state, the key is consumed.
+      stop: a signal stops the sweep between two program calls.
+
+    Raises:
+      Interrupted: a signal asked to stop.
+    """
+    num_pieces, total = training.sweep_pieces(inputs.replay), inputs.replay.num_train
+    program = placement.jit_batch(functools.partial(training.sweep, num_pieces=_SWEEP_PIECES))
+    buffer, key = placement.replicate((jax.jit(training.init_buffer)(), key))
+    _log.info("agent: compiling the expansion of %s training steps", f"{total:,}")
+    compiled = program.lower(buffer, key, inputs, jnp.int32(0)).compile()
+    progress = Progress("expansion", total, "steps")
+    for first in range(0, num_pieces, _SWEEP_PIECES):
+        _stop_generation(stop)
+        buffer = compiled(buffer, key, inputs, jnp.int32(first))
+        jax.block_until_ready(buffer)
+        done = (first + _SWEEP_PIECES) * training.sweep_windows
+        progress.report(min(done, total), {})
+    progress.close()
+    return buffer
+
+
+def share_buffer(
+    buffers: Buffer[Any] | None, keys: jax.Array, buffer: Buffer[Any], placement: Placement
+) -> Buffer[Any]:
+    """Copies of one buffer for all seeds, in place of their empty ones.
+
+    Args:
+      buffers: of all seeds, leading axis seeds; it is donated.
+      keys: [seeds], not used: every program over seeds has one key a seed.
+      buffer: to copy.
+      placement: how seeds are spread.
+    """
+    program = placement.jit_seeds(lambda _, key, buffer: buffer)
+    return placement.place_seeds(program(buffers, keys, buffer))
+
+
+def _stop_generation(stop: StopFlag) -> None:
+    """Raises Interrupted if a signal to any process asked to stop."""
+    if distributed.any_process(stop.signal is not None):
+        raise Interrupted("the generation before the first update, which begins anew")
 
 
 def rounds_per_call(num_rounds: int) -> int:

@@ -93,6 +93,7 @@ def run(
         parts = setup.make(
             config,
             normalizer,
+            num_train=replay.num_train,
             shard_windows=placement.shard_windows,
             references=dataset.references,
         )

@@ -27,12 +27,14 @@ def make_agent(spec, rows):
 
 def make_batches(spec, rows, num_batches):
     steps = (num_batches, B, H) if rows is Expansion else (num_batches, B)
+    counted = {"steps": jnp.full((num_batches, B), H, jnp.int32)} if rows is Expansion else {}
     batches = rows(
         observation=jnp.ones((num_batches, B, S)),
         action=jnp.zeros((num_batches, B, A)),
         reward=jnp.ones(steps),
         terminated=jnp.zeros(steps),
         next_observation=jnp.ones((*steps, S)),
+        **counted,
     )
     if spec.needs_next_action:
         batches = batches._replace(

@@ -64,8 +64,14 @@ def transitions(window):
 def expansions(window):
     """The first state and action with the generated steps after them, [WINDOWS]."""
     first, second = window.states[:, 0], window.states[:, 1]
+    rewards = window.rewards
     return Expansion(
-        first, infer(first, second), window.rewards, window.terminated, window.states[:, 1:]
+        first,
+        infer(first, second),
+        rewards,
+        window.terminated,
+        window.states[:, 1:],
+        jnp.full(len(rewards), rewards.shape[1], jnp.int32),
     )
 
 

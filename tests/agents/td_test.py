@@ -9,6 +9,7 @@ import pytest
 
 from dawm_jax.agents import iql, td, td3_bc
 from dawm_jax.agents.base import AGENTS, AgentTask
+from dawm_jax.methods import synthetic
 from dawm_jax.types import Expansion, Transition
 
 S, A, B, H = 3, 2, 6, 4
@@ -35,6 +36,7 @@ def make_expansions(seed=0, leading=(B,), horizon=H):
         reward=rng.normal(size=(*leading, horizon)),
         terminated=terminated,
         next_observation=rng.normal(size=(*leading, horizon, S)),
+        steps=np.full(leading, horizon, np.int32),
     )
 
 
@@ -54,13 +56,12 @@ def n_step_return(row, n, value):
 
 
 def expected_target(batch, value, return_lambda):
-    """(1 - lambda) sum lambda^(n-1) G_n + lambda^(H-1) G_H, literally."""
+    """(1 - lambda) sum lambda^(n-1) G_n + lambda^(N-1) G_N of N = `steps`, literally."""
     targets = []
     for index in range(len(batch.reward)):
         row = Expansion(*(leaf[index] for leaf in batch))
-        horizon = len(row.reward)
-        total = return_lambda ** (horizon - 1) * n_step_return(row, horizon, value)
-        for n in range(1, horizon):
+        total = return_lambda ** (row.steps - 1) * n_step_return(row, row.steps, value)
+        for n in range(1, row.steps):
             total += (1 - return_lambda) * return_lambda ** (n - 1) * n_step_return(row, n, value)
         targets.append(total)
     return np.array(targets)
@@ -79,6 +80,58 @@ def test_expansion_target_equals_numpy_loop(return_lambda, horizon):
     )
     np.testing.assert_allclose(
         actual, expected_target(batch, state_value, return_lambda), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("return_lambda", [0.0, 0.6, 0.95, 1.0])
+def test_rows_of_fewer_steps_than_the_horizon(return_lambda):
+    """Every number of steps with every kind of end, in one batch; what follows is rubbish."""
+    batch = make_expansions(leading=(H * B,))
+    steps = np.repeat(np.arange(1, H + 1, dtype=np.int32), B)
+    bound = {"discount": DISCOUNT, "return_lambda": return_lambda, "reward_scale": SCALE}
+    target = lambda batch: np.asarray(
+        td.expansion_target(jax.tree.map(jnp.asarray, batch), state_value, **bound)
+    )
+    few = batch._replace(steps=steps)
+    np.testing.assert_allclose(
+        target(few), expected_target(few, state_value, return_lambda), rtol=1e-12
+    )
+    # With lambda = 0 every number of steps has the one-step target. Otherwise the steps that do
+    # not count would have changed the target of each row that goes on after those that count.
+    ended = np.array([row[:n].any() for row, n in zip(batch.terminated, steps, strict=True)])
+    matters = (steps < H) & ~ended & (return_lambda > 0)
+    assert matters.sum() == (return_lambda > 0) * (5 + 5 + 3)
+    np.testing.assert_array_equal(np.abs(target(few) - target(batch)) > 1e-6, matters)
+    beyond = np.arange(H) >= steps[:, None]
+    for rubbish in (1e6, np.nan):
+        other = few._replace(
+            reward=np.where(beyond, rubbish, batch.reward),
+            terminated=np.where(beyond, rubbish, batch.terminated),
+            next_observation=np.where(beyond[..., None], rubbish, batch.next_observation),
+        )
+        np.testing.assert_array_equal(target(other), target(few))
+
+
+@pytest.mark.parametrize("return_lambda", [0.0, 0.3, 0.95, 1.0])
+def test_real_rows_have_the_one_step_target(return_lambda):
+    whole = make_expansions(horizon=1)
+    transitions = Transition(
+        whole.observation,
+        whole.action,
+        whole.reward[:, 0],
+        whole.terminated[:, 0],
+        whole.next_observation[:, 0],
+    )
+    transitions = jax.tree.map(jnp.asarray, transitions)
+    rows = synthetic.real_expansions(transitions, horizon=H)
+    chex.assert_shape([rows.reward, rows.terminated], (B, H))
+    chex.assert_shape(rows.next_observation, (B, H, S))
+    np.testing.assert_array_equal(rows.steps, np.ones(B))
+    assert rows.steps.dtype == jnp.int32
+    bound = {"discount": DISCOUNT, "reward_scale": SCALE}
+    np.testing.assert_array_equal(
+        td.expansion_target(rows, state_value, return_lambda=return_lambda, **bound),
+        td.one_step_target(transitions, state_value, **bound),
     )
 
 

@@ -44,7 +44,7 @@ def test_every_case_runs(config):
     short = {"horizon": 2, "diffusion_steps": 2, "sampling_steps": 1}
     cases = latency_cases.make_cases(config, planners={"short": short}, batches=(2,))
     generators = [spec.name for spec in METHODS if not spec.plans]
-    assert {"dawm", "dwm", "joint", "one_step"} <= set(generators)
+    assert {"dawm", "dwm", "joint", "one_step", "one_step_cloned"} <= set(generators)
     names = ["agent (bc)", "Decision Diffuser, short", *generators]
     assert [case.name for case in cases] == names
     assert np.shape(cases[0].call()) == np.shape(cases[1].call()) == (2, 3)

@@ -333,6 +333,8 @@ def test_stored_configurations_are_read(path):
             dotted = f"{name}.{field}".strip(".")
             if dotted == "rollout.action_temperature":
                 continue
+            if (dotted, each) == ("method", "one_step") and "expand" not in stored["rollout"]:
+                each = "one_step_cloned"  # as this version calls it
             section, _, last = renamed.get(dotted, dotted).rpartition(".")
             assert (found[section] if section else found)[last] == each, dotted
 
@@ -371,6 +373,14 @@ def test_a_planner_without_a_denoiser_of_its_own_had_the_world_models(denoiser):
         del values["planner"][name]
     planner = schema.parse(schema.migrate(values)).sections["planner"]
     assert (planner.denoiser, planner.states) == (denoiser, "absolute")
+
+
+def test_an_older_one_step_run_rolled_out_a_cloned_policy():
+    values = schema.to_dict(default_config(method="one_step"))
+    assert schema.migrate(values)["method"] == "one_step"
+    del values["rollout"]["expand"]
+    assert schema.migrate(values)["method"] == "one_step_cloned"
+    assert schema.migrate(values | {"method": "dwm"})["method"] == "dwm"
 
 
 @pytest.mark.parametrize("wrong", [{"rollout": 3}, {"unet": []}, {"training": None}])

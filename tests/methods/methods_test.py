@@ -90,12 +90,18 @@ def generate(method, **overrides):
     """The condition, what was generated, and which steps exist."""
     parts = make_parts(method, **overrides)
     condition = replaying.gather_conditions(make_data()[0], jnp.arange(B) * 10)
-    program = reference.jit(parts.generator.generate)
+    program = reference.jit(parts.training.generator(policy).generate)
     return condition, *program(make_models(parts), jax.random.key(1), condition)
 
 
+def policy(state):
+    """For the methods that follow one: it depends on the state."""
+    return jnp.tanh(state[..., :A])
+
+
 def test_methods_that_ship_with_the_package():
-    assert METHODS.names() == ["dawm", "decision_diffuser", "dwm", "joint", "one_step"]
+    expected = ["dawm", "decision_diffuser", "dwm", "joint", "one_step", "one_step_cloned"]
+    assert METHODS.names() == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,8 @@ def test_methods_that_ship_with_the_package():
         ("dawm", ["world_model", "inverse_dynamics"]),
         ("dwm", ["world_model"]),
         ("joint", ["world_model"]),
-        ("one_step", ["world_model", "policy"]),
+        ("one_step", ["world_model"]),
+        ("one_step_cloned", ["world_model", "policy"]),
         ("decision_diffuser", ["world_model", "inverse_dynamics"]),
     ],
 )
@@ -113,7 +120,9 @@ def test_the_models_of_each_method(method, names):
     assert list(parts.method.models) == list(spec.sections) == names
     plans = method == "decision_diffuser"
     assert spec.plans == plans
-    assert (parts.planner is not None, parts.agent is None, parts.generator is None) == (plans,) * 3
+    assert (parts.planner is not None, parts.agent is None) == (plans,) * 2
+    # Nothing is generated without an agent by a method that plans or follows the agent's policy.
+    assert (parts.generator is None) == (plans or method == "one_step")
     assert parts.method.scan_length >= 1
     # A policy sees one state, inverse dynamics two.
     if "policy" in names:
@@ -126,13 +135,15 @@ def test_the_models_of_each_method(method, names):
     ("method", "share", "expected"),
     [
         ("dawm", 0.5, 0.5),
-        ("one_step", 0.0, 0.0),
-        ("dwm", 0.5, 0.0),
+        ("one_step_cloned", 0.0, 0.0),
+        ("dwm", 0.5, 0.5),
+        ("dwm", 0.0, 0.0),
         ("dwm", 1.0, 1.0),
+        ("joint", 0.5, 0.5),
         ("decision_diffuser", 0.5, 0.0),
     ],
 )
-def test_only_what_generates_transitions_mixes_real_ones_in(method, share, expected):
+def test_every_method_with_an_agent_mixes_real_rows_in(method, share, expected):
     assert METHODS.get(method).real_fraction(share) == expected
     if method != "decision_diffuser":
         parts = make_parts(method, training__real_fraction=share)
@@ -156,7 +167,7 @@ def test_terminations_are_learnt_and_checked_where_windows_are_generated(method)
     assert ("termination" in params, "termination_loss" in found) == (not plans, not plans)
 
 
-@pytest.mark.parametrize("method", ["joint", "one_step"])
+@pytest.mark.parametrize("method", ["joint", "one_step_cloned"])
 def test_generated_actions_are_within_bounds_and_the_first_is_real(method):
     condition, transitions, valid = generate(method)
     chex.assert_shape(transitions.action, (B * H, A))
@@ -181,6 +192,60 @@ def test_value_expansions_start_from_real_states_and_actions():
     _, transitions, _ = generate("dawm")
     following = np.asarray(transitions.next_observation).reshape(B, H, S)
     np.testing.assert_allclose(expansions.next_observation, following, atol=1e-5)
+    np.testing.assert_array_equal(expansions.steps, np.full(B, H))
+
+
+def test_the_one_step_model_follows_the_policy_after_the_first_action():
+    """The same steps as the model's rollout with that policy; with another one, others."""
+    condition, expansions, _ = generate("one_step")
+    np.testing.assert_array_equal(expansions.observation, condition.state)
+    np.testing.assert_array_equal(expansions.action, condition.action)
+    parts = make_parts("one_step")
+    params, model = make_models(parts)["world_model"], parts.method.models["world_model"]
+    roll_out = lambda act: reference.jit(functools.partial(model.roll_out, act=act, horizon=H))(
+        params, jax.random.key(1), condition
+    )
+    window, other = roll_out(policy), roll_out(lambda state: -policy(state))
+    np.testing.assert_allclose(expansions.next_observation, window.states[:, 1:], atol=1e-5)
+    np.testing.assert_allclose(expansions.reward, window.rewards, atol=1e-5)
+    # Step 0 has the real action, whatever the policy; the later ones have the policy's.
+    np.testing.assert_allclose(other.states[:, 1], window.states[:, 1], atol=1e-5)
+    assert np.abs(other.states[:, 2:] - window.states[:, 2:]).max() > 0.1
+    np.testing.assert_allclose(window.actions[:, 1:], policy(window.states[:, 1:-1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "supply", "capacity"),
+    [
+        ("dawm", {}, "rounds", 512),
+        ("dwm", {}, "sweep", 180),
+        ("dwm", {"rollout__buffer_capacity": 600}, "sweep", 200),
+        ("dwm", {"rollout__expand": "minibatch"}, "minibatch", None),
+        ("one_step", {}, "minibatch", None),
+        ("dwm", {"training__real_fraction": 1.0}, "sweep", None),
+    ],
+)
+def test_where_synthetic_rows_come_from(method, overrides, supply, capacity):
+    """A buffer of expansions has room for as many windows as one of transitions, and a sweep."""
+    replay, normalizer = make_data()
+    config = make_config(method, **overrides)
+    training = setup.make(config, normalizer, num_train=replay.num_train).training
+    buffer = training.init_buffer()
+    assert (training.supply, None if buffer is None else buffer.capacity) == (supply, capacity)
+
+
+def test_one_agent_learns_from_the_joint_models_rows_and_real_ones():
+    replay, _ = make_data()
+    parts = make_parts("joint", training__real_fraction=0.5, training__batch_size=16)
+    training = parts.training
+    buffer, _ = training.generate(
+        training.init_buffer(), jax.random.key(0), Inputs(make_models(parts), replay)
+    )
+    draw = reference.jit(training.draw_batches)
+    batches = draw(jax.random.key(1), AgentRun(None, buffer), Inputs(None, replay))
+    rewards = np.asarray(batches.reward)
+    is_real = np.isin(rewards, np.asarray(replay.transitions.reward))
+    np.testing.assert_array_equal(is_real.sum(1), np.full(len(rewards), 8))
 
 
 def test_only_real_actions_at_equal_volume():
@@ -286,6 +351,7 @@ def test_the_forms_of_the_planner(variant, expected):
 
 
 @pytest.mark.parametrize("method", ["joint", "one_step"])
+@pytest.mark.parametrize("method", ["joint", "one_step_cloned"])
 def test_a_training_step_lowers_the_loss_of_every_model(method):
     replay, _ = make_data()
     for model in make_parts(method).method.models.values():
@@ -303,7 +369,7 @@ def test_a_training_step_lowers_the_loss_of_every_model(method):
         assert np.isfinite(values).all() and values[-1] < values[0]
 
 
-@pytest.mark.parametrize("method", ["dawm", "joint", "one_step"])
+@pytest.mark.parametrize("method", ["dawm", "joint", "one_step_cloned"])
 def test_transitions_carry_the_next_action_for_an_agent_that_needs_it(method):
     """The shapes suffice: methods/synthetic_test.py has the values."""
     agent = next(spec.name for spec in AGENTS if spec.needs_next_action)
@@ -329,6 +395,7 @@ class FakeExpansions:
             reward=jax.random.normal(key, shape),
             terminated=jnp.zeros(shape).at[:, -1].set(1.0),
             next_observation=jnp.repeat(condition.state[:, None], H, axis=1),
+            steps=jnp.full(len(condition.state), H, jnp.int32),
         )
         return Generated(expansions, jnp.ones(shape, bool))
 
@@ -349,7 +416,7 @@ class StubAgent:
 
 def test_fused_rounds_of_expansions_equal_single_rounds():
     replay, _ = make_data()
-    parts = make_parts("dwm")
+    parts = make_parts("dwm")  # without data: no room for a sweep
     training = dataclasses.replace(
         parts.training,
         agent=StubAgent(),
@@ -389,6 +456,14 @@ def test_fused_rounds_of_expansions_equal_single_rounds():
         (
             {"method": "dwm", "rollout__real_actions_only": True},
             "real_actions_only: expected False",
+        ),
+        (
+            {"rollout__expand": "minibatch"},
+            "config.rollout.expand: expected sweep with config.method=dawm, which generates no",
+        ),
+        (
+            {"method": "one_step", "agent": "rebrac"},
+            "config.agent: expected one of .*iql, td3_bc with config.method=one_step",
         ),
         (
             {"method": "decision_diffuser", "rollout__real_actions_only": True},

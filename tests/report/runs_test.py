@@ -412,8 +412,8 @@ def test_published_averages_are_the_papers():
         ("Decision Diffuser", 67.7),
         ("TD3+BC", 69.3),
         ("IQL", 60.1),
-        ("One-step value expansion, TD3+BC", 36.8),
-        ("One-step value expansion, IQL", 43.2),
+        ("One-step-TD3+BC", 36.8),
+        ("One-step-IQL", 43.2),
     ):
         # Cells and averages are rounded: a slip of two in one cell would show.
         np.testing.assert_allclose(mean(method), average, atol=0.11)

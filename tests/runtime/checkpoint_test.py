@@ -116,6 +116,21 @@ def test_values_that_are_not_finite_survive(open_checkpoints):
     _assert_bits(checkpoints.restore(state)[0], state)
 
 
+def test_a_part_of_the_tree_is_restored_alone(open_checkpoints):
+    state = {"state": {"kept": jnp.arange(3.0), "other": jnp.ones((2, 2))}, "more": jnp.int32(4)}
+    checkpoints = open_checkpoints()
+    checkpoints.save(7, state)
+    checkpoints.wait()
+    part = {"state": {"kept": jnp.zeros(3)}}
+    restored, step = open_checkpoints().restore(part, partial=True)
+    assert step == 7
+    _assert_bits(restored, {"state": {"kept": state["state"]["kept"]}})
+    with pytest.raises(UserError, match="not compatible with the stored shape"):
+        open_checkpoints().restore({"state": {"kept": jnp.zeros(4)}}, partial=True)
+    with pytest.raises(UserError, match="no checkpoint can be restored"):
+        open_checkpoints().restore(part)
+
+
 def test_restored_state_can_be_donated(open_checkpoints):
     """Training goes on from a restored state in programs that overwrite it."""
     state = _state()

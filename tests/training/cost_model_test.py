@@ -35,6 +35,37 @@ def test_plan_names_the_stages_that_will_run(data, real_fraction, method):
     assert ("planning, 4 episodes" in text) == plans
 
 
+@pytest.mark.parametrize(
+    ("changes", "first", "each"),
+    [
+        # 285,000 steps or so in pieces of 1,024; then 8 windows before each of 10 rounds.
+        ({"method": "dwm"}, "expansion of {steps:,} training steps for all seeds", 80),
+        # Half of both minibatches of 16, for each of 20 updates of the policy.
+        ({"method": "dwm", "rollout__expand": "minibatch"}, None, 20 * 2 * 8),
+        ({"method": "one_step", "training__real_fraction": 0.0}, None, 20 * 2 * 16),
+    ],
+)
+def test_value_expansions_are_counted(data, changes, first, each):
+    replay, normalizer = data
+    config = small_config(num_seeds=2, **changes)
+    parts = setup.make(config, normalizer, num_train=replay.num_train)
+    _, *sweep, generation, updates = cost_model.stages(parts, replay)
+    assert generation.text == f"generation, {each} windows for each of 2 seed(s)"
+    assert generation.seeds == 2
+    assert [stage.text for stage in sweep] == (
+        [] if first is None else [first.format(steps=replay.num_train)]
+    )
+    if first is not None:
+        (stage,) = sweep
+        assert (stage.steps, stage.seeds) == (-(-replay.num_train // 1024), 1)
+        # 128 times the windows of a round.
+        np.testing.assert_allclose(stage.flops, 128 * generation.flops, rtol=0.01)
+        # A resumed run has its buffer.
+        _, *left = cost_model.stages(parts, replay, {"agent": 8})
+        assert left[0].text.startswith("generation, 64 windows")
+    assert updates.text.startswith("td3_bc, 2 seed(s) x 40 updates")
+
+
 def test_the_flops_of_a_regression_are_counted(data):
     """Three matrix products of each layer for a training step, two of the first layer's."""
     replay, normalizer = data

@@ -192,6 +192,7 @@ def test_iql_runs(tmp_path):
         pytest.param("dwm", marks=pytest.mark.slow),
         pytest.param("joint", marks=pytest.mark.slow),
         pytest.param("one_step", marks=pytest.mark.slow),
+        pytest.param("one_step_cloned", marks=pytest.mark.slow),
     ],
 )
 def test_every_method_trains_and_loads(tmp_path, method):
@@ -204,7 +205,7 @@ def test_every_method_trains_and_loads(tmp_path, method):
     observations = np.random.default_rng(0).normal(size=(2, 5, 11))
     actions = run.policy(observations, seed=1)
     assert actions.shape == (2, 5, 3) and np.abs(actions).max() <= 1.0
-    if method in ("dwm", "decision_diffuser"):
+    if method in ("dwm", "one_step", "decision_diffuser"):
         with pytest.raises(UserError, match="generates no transitions"):
             run.generate_from(observations[0], actions[0])
     else:
