@@ -28,7 +28,9 @@ class Td3Bc:
         self.batches_per_update = section.policy_delay
         self._discount, self._tuned = config.discount, tuning.tuned
         self.actor = TanhMlp(state_size, section.hidden, action_size).to(tuning.device)
-        self.critics = Critics(state_size + action_size, section.hidden).to(tuning.device)
+        self.critics = Critics(
+            state_size + action_size, section.hidden, layer_norm=section.critic_norm
+        ).to(tuning.device)
         self.target_actor = _frozen_copy(self.actor)
         self.target_critics = _frozen_copy(self.critics)
         self.actor_learner = Learner(self.actor, section.learning_rate, tuning)

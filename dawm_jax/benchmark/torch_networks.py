@@ -25,9 +25,18 @@ class Mlp(nn.Module):
       hidden: sizes of the hidden layers.
       out: size of the output.
       orthogonal: orthogonal kernels and zero biases (IQL); else PyTorch's defaults.
+      layer_norm: whether a layer normalisation follows every ReLU.
     """
 
-    def __init__(self, size: int, hidden: Sequence[int], out: int, *, orthogonal: bool = False):
+    def __init__(
+        self,
+        size: int,
+        hidden: Sequence[int],
+        out: int,
+        *,
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+    ):
         super().__init__()
         sizes = [size, *hidden, out]
         layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
@@ -36,16 +45,22 @@ class Mlp(nn.Module):
                 nn.init.orthogonal_(layer.weight, float(np.sqrt(2.0)))
                 nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
+        # The epsilon is flax's default.
+        norms = [nn.LayerNorm(width, eps=1e-6) for width in hidden] if layer_norm else []
+        self.norms = nn.ModuleList(norms)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        for layer in self.layers[:-1]:
+        for index, layer in enumerate(self.layers[:-1]):
             x = F.relu(layer(x))
+            if self.norms:
+                x = self.norms[index](x)
         return self.layers[-1](x)
 
     def flax_children(self) -> dict[str, nn.Module]:
         """Flax's names of the layers."""
-        return {f"Dense_{index}": layer for index, layer in enumerate(self.layers)}
+        layers = {f"Dense_{index}": layer for index, layer in enumerate(self.layers)}
+        return layers | {f"LayerNorm_{index}": norm for index, norm in enumerate(self.norms)}
 
 
 class TanhMlp(nn.Module):
@@ -93,9 +108,18 @@ class Critics(nn.Module):
     (`baddbmm`), with a batch of 256 and 256 hidden units.
     """
 
-    def __init__(self, size: int, hidden: Sequence[int], *, orthogonal: bool = False):
+    def __init__(
+        self,
+        size: int,
+        hidden: Sequence[int],
+        *,
+        orthogonal: bool = False,
+        layer_norm: bool = False,
+    ):
         super().__init__()
-        self.members = nn.ModuleList(Mlp(size, hidden, 1, orthogonal=orthogonal) for _ in range(2))
+        self.members = nn.ModuleList(
+            Mlp(size, hidden, 1, orthogonal=orthogonal, layer_norm=layer_norm) for _ in range(2)
+        )
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
         """[..., S], [..., A] -> [2, ...]."""

@@ -46,6 +46,13 @@ class Rollout(SamplerSettings):
         source="GTA 2405.16907 (amplified)",
     )
     target_factor: float = setting(1.2, "factor of the target rule")
+    start_weight: float = setting(
+        0.0,
+        "how much more often generated windows start in episodes of high return: the weight of "
+        "an episode is its length times exp(start_weight (return - median) / MAD)",
+        at_least=0.0,
+        source="IMLE planner",
+    )
     windows_per_round: int = setting(
         256, "windows generated before each round of updates", quick=64, smoke=8, at_least=1
     )

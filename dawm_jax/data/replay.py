@@ -10,6 +10,33 @@ from dawm_jax.data.dataset import OfflineDataset, scale_actions
 from dawm_jax.types import Condition, Normalizer, Transition, UserError, Window
 
 TIMEOUT_VALUES = ("zero", "average")
+# Bounds an episode's weight in `weighted_starts` at e^5, 150 times that of the median return.
+_LARGEST_EXPONENT = 5.0
+
+
+@struct.dataclass
+class WeightedStarts:
+    """Draws the starts of generated windows: an episode by its weight, then one of its steps.
+
+    Attributes:
+      first: [episodes] int32, first step of each training episode.
+      length: [episodes] int32, its number of steps.
+      cumulative: [episodes], probability that the episode or one before it is drawn.
+    """
+
+    first: jax.Array
+    length: jax.Array
+    cumulative: jax.Array
+
+    def draw(self, key: jax.Array, num: int) -> jax.Array:
+        """Steps drawn with replacement, [num] int32; `key` is consumed."""
+        key_episode, key_step = jax.random.split(key)
+        share = jax.random.uniform(key_episode, (num,))
+        # Rounding may leave the last cumulative probability below a share.
+        episode = jnp.searchsorted(self.cumulative, share, side="right")
+        episode = jnp.minimum(episode, len(self.first) - 1)
+        step = jax.random.randint(key_step, (num,), 0, self.length[episode])
+        return self.first[episode] + step
 
 
 @struct.dataclass
@@ -21,12 +48,15 @@ class Replay:
       episode_end: [N] int32, index of the last step of the step's episode.
       return_to_go: [N], discounted to the episode's end, scaled.
       num_train: steps of the training episodes; the models never see the steps after them.
+      starts: how the starts of generated windows are drawn; None: every training step is equally
+        likely.
     """
 
     transitions: Transition
     episode_end: jax.Array
     return_to_go: jax.Array
     num_train: int = struct.field(pytree_node=False)
+    starts: WeightedStarts | None = None
 
     def __len__(self) -> int:
         return self.episode_end.shape[0]
@@ -41,6 +71,12 @@ class Replay:
         """A."""
         return self.transitions.action.shape[1]
 
+    def draw_starts(self, key: jax.Array, num: int) -> jax.Array:
+        """Training steps that windows start from, with replacement, [num]; `key` is consumed."""
+        if self.starts is None:
+            return jax.random.randint(key, (num,), 0, self.num_train)
+        return self.starts.draw(key, num)
+
 
 # --- building -----------------------------------------------------------------------------
 
@@ -54,6 +90,7 @@ def build(
     return_scale: float,
     timeout_value: str,
     held_out_fraction: float,
+    start_weight: float = 0.0,
     clip_actions: bool = False,
 ) -> tuple[Replay, Normalizer]:
     """Fits the normaliser and puts the normalised dataset into device arrays.
@@ -68,6 +105,7 @@ def build(
       timeout_value: see `returns_to_go`.
       held_out_fraction: share of the episodes that the models are not trained on, for their
         diagnostics.
+      start_weight: weight of `weighted_starts`; with 0 all training steps are equally likely.
       clip_actions: clips actions outside the bounds; False refuses them.
 
     Returns:
@@ -103,6 +141,9 @@ def build(
         episode_end=jnp.asarray(_next_end(ends), jnp.int32),
         return_to_go=jnp.asarray(return_to_go[order] / scale, jnp.float32),
         num_train=num_train,
+        starts=weighted_starts(dataset.rewards[train], ends[:num_train], weight=start_weight)
+        if start_weight
+        else None,
     )
     return replay, normalizer
 
@@ -151,6 +192,33 @@ def returns_to_go(
         carry[active] += rewards[rows]
         result[rows] = carry[active]
     return result
+
+
+def weighted_starts(rewards: np.ndarray, ends: np.ndarray, *, weight: float) -> WeightedStarts:
+    """Starts of generated windows, more often in episodes of high return.
+
+    An episode of return R is drawn with a probability proportional to its length times
+    exp(weight (R - median) / MAD), where MAD is the median of |R - median| over episodes. The
+    exponent is at most `_LARGEST_EXPONENT`.
+
+    Args:
+      rewards: [n] raw rewards of whole episodes, one after the other.
+      ends: [n] bool, last steps of episodes.
+      weight: how strongly returns count, above 0.
+    """
+    last = np.flatnonzero(ends)
+    first = np.concatenate([[0], last[:-1] + 1])
+    length = last - first + 1
+    returns = np.add.reduceat(rewards.astype(np.float64), first)
+    distance = returns - np.median(returns)
+    spread = np.median(np.abs(distance)) or 1.0
+    exponent = np.minimum(weight * distance / spread, _LARGEST_EXPONENT)
+    mass = np.cumsum(length * np.exp(exponent))
+    return WeightedStarts(
+        first=jnp.asarray(first, jnp.int32),
+        length=jnp.asarray(length, jnp.int32),
+        cumulative=jnp.asarray(mass / mass[-1], jnp.float32),
+    )
 
 
 def split_episodes(ends: np.ndarray, held_out_fraction: float) -> tuple[np.ndarray, int]:

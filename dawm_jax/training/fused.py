@@ -305,7 +305,7 @@ def generate_from_replay(
     num_windows: int,
     shard: ShardFn = keep,
 ) -> Generated:
-    """Generates from training steps drawn uniformly with replacement.
+    """Generates from training steps drawn with replacement, see `Replay.draw_starts`.
 
     Args:
       method: what generates.
@@ -316,7 +316,7 @@ def generate_from_replay(
       shard: spreads the starts over devices.
     """
     key_starts, key_generate = jax.random.split(key)
-    starts = jax.random.randint(key_starts, (num_windows,), 0, replay.num_train)
+    starts = replay.draw_starts(key_starts, num_windows)
     condition = shard(replaying.gather_conditions(replay, starts))
     return method.generate(models, key_generate, condition)
 

@@ -230,6 +230,7 @@ def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Norma
         return_scale=config.return_scale,
         timeout_value=config.timeout_value,
         held_out_fraction=config.held_out_fraction,
+        start_weight=config.rollout.start_weight,
         clip_actions=config.clip_actions,
     )
     for line in (*lines, *remarks.scales(normalizer), *_held_out_lines(config, replay)):

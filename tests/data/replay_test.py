@@ -1,5 +1,6 @@
 """Returns-to-go and what is gathered against plain loops; the normaliser against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -332,3 +333,44 @@ def test_rounding_beyond_the_bounds_is_clipped():
 def test_mistakes_are_named(options, message):
     with pytest.raises(UserError, match=message):
         _build(**options)
+
+
+# --- starts of windows --------------------------------------------------------------------
+
+
+def test_weighted_starts_follow_lengths_and_returns():
+    """Three episodes of returns 2, 6 and 30; the median is 6, the median distance from it 4."""
+    rewards = np.array([1, 1, 2, 2, 2, 30], np.float32)
+    ends = np.array([0, 1, 0, 0, 1, 1], bool)
+    starts = replay_lib.weighted_starts(rewards, ends, weight=0.5)
+    np.testing.assert_array_equal(starts.first, [0, 2, 5])
+    np.testing.assert_array_equal(starts.length, [2, 3, 1])
+    mass = np.array([2 * np.exp(-0.5), 3 * np.exp(0.0), 1 * np.exp(3.0)])
+    np.testing.assert_allclose(starts.cumulative, np.cumsum(mass) / mass.sum(), rtol=1e-6)
+    # The exponent 6 of the last episode is cut to 5.
+    cut = replay_lib.weighted_starts(rewards, ends, weight=1.0).cumulative
+    mass = np.array([2 * np.exp(-1.0), 3 * np.exp(0.0), 1 * np.exp(5.0)])
+    np.testing.assert_allclose(cut, np.cumsum(mass) / mass.sum(), rtol=1e-6)
+
+
+def test_starts_are_drawn_with_these_probabilities():
+    rewards = np.array([1, 1, 2, 2, 2, 30], np.float32)
+    ends = np.array([0, 1, 0, 0, 1, 1], bool)
+    starts = replay_lib.weighted_starts(rewards, ends, weight=0.25)
+    draws = np.asarray(starts.draw(jax.random.key(0), 60_000))
+    episode = np.exp([-0.25, 0.0, 1.5])[[0, 0, 1, 1, 1, 2]]
+    expected = episode / episode.sum()
+    found = np.bincount(draws, minlength=6) / len(draws)
+    deviation = np.sqrt(expected * (1 - expected) / len(draws))
+    np.testing.assert_array_less(np.abs(found - expected), 5 * deviation)
+    # Uniform draws would be far outside.
+    assert np.abs(1 / 6 - expected).min() > 5 * deviation.max()
+
+
+def test_equal_returns_and_a_largest_share_are_no_trouble():
+    starts = replay_lib.weighted_starts(
+        np.ones(4, np.float32), np.array([0, 1, 0, 1], bool), weight=1.0
+    )
+    np.testing.assert_allclose(starts.cumulative, [0.5, 1.0])
+    draws = starts.draw(jax.random.key(1), 1_000)
+    assert set(np.asarray(draws).tolist()) == {0, 1, 2, 3}
