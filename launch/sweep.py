@@ -40,9 +40,9 @@ from _command import ROOT, Parser
 from _done import is_done
 
 _POLL_SECONDS = 0.2
-_MAX_JOBS = 1_000
+MAX_JOBS = 1_000
 # A value of CUDA_VISIBLE_DEVICES for one GPU.
-_GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
+GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +53,36 @@ class Run:
       values: the flags that vary over the sweep, with this run's values.
       folder: the run's folder.
       arguments: of dawm_jax.main.
+      after: folder of a run that must be done before, or None.
     """
 
     values: Mapping[str, object]
     folder: pathlib.Path
     arguments: tuple[str, ...]
+    after: pathlib.Path | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether the run has results, and the files beside them."""
         return is_done(self.folder)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the run that must be done before is done."""
+        return self.after is None or is_done(self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where one training at a time runs.
+
+    Attributes:
+      gpu: value of CUDA_VISIBLE_DEVICES, "" leaves it.
+      cpus: the CPUs that the training may use; None leaves them.
+    """
+
+    gpu: str = ""
+    cpus: frozenset[int] | None = None
 
 
 def read(path: pathlib.Path) -> list[Run]:
@@ -118,21 +138,34 @@ def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "dawm_jax.main", *run.arguments]
 
 
-def run_here(runs: list[Run], *, jobs: int, gpus: list[str]) -> int:
+def slots(*, jobs: int, gpus: list[str]) -> list[Slot]:
+    """One slot for each GPU, or `jobs` slots that share the CPUs evenly.
+
+    Trainings that share all CPUs wait for each other's threads. Where there are fewer CPUs than
+    jobs, or the system cannot bind processes, no training is bound.
+    """
+    if gpus:
+        return [Slot(gpu=gpu) for gpu in gpus]
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if jobs == 1 or len(cpus) < jobs:
+        return [Slot()] * jobs
+    return [Slot(cpus=frozenset(cpus[index::jobs])) for index in range(jobs)]
+
+
+def run_here(runs: list[Run], free: list[Slot]) -> int:
     """Trains on this machine.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on as SIGTERM: the trainings save and stop.
 
     Args:
-      runs: to train, in this order.
-      jobs: trainings at a time, if `gpus` is empty.
-      gpus: values of CUDA_VISIBLE_DEVICES, each given to one training at a time.
+      runs: to train, in this order, but each only after the run that must be done before.
+      free: where trainings run.
 
     Returns:
       The number of runs that failed or did not start.
     """
-    free, waiting = list(gpus) or [""] * jobs, list(runs)
-    running: dict[subprocess.Popen[bytes], tuple[Run, str]] = {}
+    free, waiting = list(free), list(runs)
+    running: dict[subprocess.Popen[bytes], tuple[Run, Slot]] = {}
     failed, stopped = 0, False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -143,31 +176,39 @@ def run_here(runs: list[Run], *, jobs: int, gpus: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, stop)
-    while running or (waiting and not stopped):
-        while waiting and free and not stopped:
-            run, gpu = waiting.pop(0), free.pop(0)
-            running[_start(run, gpu)] = run, gpu
+    while not stopped or running:
+        ready = [run for run in waiting if run.is_ready]
+        while ready and free and not stopped:
+            run, slot = ready.pop(0), free.pop(0)
+            waiting.remove(run)
+            running[_start(run, slot)] = run, slot
+        if not running:
+            break  # all are done, or the others wait for a run that failed
         for process in [p for p in running if p.poll() is not None]:
-            run, gpu = running.pop(process)
-            free.append(gpu)
+            run, slot = running.pop(process)
+            free.append(slot)
             failed += process.returncode != 0
             print(f"{run.folder}: {'done' if process.returncode == 0 else 'failed, see log.txt'}")
         time.sleep(_POLL_SECONDS)
     return failed + len(waiting)
 
 
-def _start(run: Run, gpu: str) -> subprocess.Popen[bytes]:
+def _start(run: Run, slot: Slot) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu} if gpu else None
-    print(shlex.join(command(run)))
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.gpu} if slot.gpu else None
+    print(shlex.join(command(run)), flush=True)
     with (run.folder / "log.txt").open("a") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command(run),
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches the trainings through `stop` only
         )
+    if slot.cpus is not None:
+        # Python is still starting: JAX makes its threads later, and they inherit the CPUs.
+        os.sched_setaffinity(process.pid, slot.cpus)
+    return process
 
 
 def submit(runs: list[Run], options: list[str], *, dry_run: bool) -> int:
@@ -250,10 +291,10 @@ def main() -> int:
     arguments = parser.parse_args(words[:split])
     if options and not arguments.slurm:
         parser.error(f"unexpected {options[0]}: options of sbatch need --slurm")
-    if not 1 <= arguments.jobs <= _MAX_JOBS:
-        parser.error(f"--jobs: expected 1 to {_MAX_JOBS}, got {arguments.jobs}")
+    if not 1 <= arguments.jobs <= MAX_JOBS:
+        parser.error(f"--jobs: expected 1 to {MAX_JOBS}, got {arguments.jobs}")
     gpus = arguments.gpus.split(",") if arguments.gpus is not None else []
-    if [gpu for gpu in gpus if not _GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
+    if [gpu for gpu in gpus if not GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
         parser.error(f"--gpus: expected different GPUs, as in 0,1, got {arguments.gpus!r}")
     try:
         runs = read(arguments.grid.absolute())
@@ -267,7 +308,7 @@ def main() -> int:
             if arguments.dry_run:
                 print("\n".join(shlex.join(command(run)) for run in todo))
                 return 0
-            failed = run_here(todo, jobs=arguments.jobs, gpus=gpus)
+            failed = run_here(todo, slots(jobs=arguments.jobs, gpus=gpus))
         table = summary(runs)
     except ValueError as error:
         parser.fail(str(error))

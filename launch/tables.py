@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import pathlib
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -506,6 +507,23 @@ def recipes() -> str:
     )
 
 
+def critics() -> str:
+    """Mean Q of TD3+BC on real data with and without normalised critics."""
+    updates = (5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000)
+    rows = []
+    for found in _json_lines(_RESULTS / "critics" / "walker2d-real-td3_bc.jsonl"):
+        q = {step: statistics.fmean(values) for step, values in found["q_mean"]}
+        rows.append(
+            [
+                f"{found['tau']:g}",
+                "yes" if found["critic_norm"] else "no",
+                *(f"{q[step]:,.0f}" if step in q else "" for step in updates),
+                f"{statistics.fmean(found['score_per_seed']):.1f}",
+            ]
+        )
+    return table(["tau", "normalised", *(f"{step:,}" for step in updates), "score"], rows)
+
+
 def inverse_dynamics_trials() -> str:
     """Inputs of the inverse dynamics model that were tried."""
     trials = _json_lines(_RESULTS / "world-model" / "inverse_dynamics.jsonl")
@@ -541,6 +559,7 @@ def _read(path: pathlib.Path) -> Any:
 
 BLOCKS = (
     Block("docs/choices.md", "recipes", recipes),
+    Block("docs/choices.md", "critics", critics),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/configuration.md", "configuration", help.table),

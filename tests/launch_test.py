@@ -3,6 +3,8 @@
 A stand-in is a script that comes first on PATH, records its arguments and answers as told.
 """
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +18,10 @@ import tomllib
 
 import numpy as np
 import pytest
+
+from dawm_jax.config import schema
+from dawm_jax.envs.tasks import TASKS
+from dawm_jax.methods import base as methods
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _LAUNCH = _ROOT / "launch"
@@ -323,63 +329,100 @@ def test_a_wrong_action_is_one_line(tmp_path, stand_in, calls, arguments):
 # --- the comparison -----------------------------------------------------------------------
 
 
-def _experiments(tmp_path, **variables):
-    folder = tmp_path / "runs"
-    return _bash(tmp_path, "launch/experiments.sh", folder, "--dry_run", **variables)
+def _load_experiments():
+    sys.path.insert(0, str(_LAUNCH))
+    try:
+        import experiments
+    finally:
+        sys.path.pop(0)
+    return experiments
 
 
-def _workdirs(result):
+def _experiments(tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, _LAUNCH / "experiments.py", tmp_path / "runs", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def _flags(line):
+    return dict(word.split("=", 1) for word in shlex.split(line) if word.startswith("--"))
+
+
+def _planned(tmp_path, *arguments):
+    """Name of each run that would be trained -> its flags."""
+    result = _experiments(tmp_path, "--dry_run", *arguments)
     assert result.returncode == 0, result.stderr
-    words = [word for line in result.stdout.splitlines() for word in shlex.split(line)]
-    return {word.removeprefix("--workdir=") for word in words if word.startswith("--workdir=")}
+    runs = [_flags(line) for line in result.stdout.splitlines()[1:]]
+    return {str(pathlib.Path(flags["--workdir"]).relative_to(tmp_path)): flags for flags in runs}
 
 
-def test_variants_of_the_comparison_share_no_folder(tmp_path, stand_in):
-    first, second = (_workdirs(_experiments(tmp_path, VARIANT=v)) for v in ("medium", "quick"))
-    assert first and second and not first & second
-    assert not (tmp_path / "runs").exists()
+def test_the_protocol_names_flags_that_exist(tmp_path):
+    """Every run's configuration is valid, with data that `collect` makes."""
+    for flags in _planned(tmp_path).values():
+        path, variant = flags["--config"].split(":")
+        task = pathlib.Path(path).stem
+        config = schema.get_config(variant, environment=TASKS.get(task).environment)
+        for name, value in flags.items():
+            if name.startswith("--config."):
+                with config.unlocked():
+                    words = name.removeprefix("--config.").split(".")
+                    section = functools.reduce(getattr, words[:-1], config)
+                    kind = type(getattr(section, words[-1]))
+                    setattr(section, words[-1], value == "True" if kind is bool else kind(value))
+        methods.check(schema.parse(config))
+        assert config.dataset.startswith(f"dawm/{task}/") and config.dataset.endswith("-200k-v1")
 
 
-def test_the_comparison_skips_finished_runs(tmp_path, stand_in):
-    everything = _workdirs(_experiments(tmp_path, TASKS="hopper"))
-    done = pathlib.Path(sorted(everything)[0])
-    _finish_run(done, 40.0)
-    assert _workdirs(_experiments(tmp_path, TASKS="hopper")) == everything - {str(done)}
+def test_the_parts_of_the_protocol_have_the_promised_rows(tmp_path):
+    main = _planned(tmp_path, "--parts=main")
+    assert len(main) == 9 * 6
+    first = main["runs/main/hopper-medium-dawm-td3_bc"]
+    assert (first["--config.num_seeds"], first["--config.training.updates"]) == ("5", "30000")
+    assert "--models_from" not in first
+    few = _planned(tmp_path, "--parts=few")
+    assert {flags["--config.episodes"] for flags in few.values()} == {"5", "20", "80"}
+    assert not set(main) & set(few)
 
 
-@pytest.mark.parametrize("damage", ["results.json", "returns.npz", "curves.png", "no results"])
-def test_the_comparison_repeats_runs_whose_files_are_not_whole(tmp_path, stand_in, damage):
-    everything = _workdirs(_experiments(tmp_path, TASKS="hopper"))
-    done = pathlib.Path(sorted(everything)[0])
-    _finish_run(done, 40.0)
+def test_every_source_of_models_is_a_run_of_the_same_task_that_trains_them(tmp_path):
+    planned = _planned(tmp_path)
+    for name, flags in planned.items():
+        if "--models_from" not in flags:
+            continue
+        source = str(pathlib.Path(flags["--models_from"]).relative_to(tmp_path))
+        assert "--models_from" not in planned[source], name
+        for shared in ("--config", "--config.episodes", "--config.seed", "--config.horizon"):
+            assert planned[source].get(shared) == flags.get(shared), name
+    rows = {name for name, flags in planned.items() if "--models_from" in flags}
+    assert "runs/main/hopper-medium-dwm-iql" in rows
+    assert "runs/main/hopper-medium-real-iql" not in rows
+
+
+@pytest.mark.parametrize("damage", ["", "results.json", "returns.npz", "curves.png", "no results"])
+def test_the_comparison_skips_finished_runs_and_repeats_damaged_ones(tmp_path, damage):
+    everything = _planned(tmp_path)
+    done = sorted(everything)[0]
+    _finish_run(tmp_path / done, 40.0)
     if damage == "no results":
-        (done / "results.json").write_text("{}")
-    else:
-        (done / damage).write_bytes(b"")
-    assert _workdirs(_experiments(tmp_path, TASKS="hopper")) == everything
+        (tmp_path / done / "results.json").write_text("{}")
+    elif damage:
+        (tmp_path / done / damage).write_bytes(b"")
+    assert set(_planned(tmp_path)) == set(everything) - (set() if damage else {done})
 
 
-def test_the_comparison_shares_models(tmp_path, stand_in):
-    result = _experiments(tmp_path, TASKS="hopper")
-    shared = {}
-    for words in map(shlex.split, result.stdout.splitlines()):
-        flags = dict(word.split("=", 1) for word in words if word.startswith("--"))
-        if "--models_from" in flags:
-            names = [pathlib.Path(flags[f"--{flag}"]).name for flag in ("workdir", "models_from")]
-            shared[names[0]] = names[1]
-    assert shared["hopper-dwm-iql"] == "hopper-dawm-td3_bc"
-    assert shared["hopper-joint-iql"] == "hopper-joint-td3_bc"
-    assert len(shared) == 9
-
-
-def test_the_comparison_refuses_a_folder_of_other_settings(tmp_path, stand_in):
-    folder = tmp_path / "runs" / "quick"
-    folder.mkdir(parents=True)
-    (folder / "settings.txt").write_text("variant=quick seeds=3 dataset=\n")
-    assert _experiments(tmp_path, VARIANT="quick", SEEDS="3").returncode == 0
-    result = _experiments(tmp_path, VARIANT="quick", SEEDS="5")
-    assert result.returncode == 1
-    assert "choose another folder" in result.stderr and result.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("seeds", "0"), ("jobs", "0"), ("updates", "-1"), ("parts", "main,most"), ("gpus", "0,0")],
+)
+def test_wrong_arguments_of_the_experiments_are_one_line(tmp_path, flag, value):
+    result = _experiments(tmp_path, f"--{flag}={value}")
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"experiments.py: --{flag}: expected ")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- sweeps -------------------------------------------------------------------------------
@@ -508,13 +551,56 @@ def test_a_local_sweep_gives_each_training_a_gpu_and_reports_failures(tmp_path, 
     runs = module.read(tmp_path / "grid.toml")
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        assert module.run_here(runs, jobs=1, gpus=["3", "5"]) == 1
+        assert module.run_here(runs, module.slots(jobs=1, gpus=["3", "5"])) == 1
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     used = [(run.folder / "gpu").read_text() for run in runs]
     assert set(used) == {"3", "5"}
     assert [run.is_done for run in runs] == [True, False, True, True]
+
+
+def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeypatch):
+    """The second run is first in the queue; the one after a run that fails never starts."""
+    module = _load_sweep()
+    script = tmp_path / "training.py"
+    script.write_text(_TRAINING)
+    monkeypatch.setattr(
+        module, "command", lambda run: [sys.executable, str(script), *run.arguments]
+    )
+    first, fails, *_ = module.read(tmp_path / "grid.toml")
+    behind = [
+        dataclasses.replace(
+            run,
+            folder=run.folder.with_name(f"after-{run.folder.name}"),
+            arguments=(
+                *run.arguments,
+                f"--workdir={run.folder.with_name(f'after-{run.folder.name}')}",
+            ),
+            after=run.folder,
+        )
+        for run in (first, fails)
+    ]
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        failed = module.run_here([*behind, first, fails], module.slots(jobs=2, gpus=[]))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert failed == 2  # one failed, one did not start
+    assert [run.is_done for run in (first, fails, *behind)] == [True, False, True, False]
+    started = [run.folder / "gpu" for run in (first, behind[0])]
+    assert started[0].stat().st_mtime <= started[1].stat().st_mtime
+
+
+def test_trainings_side_by_side_share_the_cpus(monkeypatch):
+    module = _load_sweep()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
+    shares = [slot.cpus for slot in module.slots(jobs=2, gpus=[])]
+    assert shares == [{0, 2}, {1, 5}]
+    assert module.slots(jobs=1, gpus=[]) == [module.Slot()]
+    assert module.slots(jobs=5, gpus=[]) == [module.Slot()] * 5  # more trainings than CPUs
+    assert [slot.gpu for slot in module.slots(jobs=1, gpus=["3", "5"])] == ["3", "5"]
 
 
 def test_a_signal_to_a_sweep_stops_its_trainings(tmp_path, sweep):
@@ -530,7 +616,7 @@ def test_a_signal_to_a_sweep_stops_its_trainings(tmp_path, sweep):
         f"import sys; sys.path.insert(0, {str(_LAUNCH)!r}); import pathlib, sweep\n"
         f"sweep.command = lambda run: [sys.executable, {str(script)!r}, *run.arguments]\n"
         f"runs = sweep.read(pathlib.Path({str(tmp_path / 'grid.toml')!r}))\n"
-        "sys.exit(sweep.run_here(runs, jobs=2, gpus=[]))\n"
+        "sys.exit(sweep.run_here(runs, sweep.slots(jobs=2, gpus=[])))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=_ROOT, stdout=subprocess.DEVNULL)
     runs = tmp_path / "runs"

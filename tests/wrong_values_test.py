@@ -253,21 +253,3 @@ def test_wrong_arguments_of_launchers_are_one_line(tmp_path, arguments, message)
     assert result.returncode in (1, 2)
     assert message in result.stderr
     assert result.stderr.startswith(f"{script}: ") and result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("SEEDS", "0"), ("SEEDS", "many"), ("SEEDS", "-1"), ("TASKS", "hopper humanoid")],
-)
-def test_wrong_variables_of_the_experiments_are_one_line(tmp_path, variable, value):
-    result = subprocess.run(
-        ["bash", _ROOT / "launch" / "experiments.sh", str(tmp_path / "runs"), "--dry_run"],
-        env={**os.environ, variable: value},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith(f"experiments.sh: {variable}: expected ")
-    assert result.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,274 @@
+"""Trains what docs/protocol.md compares, on this machine; the command can be stopped and resumed.
+
+python launch/experiments.py FOLDER --dry_run           prints the commands that are left
+python launch/experiments.py FOLDER                     one training after another
+python launch/experiments.py FOLDER --jobs=2            two at a time, each on half of the CPUs
+python launch/experiments.py FOLDER --gpus=0,1          one at a time on each GPU
+python launch/experiments.py FOLDER --parts=main,few    some parts of the protocol
+
+Every run is a folder PART/NAME below FOLDER; docs/protocol.md says what the parts are. Runs that
+are done are skipped. Models that several runs train alike are trained once and copied. The command
+ends with a report of each part, in PART/report.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+from _command import ROOT, Parser
+from sweep import GPU, Run, command, run_here, slots
+
+# The tasks, those that the package was developed on first.
+DEVELOPED_ON = ("hopper/medium", "walker2d/medium")
+UNTOUCHED = (
+    "halfcheetah/medium",
+    "hopper/medium-replay",
+    "walker2d/medium-replay",
+    "halfcheetah/medium-replay",
+    "hopper/medium-expert",
+    "walker2d/medium-expert",
+    "halfcheetah/medium-expert",
+)
+# Tasks of the rivals.
+FOUR = (*DEVELOPED_ON, "halfcheetah/medium", "walker2d/medium-replay")
+AGENTS = ("td3_bc", "iql")
+EPISODES = (5, 20, 80)
+HORIZONS = (1, 3, 15)  # 7 is the default, which the other parts run
+# Windows of 7 steps: 56 starts a round, of which all steps or only the first are kept, and as many
+# first steps as all steps. `real_actions_only` multiplies the windows by the horizon.
+COMPLETION = {
+    "56-starts-completed": ("--config.rollout.windows_per_round=56",),
+    "56-starts-first-steps": (
+        "--config.rollout.real_actions_only=True",
+        "--config.rollout.windows_per_round=8",
+        "--config.rollout.prefill_transitions=2857",
+        "--config.rollout.buffer_capacity=14286",
+    ),
+    "392-starts-first-steps": (
+        "--config.rollout.real_actions_only=True",
+        "--config.rollout.windows_per_round=56",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What all runs have in common.
+
+    Attributes:
+      variant: of the configuration, behind the tier: "quick", or "" for the full protocol.
+      flags: of every run.
+    """
+
+    variant: str
+    flags: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run of a part.
+
+    Attributes:
+      task: TASK/TIER.
+      name: of the method, agent and share of real data.
+      flags: that make it this run.
+      models: name of the run on the same task whose models it copies, behind PART/ in another
+        part; "" to train its own.
+      suffix: of the folder's name, which runs that share models in a part have in common.
+    """
+
+    task: str
+    name: str
+    flags: tuple[str, ...]
+    models: str = ""
+    suffix: str = ""
+
+    def folder(self, part: pathlib.Path, name: str) -> pathlib.Path:
+        """The folder of the run `name`, or PART/name, on this task."""
+        task = self.task.replace("/", "-")
+        if "/" in name:
+            other, name = name.split("/")
+            return part.parent / other / f"{task}-{name}"
+        return part / "-".join(filter(None, (task, name, self.suffix)))
+
+    def run(self, part: pathlib.Path, protocol: Protocol) -> Run:
+        """The run in its folder below the part's."""
+        task, tier = self.task.split("/")
+        variant = ",".join(filter(None, (tier, protocol.variant)))
+        folder = self.folder(part, self.name)
+        source = self.folder(part, self.models) if self.models else None
+        arguments = (
+            f"--config=configs/{task}.py:{variant}",
+            *protocol.flags,
+            *self.flags,
+            f"--workdir={folder}",
+            *([f"--models_from={source}"] if source else []),
+        )
+        return Run({}, folder, arguments, after=source)
+
+
+# --- the parts ----------------------------------------------------------------------------
+
+
+def _row(method: str, agent: str, real: float) -> tuple[str, tuple[str, ...]]:
+    """Name and flags of a method and agent with a share of real data; 1.0 has no method."""
+    share = f"--config.training.real_fraction={real:g}"
+    if real == 1.0:
+        return f"real-{agent}", (f"--config.agent={agent}", share)
+    form = "" if real == 0.5 else "-alone"
+    flags = (f"--config.method={method}", f"--config.agent={agent}", share)
+    return f"{method}{form}-{agent}", flags
+
+
+def _rows(
+    task: str,
+    rows: list[tuple[str, float]],
+    *,
+    models: dict[str, str],
+    flags: tuple[str, ...] = (),
+    suffix: str = "",
+) -> Iterator[Experiment]:
+    """Rows (method, share of real data) with both agents.
+
+    Args:
+      task: TASK/TIER.
+      rows: methods and shares.
+      models: method -> name of the run that trains its models.
+      flags: more flags of every row.
+      suffix: see `Experiment`.
+    """
+    for agent in AGENTS:
+        for method, real in rows:
+            name, own = _row(method, agent, real)
+            source = "" if real == 1.0 or models[method] == name else models[method]
+            yield Experiment(task, name, (*flags, *own), source, suffix)
+
+
+_MODELS = {
+    "dawm": "dawm-td3_bc",
+    "dwm": "dawm-td3_bc",
+    "joint": "joint-td3_bc",
+    "one_step": "one_step-alone-td3_bc",
+}
+
+
+def main_part() -> Iterator[Experiment]:
+    """DAWM and DWM with half real data, and the agents on real data, on all nine tasks."""
+    for task in (*DEVELOPED_ON, *UNTOUCHED):
+        yield from _rows(task, [("dawm", 0.5), ("dwm", 0.5), ("", 1.0)], models=_MODELS)
+
+
+def rivals() -> Iterator[Experiment]:
+    """The other methods, on four tasks; DAWM's and DWM's models are those of the main part."""
+    real = "--config.training.real_fraction=1"
+    models = {**_MODELS, "dawm": "main/dawm-td3_bc", "dwm": "main/dawm-td3_bc"}
+    for task in FOUR:
+        rows = [("dawm", 0.0), ("dwm", 0.0), ("joint", 0.5), ("one_step", 0.0)]
+        yield from _rows(task, rows, models=models)
+        for name, share in (("bc", 1.0), ("bc-0.1", 0.1)):
+            flags = ("--config.agent=bc", real, f"--config.top_fraction={share:g}")
+            yield Experiment(task, f"real-{name}", flags)
+        planner = ("--config.method=decision_diffuser",)
+        yield Experiment(task, "decision_diffuser", planner)
+
+
+def second_models() -> Iterator[Experiment]:
+    """A second world model of DAWM and DWM on the tasks that were developed on."""
+    for task in DEVELOPED_ON:
+        rows = [("dawm", 0.5), ("dwm", 0.5), ("", 1.0)]
+        yield from _rows(task, rows, models=_MODELS, flags=("--config.seed=1",), suffix="seed-1")
+
+
+def few_episodes() -> Iterator[Experiment]:
+    """Little data: 5, 20 and 80 episodes of the tasks that were developed on."""
+    rows = [("dawm", 0.5), ("dawm", 0.0), ("dwm", 0.5), ("joint", 0.5), ("", 1.0)]
+    for task in DEVELOPED_ON:
+        for count in EPISODES:
+            flags = (f"--config.episodes={count}",)
+            suffix = f"{count}-episodes"
+            yield from _rows(task, rows, models=_MODELS, flags=flags, suffix=suffix)
+
+
+def studies() -> Iterator[Experiment]:
+    """Horizons, and completed actions against more real starts, on generated data alone."""
+    name, alone = _row("dawm", "td3_bc", 0.0)
+    for task in DEVELOPED_ON:
+        for horizon in HORIZONS:
+            flags = (*alone, f"--config.horizon={horizon}")
+            yield Experiment(task, name, flags, suffix=f"horizon-{horizon}")
+        for form, completion in COMPLETION.items():
+            yield Experiment(task, name, (*alone, *completion), "main/dawm-td3_bc", form)
+
+
+PARTS = {
+    "main": main_part,
+    "few": few_episodes,
+    "rivals": rivals,
+    "second": second_models,
+    "studies": studies,
+}
+
+
+# --- the command --------------------------------------------------------------------------
+
+
+def runs_of(part: str, folder: pathlib.Path, protocol: Protocol) -> list[Run]:
+    """The runs of a part, in the order in which they are trained."""
+    return [experiment.run(folder / part, protocol) for experiment in PARTS[part]()]
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=pathlib.Path, help="of the runs")
+    parser.add_argument("--dry_run", action="store_true", help="print, do nothing")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--variant", default="quick", help='"" is the full protocol, for a GPU')
+    parser.add_argument("--seeds", type=int, default=5, help="agents of a run")
+    parser.add_argument(
+        "--updates", type=int, default=30_000, help="of the agents; 0: the variant's"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    where.add_argument("--gpus", help="GPUs, one training each: 0,1")
+    return parser
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"--parts: expected some of {', '.join(PARTS)}, got {unknown[0]!r}")
+    for name, least in (("jobs", 1), ("seeds", 1), ("updates", 0)):
+        if not least <= getattr(arguments, name) <= 10**7:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(arguments, name)}")
+    gpus = arguments.gpus.split(",") if arguments.gpus is not None else []
+    if [gpu for gpu in gpus if not GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
+        parser.error(f"--gpus: expected different GPUs, as in 0,1, got {arguments.gpus!r}")
+    folder = arguments.folder.absolute()
+    os.chdir(ROOT)
+    flags = [f"--config.num_seeds={arguments.seeds}"]
+    if arguments.updates:
+        flags.append(f"--config.training.updates={arguments.updates}")
+    protocol = Protocol(arguments.variant, tuple(flags))
+    runs = [run for part in parts for run in runs_of(part, folder, protocol)]
+    todo = [run for run in runs if not run.is_done]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} done")
+    if arguments.dry_run:
+        print("\n".join(shlex.join(command(run)) for run in todo))
+        return 0
+    failed = run_here(todo, slots(jobs=arguments.jobs, gpus=gpus)) if todo else 0
+    for part in parts:
+        report = [sys.executable, "-m", "dawm_jax.report", str(folder / part)]
+        failed += subprocess.run([*report, f"--out={folder / part / 'report'}"]).returncode
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
