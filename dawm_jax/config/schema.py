@@ -49,7 +49,8 @@ class Rollout(SamplerSettings):
     start_weight: float = setting(
         0.0,
         "how much more often generated windows start in episodes of high return: the weight of "
-        "an episode is its length times exp(start_weight (return - median) / MAD)",
+        "an episode is its length times exp(start_weight (return - median) / MAD); with "
+        "expand=sweep the first expansions are of all steps alike",
         at_least=0.0,
         source="IMLE planner",
     )
