@@ -82,10 +82,12 @@ def evaluate(
       Undiscounted returns, [seeds, episodes]. `envs.scores.normalised_score` scores them.
 
     Raises:
-      UserError: `episodes` is below 1, or the environment cannot be made.
+      UserError: `episodes` is below 1 or `seed` below 0, or the environment cannot be made.
     """
     if episodes < 1:
         raise UserError(f"episodes: expected at least 1, got {episodes}")
+    if seed < 0:
+        raise UserError(f"seed: expected at least 0, got {seed}")
     num_seeds = run.config.num_seeds
 
     def policy(observations: np.ndarray, /) -> np.ndarray:

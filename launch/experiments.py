@@ -7,8 +7,9 @@ python launch/experiments.py FOLDER --gpus=0,1          one at a time on each GP
 python launch/experiments.py FOLDER --parts=main,few    some parts of the protocol
 
 Every run is a folder PART/NAME below FOLDER; docs/protocol.md says what the parts are. Runs that
-are done are skipped. Models that several runs train alike are trained once and copied. The command
-ends with a report of each part, in PART/report.
+are done are skipped. Models that several runs train alike are trained once and copied: a run that
+copies models starts after the run that trains them, which for some runs of the parts rivals and
+studies is one of the part main. The command ends with a report of each part, in PART/report.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import sys
 from collections.abc import Iterator
 
 from _command import ROOT, Parser
-from sweep import GPU, Run, command, run_here, slots
+from sweep import MAX_JOBS, Run, command, parse_gpus, run_here, slots
 
 # The tasks, those that the package was developed on first.
 DEVELOPED_ON = ("hopper/medium", "walker2d/medium")
@@ -241,16 +242,18 @@ def main() -> int:
     """Runs the command line; returns the exit code."""
     parser = _parser()
     arguments = parser.parse_args()
-    parts = arguments.parts.split(",")
+    parts = list(dict.fromkeys(arguments.parts.split(",")))
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         parser.error(f"--parts: expected some of {', '.join(PARTS)}, got {unknown[0]!r}")
-    for name, least in (("jobs", 1), ("seeds", 1), ("updates", 0)):
-        if not least <= getattr(arguments, name) <= 10**7:
-            parser.error(f"--{name}: expected at least {least}, got {getattr(arguments, name)}")
-    gpus = arguments.gpus.split(",") if arguments.gpus is not None else []
-    if [gpu for gpu in gpus if not GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
-        parser.error(f"--gpus: expected different GPUs, as in 0,1, got {arguments.gpus!r}")
+    for name, least, most in (
+        ("jobs", 1, MAX_JOBS),
+        ("seeds", 1, 10_000),
+        ("updates", 0, 10_000_000),
+    ):
+        if not least <= (value := getattr(arguments, name)) <= most:
+            parser.error(f"--{name}: expected {least} to {most:,}, got {value:,}")
+    gpus = parse_gpus(parser, arguments.gpus)
     folder = arguments.folder.absolute()
     os.chdir(ROOT)
     flags = [f"--config.num_seeds={arguments.seeds}"]

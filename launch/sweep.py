@@ -42,7 +42,7 @@ from _done import is_done
 _POLL_SECONDS = 0.2
 MAX_JOBS = 1_000
 # A value of CUDA_VISIBLE_DEVICES for one GPU.
-GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
+_GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +138,19 @@ def command(run: Run) -> list[str]:
     return [sys.executable, "-m", "dawm_jax.main", *run.arguments]
 
 
+def parse_gpus(parser: Parser, text: str | None) -> list[str]:
+    """The GPUs of the flag --gpus; the command ends with one line unless they are different ones.
+
+    Args:
+      parser: of the command line.
+      text: value of the flag, None without it.
+    """
+    gpus = text.split(",") if text is not None else []
+    if [gpu for gpu in gpus if not _GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
+        parser.error(f"--gpus: expected different GPUs, as in 0,1, got {text!r}")
+    return gpus
+
+
 def slots(*, jobs: int, gpus: list[str]) -> list[Slot]:
     """One slot for each GPU, or `jobs` slots that share the CPUs evenly.
 
@@ -183,13 +196,16 @@ def run_here(runs: list[Run], free: list[Slot]) -> int:
             waiting.remove(run)
             running[_start(run, slot)] = run, slot
         if not running:
-            break  # all are done, or the others wait for a run that failed
+            break  # all are done, or what the others wait for is not trained here
         for process in [p for p in running if p.poll() is not None]:
             run, slot = running.pop(process)
             free.append(slot)
             failed += process.returncode != 0
             print(f"{run.folder}: {'done' if process.returncode == 0 else 'failed, see log.txt'}")
         time.sleep(_POLL_SECONDS)
+    if not stopped:
+        for run in waiting:
+            print(f"{run.folder}: not started, it needs {run.after}, which is not done")
     return failed + len(waiting)
 
 
@@ -293,9 +309,7 @@ def main() -> int:
         parser.error(f"unexpected {options[0]}: options of sbatch need --slurm")
     if not 1 <= arguments.jobs <= MAX_JOBS:
         parser.error(f"--jobs: expected 1 to {MAX_JOBS}, got {arguments.jobs}")
-    gpus = arguments.gpus.split(",") if arguments.gpus is not None else []
-    if [gpu for gpu in gpus if not GPU.fullmatch(gpu)] or len(set(gpus)) < len(gpus):
-        parser.error(f"--gpus: expected different GPUs, as in 0,1, got {arguments.gpus!r}")
+    gpus = parse_gpus(parser, arguments.gpus)
     try:
         runs = read(arguments.grid.absolute())
         os.chdir(ROOT)  # flags and folders of the trainings are relative to the repository

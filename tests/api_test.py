@@ -231,6 +231,7 @@ def test_evaluation_in_the_simulator(run):
     ("options", "message"),
     [
         ({"episodes": 0}, "episodes: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"environment": "NoSuchTask-v5"}, "NoSuchTask-v5"),
     ],
 )

@@ -329,15 +329,6 @@ def test_a_wrong_action_is_one_line(tmp_path, stand_in, calls, arguments):
 # --- the comparison -----------------------------------------------------------------------
 
 
-def _load_experiments():
-    sys.path.insert(0, str(_LAUNCH))
-    try:
-        import experiments
-    finally:
-        sys.path.pop(0)
-    return experiments
-
-
 def _experiments(tmp_path, *arguments):
     return subprocess.run(
         [sys.executable, _LAUNCH / "experiments.py", tmp_path / "runs", *arguments],
@@ -415,7 +406,14 @@ def test_the_comparison_skips_finished_runs_and_repeats_damaged_ones(tmp_path, d
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("seeds", "0"), ("jobs", "0"), ("updates", "-1"), ("parts", "main,most"), ("gpus", "0,0")],
+    [
+        ("seeds", "0"),
+        ("seeds", "10001"),
+        ("jobs", "0"),
+        ("updates", "-1"),
+        ("parts", "main,most"),
+        ("gpus", "0,0"),
+    ],
 )
 def test_wrong_arguments_of_the_experiments_are_one_line(tmp_path, flag, value):
     result = _experiments(tmp_path, f"--{flag}={value}")
@@ -560,7 +558,7 @@ def test_a_local_sweep_gives_each_training_a_gpu_and_reports_failures(tmp_path, 
     assert [run.is_done for run in runs] == [True, False, True, True]
 
 
-def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeypatch):
+def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeypatch, capsys):
     """The second run is first in the queue; the one after a run that fails never starts."""
     module = _load_sweep()
     script = tmp_path / "training.py"
@@ -588,6 +586,8 @@ def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeyp
         for number, handler in handlers.items():
             signal.signal(number, handler)
     assert failed == 2  # one failed, one did not start
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"{behind[1].folder}: not started, it needs {fails.folder}, which is not done"
     assert [run.is_done for run in (first, fails, *behind)] == [True, False, True, False]
     started = [run.folder / "gpu" for run in (first, behind[0])]
     assert started[0].stat().st_mtime <= started[1].stat().st_mtime

@@ -97,7 +97,7 @@ def planner_settings(variant: str) -> dict[str, Any]:
 
 def _agent_cases(problem: Problem, batches: Sequence[int]) -> Iterator[Case]:
     parts = _on_real_data(problem)
-    state = jax.jit(_agent(problem).init)(jax.random.key(0))
+    state = jax.jit(_agent(parts).init)(jax.random.key(0))
     for batch in batches:
         observations = jnp.zeros((batch, problem.replay.state_size))
         name = f"agent ({parts.config.agent})"
@@ -110,10 +110,9 @@ def _on_real_data(problem: Problem) -> Setup:
     return setup.make(schema.replace(problem.config, changes), problem.normalizer)
 
 
-def _agent(problem: Problem) -> Agent[Any]:
-    agent = _on_real_data(problem).agent
-    assert agent is not None
-    return agent
+def _agent(parts: Setup) -> Agent[Any]:
+    assert parts.agent is not None
+    return parts.agent
 
 
 def _planner_cases(
@@ -143,7 +142,7 @@ def _with_planner(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def _generation_cases(problem: Problem) -> Iterator[Case]:
     config, key = problem.config, jax.random.key(0)
-    agent = _agent(problem)
+    agent = _agent(_on_real_data(problem))
     act = functools.partial(agent.act, jax.jit(agent.init)(key))
     batch = config.rollout.windows_per_round
     condition = replaying.gather_conditions(problem.replay, jnp.arange(batch))

@@ -49,7 +49,8 @@ class Rollout(SamplerSettings):
     start_weight: float = setting(
         0.0,
         "how much more often generated windows start in episodes of high return: the weight of "
-        "an episode is its length times exp(start_weight (return - median) / MAD)",
+        "an episode is its length times exp(start_weight (return - median) / MAD); with "
+        "expand=sweep the first expansions are of all steps alike",
         at_least=0.0,
         source="IMLE planner",
     )
@@ -502,9 +503,6 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 # --- configurations of older runs ---------------------------------------------------------
 
 
-# A configuration without this setting names the methods as older versions did.
-_NAMES_METHODS_ANEW = "expand"
-_RENAMED_METHODS = {"one_step": "one_step_cloned"}
 # Settings of older versions without an effect on any run whose checkpoints can be restored.
 _REMOVED = ("rollout.action_temperature",)
 
@@ -513,8 +511,8 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration of any version with the settings of this one.
 
     Settings and methods that were renamed get their name of this version; settings that the
-    stored configuration lacks get the value that describes how its run behaved; settings in
-    `_REMOVED` are dropped.
+    stored configuration lacks, or that had no effect on its method, get the value that describes
+    how its run behaved; settings in `_REMOVED` are dropped.
 
     Raises:
       UserError: what should be a section of settings is none.
@@ -523,8 +521,8 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
     for name in all_sections():
         values.setdefault(name, {})
         _subtree(values, name)
-    if _NAMES_METHODS_ANEW not in values["rollout"] and values.get("method") in _RENAMED_METHODS:
-        values["method"] = _RENAMED_METHODS[values["method"]]
+    if "expand" not in values["rollout"]:
+        _translate_methods(values)
     for dotted in _REMOVED:
         _pop(values, dotted, None)
     for dotted, spec in fields():
@@ -534,6 +532,15 @@ def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:
             absent = _value(values, spec.absent_from) if spec.absent_from else spec.absent
             section[name] = _pop(values, spec.renamed_from, absent)
     return values
+
+
+def _translate_methods(values: dict[str, Any]) -> None:
+    """Says in settings of this version what methods of those without `rollout.expand` did."""
+    method, training = values.get("method"), values["training"]
+    if method == "one_step":
+        values["method"] = "one_step_cloned"
+    if method == "dwm" and training.get("real_fraction") != 1.0:
+        training["real_fraction"] = 0.0  # value expansions were not mixed with real rows
 
 
 def _value(values: Mapping[str, Any], dotted: str) -> Any:

@@ -21,7 +21,8 @@ class WeightedStarts:
     Attributes:
       first: [episodes] int32, first step of each training episode.
       length: [episodes] int32, its number of steps.
-      cumulative: [episodes], probability that the episode or one before it is drawn.
+      cumulative: [episodes], probability that the episode or one before it is drawn; the last is
+        exactly 1.
     """
 
     first: jax.Array
@@ -31,10 +32,8 @@ class WeightedStarts:
     def draw(self, key: jax.Array, num: int) -> jax.Array:
         """Steps drawn with replacement, [num] int32; `key` is consumed."""
         key_episode, key_step = jax.random.split(key)
-        share = jax.random.uniform(key_episode, (num,))
-        # Rounding may leave the last cumulative probability below a share.
+        share = jax.random.uniform(key_episode, (num,))  # below 1
         episode = jnp.searchsorted(self.cumulative, share, side="right")
-        episode = jnp.minimum(episode, len(self.first) - 1)
         step = jax.random.randint(key_step, (num,), 0, self.length[episode])
         return self.first[episode] + step
 
@@ -198,8 +197,8 @@ def weighted_starts(rewards: np.ndarray, ends: np.ndarray, *, weight: float) -> 
     """Starts of generated windows, more often in episodes of high return.
 
     An episode of return R is drawn with a probability proportional to its length times
-    exp(weight (R - median) / MAD), where MAD is the median of |R - median| over episodes. The
-    exponent is at most `_LARGEST_EXPONENT`.
+    exp(weight (R - median) / MAD), where MAD is the median of |R - median| over episodes, and 1
+    where that is 0. The exponent is at most `_LARGEST_EXPONENT`.
 
     Args:
       rewards: [n] raw rewards of whole episodes, one after the other.

@@ -59,8 +59,9 @@ def add(buffer: Buffer[Row], rows: Row, valid: jax.Array) -> Buffer[Row]:
 
     Args:
       buffer: the ring.
-      rows: [n, ...], n at most the capacity.
-      valid: [n] or [n, H] bool; a row with any valid step is written.
+      rows: [n, ...].
+      valid: [n] or [n, H] bool; a row with any valid step is written. At most as many rows as the
+        capacity may have one: which of two rows in one slot stays is undefined.
     """
     valid = valid.reshape(len(valid), -1).any(axis=1)
     position = buffer.written + jnp.cumsum(valid) - 1

@@ -5,9 +5,10 @@ written into the sample before every evaluation of the denoiser and never counts
 Actions after a_t are not modelled (DAWM, 2509.19538; DWM, 2402.03570, section 3.2).
 
 Terminations are not diffused. A classifier of (s, s'), trained on the same windows, marks them in
-the generated states: it tells steps that terminate, and absorbed steps, which follow a termination
-and leave the state as it is. Terminations are 0.1 to 0.2 % of the steps of a medium dataset; as a
-diffused channel one in seven came at the simulator's step on Walker2d (no raw file).
+the generated states. It recognises steps that terminate, and absorbed steps, which follow a
+termination and leave the state as it is. Terminations are 0.1 to 0.2 % of the steps of a medium
+dataset. A diffusion of terminations as one more channel of the tokens placed one in seven at the
+step at which the simulator ends (Walker2d, no raw file).
 
 A `Layout` chooses other tokens for other methods: actions too, or states alone.
 """

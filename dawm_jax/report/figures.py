@@ -78,7 +78,7 @@ def _number(result: MethodResult, setting: str) -> float:
 
 
 def _bounds(result: MethodResult) -> tuple[float, float]:
-    """The interval of the mean of what `_last` gives, or twice the mean for one seed."""
+    """The interval of the mean of what `_last` gives; for one seed both bounds are the mean."""
     values = _last(result)
     mean = float(values.mean())
     return statistics.mean_interval(result.by_model(values)) or (mean, mean)

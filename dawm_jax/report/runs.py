@@ -334,7 +334,7 @@ class MethodResult:
     """One method on one task: the seeds of all its runs.
 
     Attributes:
-      task: name of the dataset.
+      task: see `Run.task`.
       environment: Gymnasium id.
       method: label, with the settings in which the runs at hand differ.
       label: label without these settings.

@@ -229,8 +229,9 @@ def redefault(
 ) -> Any:
     """A field that a section inherits from `section`, with another default.
 
-    Range and, without `help`, meaning stay those of the inherited field. What older configurations
-    called the inherited field does not: that name was the parent section's.
+    Range and, without `help`, meaning stay those of the inherited field. `absent`, `absent_from`
+    and `renamed_from` do not: they say where older configurations have the parent section's field.
+    A configuration without this one stands for `default`.
     """
     inherited = specs(section)[name]
     defaults = {"full": default, "quick": quick, "smoke": smoke}

@@ -26,8 +26,8 @@ from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.models.optim import scan_steps
 from dawm_jax.types import Condition, Expansion, Metrics, ModelParams, PolicyFn, Rows
 
-# Least number of windows of one piece of a sweep. The pieces of a sweep need no updates between
-# them, so that a piece may have more windows than a round.
+# A piece of a sweep has as many whole rounds' windows as fit into this number, and at least one
+# round's. Between pieces there are no updates, so that a piece may have more windows than a round.
 _SWEEP_WINDOWS = 1_024
 
 

@@ -63,7 +63,10 @@ class Setup:
 
     @property
     def generator(self) -> GeneratingMethod | None:
-        """What generates without an agent; None on real data only and of every other method."""
+        """What generates rows without an agent.
+
+        None on real data only, and of a method that plans or follows the agent's policy.
+        """
         method = None if self.training is None else self.training.method
         return None if isinstance(method, PolicyMethod) else method
 

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 # Largest number of rounds of the generation before the first update in one program call.
 _MAX_ROUNDS = 8
-# Pieces of a sweep in one program call. XLA compiles a single one without a loop: more is safer.
+# Pieces of a sweep in one program call; more than one for the reason in `rounds_per_call`.
 _SWEEP_PIECES = 4
 # Largest number of rows that the held-out diagnostics of a model use.
 _MAX_HELD_OUT = 2_048
@@ -192,6 +192,7 @@ def train_agents(
         if models is None or training.supply == "minibatch":
             return run
         if training.supply == "sweep":
+            assert run.buffer is not None
             swept = sweep(training, inputs, placement, stream_key(key, "sweep"), session.stop)
             return AgentRun(run.agent, share_buffer(run.buffer, key_prefill, swept, placement))
         num_rounds = setup.prefill_rounds(config)
@@ -255,30 +256,40 @@ def sweep(
     buffer, key = placement.replicate((jax.jit(training.init_buffer)(), key))
     _log.info("agent: compiling the expansion of %s training steps", f"{total:,}")
     compiled = program.lower(buffer, key, inputs, jnp.int32(0)).compile()
-    progress = Progress("expansion", total, "steps")
+    progress = Progress("expansion", total, "steps") if distributed.is_first() else None
     for first in range(0, num_pieces, _SWEEP_PIECES):
         _stop_generation(stop)
         buffer = compiled(buffer, key, inputs, jnp.int32(first))
         jax.block_until_ready(buffer)
-        done = (first + _SWEEP_PIECES) * training.sweep_windows
-        progress.report(min(done, total), {})
-    progress.close()
+        if progress is not None:
+            done = (first + _SWEEP_PIECES) * training.sweep_windows
+            progress.report(min(done, total), {})
+    if progress is not None:
+        progress.close()
     return buffer
 
 
 def share_buffer(
-    buffers: Buffer[Any] | None, keys: jax.Array, buffer: Buffer[Any], placement: Placement
+    buffers: Buffer[Any], keys: jax.Array, buffer: Buffer[Any], placement: Placement
 ) -> Buffer[Any]:
-    """Copies of one buffer for all seeds, in place of their empty ones.
+    """Copies of one buffer for all seeds, in the memory of their empty ones.
 
     Args:
       buffers: of all seeds, leading axis seeds; it is donated.
       keys: [seeds], not used: every program over seeds has one key a seed.
       buffer: to copy.
       placement: how seeds are spread.
+
+    Returns:
+      Copies with a leading axis of seeds.
     """
-    program = placement.jit_seeds(lambda _, key, buffer: buffer)
-    return placement.place_seeds(program(buffers, keys, buffer))
+
+    def copy(own: Buffer[Any], key: jax.Array, buffer: Buffer[Any]) -> Buffer[Any]:
+        del key
+        # Only an argument that is used is donated. XLA compiles the selection to a copy.
+        return jax.tree.map(lambda old, new: jnp.where(True, new, old), own, buffer)
+
+    return placement.place_seeds(placement.jit_seeds(copy)(buffers, keys, buffer))
 
 
 def _stop_generation(stop: StopFlag) -> None:

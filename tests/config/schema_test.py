@@ -383,6 +383,16 @@ def test_an_older_one_step_run_rolled_out_a_cloned_policy():
     assert schema.migrate(values | {"method": "dwm"})["method"] == "dwm"
 
 
+@pytest.mark.parametrize(("stored", "share"), [(0.5, 0.0), (0.0, 0.0), (1.0, 1.0)])
+def test_an_older_dwm_run_mixed_no_real_rows_in(stored, share):
+    values = schema.to_dict(default_config(method="dwm"))
+    values["training"]["real_fraction"] = stored
+    assert schema.migrate(values)["training"]["real_fraction"] == stored
+    del values["rollout"]["expand"]
+    assert schema.migrate(values)["training"]["real_fraction"] == share
+    assert schema.migrate(values | {"method": "dawm"})["training"]["real_fraction"] == stored
+
+
 @pytest.mark.parametrize("wrong", [{"rollout": 3}, {"unet": []}, {"training": None}])
 def test_a_damaged_configuration_is_refused(wrong):
     with pytest.raises(UserError, match="expected a section of settings, got"):

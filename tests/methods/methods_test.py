@@ -350,7 +350,6 @@ def test_the_forms_of_the_planner(variant, expected):
         np.testing.assert_array_equal(steps, np.arange(199, -1, -1))
 
 
-@pytest.mark.parametrize("method", ["joint", "one_step"])
 @pytest.mark.parametrize("method", ["joint", "one_step_cloned"])
 def test_a_training_step_lowers_the_loss_of_every_model(method):
     replay, _ = make_data()

@@ -518,6 +518,19 @@ def test_a_row_of_a_method_that_follows_a_policy_has_its_shapes():
     assert fused.row_shapes(method, state_size=S, action_size=A) == expansion_row()
 
 
+@pytest.mark.parametrize("mode", ["mesh", "pmap"])
+def test_the_copies_of_a_swept_buffer_take_the_memory_of_the_empty_ones(mode):
+    placement = sharding.place(mode, num_seeds=3, batch_sizes={})
+    swept = SWEEPING.sweep(SWEEPING.init_buffer(), KEY, INPUTS, num_pieces=1)
+    make = jax.vmap(lambda _: SWEEPING.init_buffer(), axis_size=3)
+    empty = placement.make_seeds(lambda: make(None))
+    keys = placement.place_seeds(jax.random.split(KEY, 3))
+    copies = stages.share_buffer(empty, keys, placement.replicate(swept), placement)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(empty))
+    for seed in range(3):
+        chex.assert_trees_all_equal(jax.tree.map(lambda leaf, i=seed: leaf[i], copies), swept)
+
+
 # --- the sweep on several devices, in a process with four CPU devices ---------------------
 
 
