@@ -20,8 +20,8 @@ class Settings(td3.Settings):
     alpha: float = setting(
         2.5, "weight of the value against cloning", source="TD3+BC", at_least=0.0
     )
-    # On 200,000 steps of Walker2d-medium, with the quick variant's tau, mean Q without normalisation
-    # is 5,220 after 20,000 updates, where the mean return-to-go is 294 (docs/choices.md).
+    # On 200,000 steps of Walker2d-medium, with the tau of the quick variant, mean Q without
+    # normalisation is 5,220 after 20,000 updates; the mean return-to-go is 294 (docs/choices.md).
     critic_norm: bool = setting(
         False,
         "layer normalisation after every hidden layer of the critics, as in ReBRAC",
