@@ -18,12 +18,14 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from _command import ROOT, Parser
 
 # This folder leaves the import path: its modules have names of installed packages.
 sys.path[0] = str(ROOT)
 
 from dawm_jax.config import help  # noqa: E402
+from dawm_jax.envs import scores  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
@@ -524,6 +526,51 @@ def critics() -> str:
     return table(["tau", "normalised", *(f"{step:,}" for step in updates), "score"], rows)
 
 
+def terminations() -> str:
+    """Where generated windows end, with and without the absorbed output."""
+    rows = [
+        [
+            found["dataset"].split("/")[1],
+            found["classifier"],
+            *(f"{found[name]}" for name in ("on_time", "early", "late", "missed", "false")),
+            f"{found['reward_error']:.4f}",
+            f"{100 * found['termination_rate']:.3f} %",
+            f"{100 * found['data_termination_rate']:.3f} %",
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "terminations.jsonl")
+    ]
+    ends = ("on time", "early", "late", "missed", "false")
+    rates = ("terminations", "of the data")
+    return table(["set", "a window ends where", *ends, "reward error", *rates], rows)
+
+
+def start_weights() -> str:
+    """Scores of policies cloned from windows with weighted starts."""
+    found = _json_lines(_RESULTS / "world-model" / "start_weight.jsonl")
+    tasks = list(dict.fromkeys(trial["dataset"] for trial in found))
+    cells: dict[float, dict[str, str]] = {}
+    for trial in found:
+        score = np.asarray(trial["score_per_seed"])
+        low, high = scores.confidence_interval(score) or (math.nan, math.nan)
+        cell = f"{score.mean():.1f} ({low:.1f} to {high:.1f})"
+        cells.setdefault(trial["start_weight"], {})[trial["dataset"]] = cell
+    rows = [[f"{weight:g}", *map(row.get, tasks)] for weight, row in sorted(cells.items())]
+    return table(["start_weight", *tasks], rows)
+
+
+def cpu_devices() -> str:
+    """Steps of the world model a second with other uses of two cores."""
+    rows = [
+        [
+            f"{found['devices']}",
+            "yes" if found["eigen_threads"] else "no",
+            f"{found['steps_per_second']:.1f}",
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "cpu_devices.jsonl")
+    ]
+    return table(["devices", "products on several threads", "steps/s"], rows)
+
+
 def inverse_dynamics_trials() -> str:
     """Inputs of the inverse dynamics model that were tried."""
     trials = _json_lines(_RESULTS / "world-model" / "inverse_dynamics.jsonl")
@@ -560,6 +607,9 @@ def _read(path: pathlib.Path) -> Any:
 BLOCKS = (
     Block("docs/choices.md", "recipes", recipes),
     Block("docs/choices.md", "critics", critics),
+    Block("docs/choices.md", "terminations", terminations),
+    Block("docs/choices.md", "start-weights", start_weights),
+    Block("docs/choices.md", "cpu-devices", cpu_devices),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/configuration.md", "configuration", help.table),

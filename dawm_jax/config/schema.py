@@ -52,7 +52,7 @@ class Rollout(SamplerSettings):
         "an episode is its length times exp(start_weight (return - median) / MAD); with "
         "expand=sweep the first expansions are of all steps alike",
         at_least=0.0,
-        source="IMLE planner",
+        source="IMLE planner, ICRA 2026",
     )
     windows_per_round: int = setting(
         256, "windows generated before each round of updates", quick=64, smoke=8, at_least=1
