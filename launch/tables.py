@@ -554,7 +554,7 @@ def start_weights() -> str:
         low, high = scores.confidence_interval(score) or (math.nan, math.nan)
         cell = f"{score.mean():.1f} ({low:.1f} to {high:.1f})"
         cells.setdefault(trial["start_weight"], {})[trial["dataset"]] = cell
-    rows = [[f"{weight:g}", *map(row.get, tasks)] for weight, row in sorted(cells.items())]
+    rows = [[f"{weight:g}", *(row[t] for t in tasks)] for weight, row in sorted(cells.items())]
     return table(["start_weight", *tasks], rows)
 
 
