@@ -9,7 +9,8 @@ python launch/experiments.py FOLDER --parts=main,few    some parts of the protoc
 Every run is a folder PART/NAME below FOLDER; docs/protocol.md says what the parts are. Runs that
 are done are skipped. Models that several runs train alike are trained once and copied: a run that
 copies models starts after the run that trains them, which for some runs of the parts rivals and
-studies is one of the part main. The command ends with a report of each part, in PART/report.
+studies is one of the part main. The command ends with reports of the runs that are done: of each
+part in PART/report, and of the part main also in report-developed-on and report-untouched.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Iterator
 
 from _command import ROOT, Parser
+from _done import is_done
 from sweep import MAX_JOBS, Run, command, parse_gpus, run_here, slots
 
 # The tasks, those that the package was developed on first.
@@ -36,6 +38,7 @@ UNTOUCHED = (
 )
 # Tasks of the rivals.
 FOUR = (*DEVELOPED_ON, "halfcheetah/medium", "walker2d/medium-replay")
+VARIANTS = ("", "quick", "smoke")
 AGENTS = ("td3_bc", "iql")
 EPISODES = (5, 20, 80)
 HORIZONS = (1, 3, 15)  # 7 is the default, which the other parts run
@@ -222,12 +225,45 @@ def runs_of(part: str, folder: pathlib.Path, protocol: Protocol) -> list[Run]:
     return [experiment.run(folder / part, protocol) for experiment in PARTS[part]()]
 
 
+def reports_of(part: str, folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
+    """Folder of each report of a part -> folders of the runs that it reads.
+
+    The part main is also reported for the tasks that were developed on and for the others. The part
+    second has the first world model's runs of the part main beside its own.
+    """
+    tasks: dict[pathlib.Path, str] = {}
+    for name in ("main", part) if part == "second" else (part,):
+        for experiment in PARTS[name]():
+            tasks[experiment.folder(folder / name, experiment.name)] = experiment.task
+    chosen = lambda names: [run for run, task in tasks.items() if task in names]
+    out = folder / part
+    if part == "main":
+        return {
+            out / "report": list(tasks),
+            out / "report-developed-on": chosen(DEVELOPED_ON),
+            out / "report-untouched": chosen(UNTOUCHED),
+        }
+    return {out / "report": chosen(DEVELOPED_ON) if part == "second" else list(tasks)}
+
+
+def _report(out: pathlib.Path, runs: list[pathlib.Path]) -> int:
+    """Writes the report of the runs that are done, if any is; returns the exit code."""
+    done = [str(run) for run in runs if is_done(run)]
+    if not done:
+        return 0
+    return subprocess.run(
+        [sys.executable, "-m", "dawm_jax.report", *done, f"--out={out}"]
+    ).returncode
+
+
 def _parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("folder", type=pathlib.Path, help="of the runs")
     parser.add_argument("--dry_run", action="store_true", help="print, do nothing")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--variant", default="quick", help='"" is the full protocol, for a GPU')
+    parser.add_argument(
+        "--variant", default="quick", choices=VARIANTS, help='"" is the unshortened one, for a GPU'
+    )
     parser.add_argument("--seeds", type=int, default=5, help="agents of a run")
     parser.add_argument(
         "--updates", type=int, default=30_000, help="of the agents; 0: the variant's"
@@ -268,8 +304,8 @@ def main() -> int:
         return 0
     failed = run_here(todo, slots(jobs=arguments.jobs, gpus=gpus)) if todo else 0
     for part in parts:
-        report = [sys.executable, "-m", "dawm_jax.report", str(folder / part)]
-        failed += subprocess.run([*report, f"--out={folder / part / 'report'}"]).returncode
+        for out, reported in reports_of(part, folder).items():
+            failed += _report(out, reported) != 0
     return int(failed > 0)
 
 

@@ -201,7 +201,8 @@ def run_here(runs: list[Run], free: list[Slot]) -> int:
             run, slot = running.pop(process)
             free.append(slot)
             failed += process.returncode != 0
-            print(f"{run.folder}: {'done' if process.returncode == 0 else 'failed, see log.txt'}")
+            ended = "stopped" if stopped else "failed, see log.txt"
+            print(f"{run.folder}: {'done' if process.returncode == 0 else ended}", flush=True)
         time.sleep(_POLL_SECONDS)
     if not stopped:
         for run in waiting:

@@ -329,6 +329,15 @@ def test_a_wrong_action_is_one_line(tmp_path, stand_in, calls, arguments):
 # --- the comparison -----------------------------------------------------------------------
 
 
+def _load_experiments():
+    sys.path.insert(0, str(_LAUNCH))
+    try:
+        import experiments
+    finally:
+        sys.path.pop(0)
+    return experiments
+
+
 def _experiments(tmp_path, *arguments):
     return subprocess.run(
         [sys.executable, _LAUNCH / "experiments.py", tmp_path / "runs", *arguments],
@@ -390,6 +399,25 @@ def test_every_source_of_models_is_a_run_of_the_same_task_that_trains_them(tmp_p
     rows = {name for name, flags in planned.items() if "--models_from" in flags}
     assert "runs/main/hopper-medium-dwm-iql" in rows
     assert "runs/main/hopper-medium-real-iql" not in rows
+
+
+def test_reports_set_the_tasks_that_were_developed_on_apart(tmp_path):
+    module = _load_experiments()
+    reports = module.reports_of("main", tmp_path)
+    everything, developed, untouched = reports.values()
+    assert len(everything) == 54 and len(developed) == 12
+    assert {folder.name for folder in developed} == {
+        f"{task}-medium-{row}-{agent}"
+        for task in ("hopper", "walker2d")
+        for row in ("dawm", "dwm", "real")
+        for agent in ("td3_bc", "iql")
+    }
+    assert set(developed) | set(untouched) == set(everything)
+    assert not set(developed) & set(untouched)
+    # A second world model is pooled with the first.
+    ((out, second),) = module.reports_of("second", tmp_path).items()
+    assert out == tmp_path / "second" / "report" and len(second) == 24
+    assert set(developed) < set(second)
 
 
 @pytest.mark.parametrize("damage", ["", "results.json", "returns.npz", "curves.png", "no results"])

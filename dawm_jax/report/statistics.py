@@ -84,7 +84,8 @@ def bootstrap_band(
     Seeds are drawn with replacement within each task, so that every task keeps its weight. Where a
     task has several world models, these are drawn first, and then the seeds of each drawn one: the
     seeds of a world model share its errors. With n world models the drawn variance between them is
-    (n - 1) / n of an unbiased estimate, so that the interval of two is too narrow.
+    (n - 1) / n of an unbiased estimate, so that the interval of two is too narrow. The world models
+    of two methods are drawn independently also where the methods share them.
 
     Args:
       statistic: takes as many `Scores` as there are `methods`, and returns a number or an array.

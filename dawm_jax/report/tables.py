@@ -205,8 +205,9 @@ def gain_with_interval(found: Comparison) -> str:
 def _interval_of_tasks(found: Comparison) -> str:
     if len(found.tasks) == 1:
         return "one task"
-    interval = found.gain_interval_of_tasks
-    return "" if interval is None else _interval(interval, found.seeds)
+    if found.gain is None or (found.gain_interval_of_tasks is None and found.seeds > 1):
+        return ""
+    return _interval(found.gain_interval_of_tasks, found.seeds)
 
 
 def _published(results: Iterable[MethodResult]) -> str:
