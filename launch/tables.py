@@ -544,6 +544,23 @@ def terminations() -> str:
     return table(["set", "a window ends where", *ends, "reward error", *rates], rows)
 
 
+def held_out_curves() -> str:
+    """Held-out errors of the quick world model while it is trained."""
+    names = ("error_at_250", "error_at_500", "error_at_749", "termination_loss")
+    wanted = (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
+    rows = [
+        [
+            found["dataset"].split("/")[1],
+            f"{point['step']:,}",
+            *(number(point[name]) for name in names),
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "curves.jsonl")
+        for point in found["held_out"]
+        if point["step"] in wanted
+    ]
+    return table(["set", "step", "k = 250", "k = 500", "k = 749", "terminations"], rows)
+
+
 def start_weights() -> str:
     """Scores of policies cloned from windows with weighted starts."""
     found = _json_lines(_RESULTS / "world-model" / "start_weight.jsonl")
@@ -608,6 +625,7 @@ BLOCKS = (
     Block("docs/choices.md", "recipes", recipes),
     Block("docs/choices.md", "critics", critics),
     Block("docs/choices.md", "terminations", terminations),
+    Block("docs/choices.md", "held-out-curves", held_out_curves),
     Block("docs/choices.md", "start-weights", start_weights),
     Block("docs/choices.md", "cpu-devices", cpu_devices),
     Block("docs/choices.md", "world-model", world_model_trials),
