@@ -87,12 +87,8 @@ def evaluate(
     if episodes < 1:
         raise UserError(f"episodes: expected at least 1, got {episodes}")
     num_seeds = run.config.num_seeds
-
-    def policy(observations: np.ndarray, /) -> np.ndarray:
-        return np.stack([run.policy(observations[i], seed=i) for i in range(num_seeds)])
-
     return rollouts.run_episodes(
-        policy,
+        run.act,
         environment or run.config.environment,
         seeds=rollouts.reset_seeds(
             seed, run.config.seed, 0, num_policies=num_seeds, num_episodes=episodes
