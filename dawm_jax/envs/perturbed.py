@@ -75,12 +75,13 @@ def parse(text: str) -> Physics:
 
 
 def from_metadata(value: object) -> Physics:
-    """The physics that `Physics.changed` described in a file; unchanged if it is something else."""
-    if not isinstance(value, Mapping) or not all(
-        name in NAMES and isinstance(factor, int | float) for name, factor in value.items()
-    ):
+    """The physics that a file describes by their factors; unchanged if it holds something else."""
+    if not isinstance(value, Mapping):
         return UNCHANGED
-    return Physics(**value)
+    try:
+        return Physics(**{str(name): float(factor) for name, factor in value.items()})
+    except (TypeError, ValueError, OverflowError):  # UserError is a ValueError
+        return UNCHANGED
 
 
 def change_environment(env: Any, physics: Physics, name: str) -> None:

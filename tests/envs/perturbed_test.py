@@ -165,7 +165,19 @@ def test_wrong_text_is_one_line(text, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", [None, "gravity", ["gravity"], {"wind": 2.0}, {"mass": "2"}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "gravity",
+        ["gravity"],
+        {},
+        {"wind": 2.0},
+        {"mass": "heavy"},
+        {"mass": -1.0},
+        {"mass": 1e9},
+    ],
+)
 def test_metadata_of_others_are_unchanged_physics(value):
     assert perturbed.from_metadata(value) == perturbed.UNCHANGED
 
