@@ -102,8 +102,8 @@ def change_environment(env: Any, physics: Physics, name: str) -> None:
     model = getattr(env.unwrapped, "model", None)
     if not isinstance(model, mujoco.MjModel):
         raise UserError(
-            f"environment {name} has no MuJoCo model: expected one, to change {physics}; noise of "
-            "observations and actions needs none"
+            f"environment {name} has no MuJoCo model: expected one, to change its physics "
+            f"({physics}); leave the physics unchanged"
         )
     change_model(model, physics)
 
