@@ -89,12 +89,8 @@ def evaluate(
     if seed < 0:
         raise UserError(f"seed: expected at least 0, got {seed}")
     num_seeds = run.config.num_seeds
-
-    def policy(observations: np.ndarray, /) -> np.ndarray:
-        return np.stack([run.policy(observations[i], seed=i) for i in range(num_seeds)])
-
     return rollouts.run_episodes(
-        policy,
+        run.act,
         environment or run.config.environment,
         seeds=rollouts.reset_seeds(
             seed, run.config.seed, 0, num_policies=num_seeds, num_episodes=episodes

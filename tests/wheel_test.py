@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_COMMANDS = ("", "-collect", "-generate", "-quality", "-report", "-benchmark")
+_COMMANDS = ("", "-collect", "-generate", "-quality", "-report", "-robustness", "-benchmark")
 
 
 @pytest.fixture(scope="module", name="wheel")

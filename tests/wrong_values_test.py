@@ -115,6 +115,7 @@ print(json.dumps(answers))
 
 _SMOKE, _RUN = "--config=hopper:smoke", "--workdir=run"
 _ID = "--dataset_id=local/hopper/synthetic-v0"
+_ENV = "--env=Hopper-v5"
 _INTEGERS = ("", "abc", "1.5", "-1", "nan", "9" * 30)
 _SEEDS = (*_INTEGERS, str(2**32))
 
@@ -172,6 +173,21 @@ WRONG = {
         [],
         ["nowhere"],
         *each("out", ["", "~no-such-user/out"], "nowhere"),
+    ],
+    "dawm_jax.robustness.__main__": [
+        [],
+        ["nowhere"],
+        *each("out", ["", "~no-such-user/out"], "nowhere"),
+        *each("changes", ["", "wind", "gravity,", "gravity,gravity", "gravity=2"], "nowhere"),
+        *each("episodes", ["0", *_INTEGERS], "nowhere"),
+        *each("seed", _SEEDS, "nowhere"),
+    ],
+    "dawm_jax.collect.__main__": [
+        *each("physics", ["", "wind=2", "gravity", "gravity=0", "gravity=nan"], _ENV, _ID),
+        [_ENV, "--tier=random", "--physics=gravity=2"],
+        [_ENV, "--tier=random", "--physics=gravity=2", "--dataset_id=dawm/hopper/random-v1"],
+        [_ENV, "--train", "--physics=gravity=2"],
+        ["--env=Pendulum-v1", "--tier=random", _ID, "--physics=gravity=2"],
     ],
     "dawm_jax.benchmark.__main__": [
         *each("rounds", ["0", *_INTEGERS]),

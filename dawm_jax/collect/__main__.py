@@ -4,13 +4,17 @@ Examples:
   python -m dawm_jax.collect --env=Hopper-v5 --tier=medium --steps=1000000 \\
       --dataset_id=dawm/hopper/medium-v1
   python -m dawm_jax.collect --env=Walker2d-v5 --tier=medium-replay
+  python -m dawm_jax.collect --env=Hopper-v5 --physics=gravity=1.2,friction=0.5 \\
+      --dataset_id=local/hopper/heavy-v0
   python -m dawm_jax.collect --env=Ant-v5 --train --workdir=runs/sac-ant
   python -m dawm_jax.collect --env=Ant-v5 --tier=medium --policies=runs/sac-ant/policies.npz
 
 Tiers, after D4RL's recipe: random; medium (the first snapshot of soft actor-critic whose return
 passes R_random + (R_expert - R_random) / 3); medium-replay (up to 8 snapshots until medium);
 expert; medium-expert. The same command makes the same data. An interrupted command leaves no
-dataset. --train trains the policies, for hours, and resumes on the same --workdir.
+dataset. --train trains the policies, for hours, and resumes on the same --workdir. --physics
+records in another simulator than runs are evaluated in; the dataset's metadata say so, and a run on
+it warns.
 """
 
 import pathlib
@@ -57,6 +61,12 @@ _SEED = flags.DEFINE_integer(
 _POLICIES = flags.DEFINE_string(
     "policies", None, "policies.npz of a training. Default: the ones in the package"
 )
+_PHYSICS = flags.DEFINE_string(
+    "physics",
+    None,
+    "Factors of the constants of the MuJoCo model: gravity=1.2,friction=0.5; also mass, damping, "
+    "actuator",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a dataset of this id")
 _TRAIN = flags.DEFINE_bool("train", False, "Train policies with soft actor-critic; collect nothing")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training")
@@ -75,6 +85,7 @@ def _collect() -> None:
     from dawm_jax.collect import tiers
     from dawm_jax.data import dataset
     from dawm_jax.data.load import load_dataset
+    from dawm_jax.envs import perturbed
     from dawm_jax.envs.tasks import task_name
     from dawm_jax.runtime import stopping
 
@@ -85,7 +96,8 @@ def _collect() -> None:
         policies_lib.check_environment(policies, environment)
     elif tier != "random":
         policies = policies_lib.shipped_policies(environment)
-    recipe = tiers.Recipe(environment, tier, _STEPS.value, _EPISODE_STEPS.value)
+    physics = perturbed.UNCHANGED if _PHYSICS.value is None else perturbed.parse(_PHYSICS.value)
+    recipe = tiers.Recipe(environment, tier, _STEPS.value, _EPISODE_STEPS.value, physics)
     name = _DATASET_ID.value or f"dawm/{task_name(environment)}/{tier}-v1"
     try:
         with stopping.stop_on_signals() as stop:
@@ -120,9 +132,26 @@ def _train() -> None:
     print(f"policies: {workdir / 'policies.npz'}")
 
 
+def _check() -> None:
+    """Refuses --physics that are wrong, and where they would make standard data or policies."""
+    if _PHYSICS.value is None:
+        return
+    from dawm_jax.collect import tiers
+    from dawm_jax.envs import perturbed
+
+    perturbed.parse(_PHYSICS.value)
+    if _TRAIN.value:
+        raise ValueError("--physics changes what is recorded: it cannot be used with --train")
+    if _DATASET_ID.value is None or tiers.recipe_of(_DATASET_ID.value):
+        raise ValueError(
+            "--physics needs --dataset_id with a name of its own, such as local/hopper/heavy-v0: "
+            "standard names mean unchanged physics"
+        )
+
+
 def run() -> None:
     """Entry point of the console script."""
-    cli.run(main, __doc__)
+    cli.run(main, __doc__, check=_check)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dawm_jax.collect.policies import make_sampler
 from dawm_jax.data.minari_writer import Episode
 from dawm_jax.envs import guard, simulate
 from dawm_jax.envs.guard import GuardedSimulator
+from dawm_jax.envs.perturbed import UNCHANGED, Physics
 from dawm_jax.runtime.stopping import StopFlag
 from dawm_jax.types import Params
 
@@ -39,6 +40,7 @@ def episodes(
     seed: int,
     threads: int = 0,
     max_steps: int = 0,
+    physics: Physics = UNCHANGED,
     stop: StopFlag | None = None,
 ) -> Iterator[Episode]:
     """Whole episodes of one policy, in total at least `steps` steps.
@@ -55,6 +57,7 @@ def episodes(
       seed: of resets and actions; the same seed gives the same episodes in the same order.
       threads: of the simulator, see `simulate.make_simulator`; changes the speed only.
       max_steps: time limit of an episode; 0: the environment's.
+      physics: of the simulator.
       stop: looked at before every step.
 
     Yields:
@@ -63,7 +66,8 @@ def episodes(
 
     Raises:
       UserError: the environment cannot be made, is not continuous control, has no time limit
-        where `max_steps` is 0, raises an exception, or returns numbers that are not finite.
+        where `max_steps` is 0, has no model of the physics, raises an exception, or returns
+        numbers that are not finite.
       Interrupted: `stop` was set.
     """
     stop, kwargs = stop or StopFlag(), limit_kwargs(max_steps)
@@ -74,7 +78,10 @@ def episodes(
     env.close()
     quota = -(-steps // copies)
     simulator = GuardedSimulator(
-        simulate.make_simulator(environment, copies, threads=threads, kwargs=kwargs), environment
+        simulate.make_simulator(
+            environment, copies, threads=threads, kwargs=kwargs, physics=[physics] * copies
+        ),
+        environment,
     )
     num_resets, made = 0, np.zeros(copies, int)
 

@@ -21,6 +21,7 @@ from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.data.minari_source import MINARI
 from dawm_jax.data.minari_writer import DatasetWriter
 from dawm_jax.data.sources import SOURCES
+from dawm_jax.envs.perturbed import UNCHANGED, Physics
 from dawm_jax.envs.tasks import TASKS
 from dawm_jax.runtime import provenance
 from dawm_jax.runtime.metrics import Progress
@@ -50,6 +51,7 @@ class Recipe(NamedTuple):
     tier: str  # one of TIERS
     steps: int | None  # at least so many environment steps; None: the tier's default
     max_steps: int = 0  # time limit of an episode; 0: the environment's
+    physics: Physics = UNCHANGED  # of the simulator
 
 
 class Part(NamedTuple):
@@ -174,6 +176,7 @@ def _write(
             steps=part_steps,
             seed=part_seed,
             max_steps=recipe.max_steps,
+            physics=recipe.physics,
             stop=stop,
         ):
             writer.add(*episode)
@@ -194,8 +197,9 @@ def _actor(policies: Policies | None, name: str | None) -> Params | None:
 def _metadata(
     name: str, recipe: Recipe, policies: Policies | None, *, steps: int, seed: int
 ) -> dict[str, Any]:
-    environment, tier, _, max_steps = recipe
-    limit = f" --max_steps={max_steps}" if max_steps else ""
+    environment, tier, _, max_steps, physics = recipe
+    options = f" --max_steps={max_steps}" if max_steps else ""
+    options += f" --physics={physics}" if physics.changed() else ""
     what = _POLICIES_OF[tier]
     return {
         "description": f"{environment}, {what}; sampled actions, whole episodes.",
@@ -203,9 +207,10 @@ def _metadata(
         "code_permalink": "",
         "collection": {
             "command": f"python -m dawm_jax.collect --env={environment} --tier={tier} "
-            f"--steps={steps} --seed={seed}{limit} --dataset_id={name}",
+            f"--steps={steps} --seed={seed}{options} --dataset_id={name}",
             "tier": tier,
             "seed": seed,
+            "physics": physics.changed(),
             "policies": None if policies is None else policies.card,
             "versions": provenance.versions(),
             "cpu": provenance.cpu_model(),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dawm_jax.data.dataset import OfflineDataset
+from dawm_jax.envs import perturbed
 from dawm_jax.envs.recorded import Recorded
 from dawm_jax.envs.tasks import References
 from dawm_jax.runtime import provenance
@@ -94,7 +95,9 @@ def _from_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `_meta`; files of earlier versions hold the environment alone."""
     recorded, references = meta.get("recorded"), meta.get("references")
     if recorded is not None:
-        recorded = Recorded(**{**recorded, "wrappers": tuple(recorded["wrappers"])})
+        physics = perturbed.from_metadata(recorded.get("physics"))
+        wrappers = tuple(recorded["wrappers"])
+        recorded = Recorded(**{**recorded, "wrappers": wrappers, "physics": physics})
     return {
         "environment": meta["environment"],
         "recorded": recorded,

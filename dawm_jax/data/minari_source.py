@@ -13,6 +13,8 @@ from dawm_jax.data import bundled
 from dawm_jax.data.dataset import OfflineDataset, float32_notes, validate
 from dawm_jax.data.minari_folder import dataset_folder
 from dawm_jax.data.sources import SOURCES
+from dawm_jax.envs import perturbed
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.recorded import Recorded, recorded
 from dawm_jax.envs.tasks import References
 from dawm_jax.types import UserError, first_line, one_line
@@ -75,13 +77,13 @@ class MinariSource:
                 f"dataset {name}: its episodes cannot be read ({first_line(error)}); "
                 f"{_advice(name)}"
             ) from error
-        spec = dataset.env_spec
+        spec, metadata = dataset.env_spec, dataset.storage.metadata
         return from_episodes(
             name,
             episodes,
             environment=None if spec is None else spec.id,
-            made_with=None if spec is None else recorded(spec),
-            references=_references(dataset.storage.metadata),
+            made_with=None if spec is None else recorded(spec, _physics(metadata)),
+            references=_references(metadata),
         )
 
 
@@ -213,6 +215,13 @@ def _references(metadata: dict[str, Any]) -> References | None:
     except OverflowError:  # JSON allows whole numbers of any size
         return None
     return References(low, high) if np.isfinite([low, high]).all() and low < high else None
+
+
+def _physics(metadata: dict[str, Any]) -> Physics:
+    """What `collect --physics` recorded in; unchanged in every other dataset."""
+    collection = metadata.get("collection")
+    found = collection.get("physics") if isinstance(collection, dict) else None
+    return perturbed.from_metadata(found)
 
 
 def _advice(name: str) -> str:

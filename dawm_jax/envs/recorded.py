@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dawm_jax.envs.perturbed import UNCHANGED, Physics
 from dawm_jax.types import UserError, one_line
 
 # Keyword arguments and wrappers that change pictures or bookkeeping, and no transition.
@@ -32,21 +33,30 @@ class Recorded:
       kwargs: keyword arguments of its class, as JSON holds them.
       wrappers: names of the wrappers added to it.
       max_episode_steps: its time limit; None: it has none.
+      physics: factors of the constants of its MuJoCo model.
     """
 
     kwargs: Mapping[str, Any]
     wrappers: tuple[str, ...]
     max_episode_steps: int | None
+    physics: Physics = UNCHANGED
 
 
-def recorded(spec: Any) -> Recorded:
-    """What a Gymnasium `EnvSpec` says, without what changes no transition."""
+def recorded(spec: Any, physics: Physics = UNCHANGED) -> Recorded:
+    """What a Gymnasium `EnvSpec` says, without what changes no transition.
+
+    Args:
+      spec: of the environment.
+      physics: what was changed in the environment after it was made, of which its spec knows
+        nothing.
+    """
     kwargs = {key: value for key, value in spec.kwargs.items() if key not in _HARMLESS_KWARGS}
     wrappers = (wrapper.name for wrapper in spec.additional_wrappers)
     return Recorded(
         kwargs=_as_json(kwargs),
         wrappers=tuple(name for name in wrappers if name not in _HARMLESS_WRAPPERS),
         max_episode_steps=spec.max_episode_steps,
+        physics=physics,
     )
 
 
@@ -61,7 +71,7 @@ def differences(data: Recorded, env: Any) -> list[str]:
 
     Returns:
       Lines such as "recorded with a time limit of 50 steps and will be evaluated with one of
-      1,000; ...". Each ends with what to do.
+      1,000; ...". Each ends with what to do, or with what it means.
     """
     here = recorded(env.spec)
     there_kwargs, here_kwargs = _differing_kwargs(data, here, env)
@@ -80,6 +90,11 @@ def differences(data: Recorded, env: Any) -> list[str]:
         lines.append(
             f"recorded with {_wrappers(data)} and will be evaluated with {_wrappers(here)}; "
             "register an environment with those wrappers and name it in --config.environment"
+        )
+    if data.physics != here.physics:
+        lines.append(
+            f"recorded in changed physics ({data.physics}) and will be evaluated in the unchanged "
+            "ones: what models learn of the recording is not what the agents will meet"
         )
     return lines
 

@@ -1,11 +1,12 @@
 """Whole episodes of policies in a simulator."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from dawm_jax.envs.guard import GuardedSimulator, episode_limit
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.simulate import make_simulator
 from dawm_jax.runtime.stopping import StopFlag
 
@@ -72,6 +73,7 @@ def run_episodes(
     *,
     seeds: np.ndarray,
     environment_kwargs: Mapping[str, Any] | None = None,
+    physics: Sequence[Physics] | None = None,
     max_steps: int = 0,
     stop: StopFlag | None = None,
     report: Report = _no_report,
@@ -86,6 +88,7 @@ def run_episodes(
       environment: Gymnasium id.
       seeds: [policies, episodes] whole numbers at least 0, of each episode's reset.
       environment_kwargs: keyword arguments of `gym.make`; None: none.
+      physics: of each episode of a policy, [episodes]; None: unchanged in all.
       max_steps: episodes are cut after so many steps; 0: the environment's limit alone.
       stop: looked at before every time step.
       report: shows how far the evaluation is.
@@ -95,14 +98,21 @@ def run_episodes(
 
     Raises:
       UserError: the environment cannot be made, is not continuous control, has no time limit
-        where `max_steps` is 0, raises an exception, or returns numbers that are not finite.
+        where `max_steps` is 0, has no model of the physics, raises an exception, or returns
+        numbers that are not finite.
       Interrupted: `stop` was set.
     """
     stop = stop or StopFlag()
     limit = episode_limit(environment, environment_kwargs, max_steps=max_steps)
     total = seeds.size
     simulator = GuardedSimulator(
-        make_simulator(environment, total, kwargs=environment_kwargs), environment
+        make_simulator(
+            environment,
+            total,
+            kwargs=environment_kwargs,
+            physics=None if physics is None else [*physics] * len(seeds),
+        ),
+        environment,
     )
     try:
         observations = np.stack(

@@ -4,11 +4,13 @@ MuJoCo's batch engine steps the tasks that register batch physics: bit for bit w
 computes (tested), and several times faster. Gymnasium steps every other environment.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dawm_jax.envs import perturbed
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.tasks import TASKS, BatchPhysics
 from dawm_jax.runtime import provenance
 from dawm_jax.types import UserError, first_line, one_line
@@ -87,7 +89,12 @@ def _wrong_actions(space: Any) -> str:
 
 
 def make_simulator(
-    environment: str, num: int, *, threads: int = 0, kwargs: Mapping[str, Any] | None = None
+    environment: str,
+    num: int,
+    *,
+    threads: int = 0,
+    kwargs: Mapping[str, Any] | None = None,
+    physics: Sequence[Physics] | None = None,
 ) -> Simulator:
     """The fastest simulator of `num` copies that equals Gymnasium bit for bit.
 
@@ -97,20 +104,23 @@ def make_simulator(
       threads: of MuJoCo's batch engine; 0 takes one thread for every eight copies, at most the
         number of cores that this process may use. The results do not depend on it.
       kwargs: see `make_environment`; with any, Gymnasium steps the copies.
+      physics: of each copy, [num]; None: unchanged in all.
 
     Raises:
-      UserError: the environment cannot be made or is not continuous control.
+      UserError: the environment cannot be made, is not continuous control, or has no MuJoCo model
+        that physics can be changed in.
     """
-    physics = _batch_physics(environment)
-    if physics is not None and not kwargs:
+    physics = (perturbed.UNCHANGED,) * num if physics is None else physics
+    rules = _batch_physics(environment)
+    if rules is not None and not kwargs:
         try:
             from mujoco import batch  # since MuJoCo 3.17
         except ImportError:
             pass
         else:
             threads = threads or min(provenance.num_cores(), -(-num // _COPIES_PER_THREAD))
-            return _BatchSimulator(environment, physics, num, batch.Batch, threads)
-    return _GymnasiumSimulator(environment, num, kwargs)
+            return _BatchSimulator(environment, rules, physics, batch.Batch, threads)
+    return _GymnasiumSimulator(environment, physics, kwargs)
 
 
 def _batch_physics(environment: str) -> BatchPhysics | None:
@@ -118,11 +128,26 @@ def _batch_physics(environment: str) -> BatchPhysics | None:
     return next((task.batch_physics for task in TASKS if task.environment == environment), None)
 
 
+def _make_changed(
+    environment: str, physics: Physics, kwargs: Mapping[str, Any] | None = None
+) -> Any:
+    """`make_environment` with changed physics."""
+    env = make_environment(environment, kwargs)
+    try:
+        perturbed.change_environment(env, physics, environment)
+    except UserError:
+        env.close()
+        raise
+    return env
+
+
 class _GymnasiumSimulator:
     """One Gymnasium environment per copy."""
 
-    def __init__(self, environment: str, num: int, kwargs: Mapping[str, Any] | None):
-        self._environments = [make_environment(environment, kwargs) for _ in range(num)]
+    def __init__(
+        self, environment: str, physics: Sequence[Physics], kwargs: Mapping[str, Any] | None
+    ):
+        self._environments = [_make_changed(environment, own, kwargs) for own in physics]
 
     def reset(self, index: int, seed: int) -> np.ndarray:
         return np.asarray(self._environments[index].reset(seed=seed)[0], np.float64)
@@ -146,19 +171,30 @@ class _GymnasiumSimulator:
 
 
 class _BatchSimulator:
-    """One MuJoCo batch for the steps; one Gymnasium environment makes the initial states.
+    """One MuJoCo batch for the steps; one Gymnasium environment of each physics resets its copies.
+
+    The initial state depends on the physics: it holds the accelerations of the first step.
 
     Gymnasium computes observation, reward and termination in Python, one environment at a time.
     `step` does the same floating-point operations in the same order, for all copies at once.
     """
 
     def __init__(
-        self, environment: str, physics: BatchPhysics, num: int, make_batch: Any, threads: int
+        self,
+        environment: str,
+        rules: BatchPhysics,
+        physics: Sequence[Physics],
+        make_batch: Any,
+        threads: int,
     ):
+        self._rules, num = rules, len(physics)
+        self._envs = {own: _make_changed(environment, own) for own in dict.fromkeys(physics)}
         self._physics = physics
-        self._env = make_environment(environment)
+        self._env = self._envs[physics[0]]
         self._unwrapped = self._env.unwrapped
         self._batch = make_batch(self._unwrapped.model, nsim=num, nthread=threads)
+        if len(self._envs) > 1:
+            self._batch.set_models([self._envs[own].unwrapped.model for own in physics])
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._ctrl = self._batch.bind("ctrl")
         self._elapsed = np.zeros(num, int)
@@ -167,11 +203,12 @@ class _BatchSimulator:
     def reset(self, index: int, seed: int) -> np.ndarray:
         import mujoco
 
-        observation, _ = self._env.reset(seed=seed)
+        env = self._envs[self._physics[index]]
+        observation, _ = env.reset(seed=seed)
         # The whole integration state: the solver's warm start is part of the trajectory.
         mujoco.mj_getState(
-            self._unwrapped.model,
-            self._unwrapped.data,
+            env.unwrapped.model,
+            env.unwrapped.data,
             self._batch.state[index],
             mujoco.mjtState.mjSTATE_INTEGRATION,
         )
@@ -179,7 +216,7 @@ class _BatchSimulator:
         return observation
 
     def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
-        physics, ids = self._physics, np.asarray(indices, np.int32)
+        rules, ids = self._rules, np.asarray(indices, np.int32)
         x_before = self._qpos[ids, 0]
         self._ctrl[ids] = actions
         self._batch.step(ids=ids, nstep=self._unwrapped.frame_skip)
@@ -187,16 +224,17 @@ class _BatchSimulator:
         qpos, qvel = self._qpos[ids], self._qvel[ids]
         rewards = (qpos[:, 0] - x_before) / self._unwrapped.dt
         terminated = np.zeros(len(ids), bool)
-        if physics.healthy is not None:
-            terminated = ~physics.healthy(qpos, qvel)
+        if rules.healthy is not None:
+            terminated = ~rules.healthy(qpos, qvel)
             rewards = rewards + 1.0 * ~terminated
-        rewards = rewards - physics.control_cost * np.sum(np.square(actions), axis=1)
-        velocity = np.clip(qvel, -physics.velocity_limit, physics.velocity_limit)
+        rewards = rewards - rules.control_cost * np.sum(np.square(actions), axis=1)
+        velocity = np.clip(qvel, -rules.velocity_limit, rules.velocity_limit)
         observations = np.concatenate([qpos[:, 1:], velocity], axis=1)
         return Steps(observations, rewards, terminated, self._elapsed[ids] >= self._limit)
 
     def close(self) -> None:
-        self._env.close()
+        for env in self._envs.values():
+            env.close()
 
 
 # --- one-step replay ----------------------------------------------------------------------

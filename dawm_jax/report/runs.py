@@ -390,10 +390,17 @@ class MethodResult:
 
 
 def group(runs: Iterable[Run]) -> list[MethodResult]:
-    """Runs of the same method, task, settings and updates as one result each.
+    """Runs of the same method, task, settings and updates as one result each; see `pooled`."""
+    runs = list(runs)
+    varied = _varied(runs)
+    return [_result(members, varied) for members in pooled(runs).values()]
+
+
+def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
+    """Runs of the same method, task, settings and updates, by (task, environment, method).
 
     Runs with different root seeds are pooled; each has a world model of its own. A second run with
-    the same root seed is left out with a warning.
+    the same root seed is left out with a warning. The method is the label of `MethodResult.method`.
     """
     runs = list(runs)
     varied = _varied(runs)
@@ -404,7 +411,7 @@ def group(runs: Iterable[Run]) -> list[MethodResult]:
         if run.seed in seeds:
             _log.warning("%s repeats %s: left out", run.path, seeds[run.seed].path)
         seeds.setdefault(run.seed, run)
-    return [_result(list(seeds.values()), varied) for seeds in groups.values()]
+    return {key: list(seeds.values()) for key, seeds in groups.items()}
 
 
 def named(label: str, varied: Mapping[str, Setting]) -> str:

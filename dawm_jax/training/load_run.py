@@ -103,6 +103,14 @@ class LoadedRun:
         actions = np.asarray(self._plan(self._need_models(), jax.random.key(seed), batch))
         return actions.reshape(*inputs.shape[:-1], -1)
 
+    def act(self, observations: np.ndarray) -> np.ndarray:
+        """`policy` of every seed on observations of its own, [seeds, ..., S] -> [seeds, ..., A].
+
+        Raises:
+          UserError: observations of another size.
+        """
+        return np.stack([self.policy(own, seed=seed) for seed, own in enumerate(observations)])
+
     def inverse_dynamics(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
         """The action between two observations, [..., S], [..., S] -> [..., A].
 

@@ -2,8 +2,10 @@
 
 import concurrent.futures
 
+import gymnasium as gym
 import jax
 import minari
+import mujoco
 import numpy as np
 import pytest
 
@@ -15,8 +17,10 @@ from dawm_jax.data import TIERS, minari_writer
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_source import is_local
 from dawm_jax.envs import guard
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.tasks import task_name
 from dawm_jax.runtime.stopping import Interrupted, StopFlag
+from dawm_jax.training import setup
 from dawm_jax.types import UserError
 
 
@@ -163,6 +167,32 @@ def test_a_time_limit_of_the_users(register):
     assert {len(episode.rewards) for episode in dataset.iterate_episodes()} == {4}
     assert dataset.env_spec.max_episode_steps == 4
     assert "--max_steps=4 " in dataset.storage.metadata["collection"]["command"]
+
+
+def test_changed_physics_are_simulated_and_stored(caplog):
+    """The first episode is what Gymnasium computes in the changed model; a run on it warns."""
+    physics = Physics(gravity=1.5, friction=0.5)
+    recipe = tiers.Recipe("Hopper-v5", "random", 30, physics=physics)
+    tiers.make("test/hopper/it-v0", recipe, None, seed=0)
+    dataset = minari.load_dataset("test/hopper/it-v0")
+    collection = dataset.storage.metadata["collection"]
+    assert collection["physics"] == {"gravity": 1.5, "friction": 0.5}
+    assert "--physics=gravity=1.5,friction=0.5 " in collection["command"]
+    episode, env = dataset[0], gym.make("Hopper-v5")
+    model, simulator = env.unwrapped.model, env.unwrapped
+    model.opt.gravity[:] *= 1.5
+    model.geom_friction[:] *= 0.5
+    env.reset()
+    mujoco.mj_resetData(model, simulator.data)
+    start = episode.observations[0]
+    simulator.set_state(np.concatenate([[0.0], start[:5]]), start[5:])
+    for action, expected in zip(episode.actions[:5], episode.observations[1:], strict=False):
+        np.testing.assert_allclose(env.step(action)[0], expected, atol=1e-6)
+    env.close()
+    config = schema.parse(schema.get_config("smoke", dataset="test/hopper/it-v0"))
+    setup.build_replay(config, load_dataset("test/hopper/it-v0", cache=False))
+    lines = [message for message in caplog.messages if "changed physics" in message]
+    assert len(lines) == 1 and "(gravity=1.5,friction=0.5)" in lines[0]
 
 
 def test_unknown_tiers():

@@ -13,6 +13,7 @@ from dawm_jax.data import cache, flat_file
 from dawm_jax.data.d4rl import D4rlSource, from_flat_arrays
 from dawm_jax.data.load import load_dataset
 from dawm_jax.data.minari_source import MinariSource
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.recorded import Recorded
 from dawm_jax.envs.tasks import References
 from dawm_jax.runtime import paths
@@ -149,7 +150,9 @@ def _with_origin():
     return dataclasses.replace(
         dataset,
         environment="Hopper-v5",
-        recorded=Recorded({"range": [0.7, float("inf")]}, ("FlattenObservation",), 50),
+        recorded=Recorded(
+            {"range": [0.7, float("inf")]}, ("FlattenObservation",), 50, Physics(mass=2.0)
+        ),
         references=References(-3.0, 7.5),
         notes=("3 steps count as time-outs",),
     )

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import pytest
 
+from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.recorded import Recorded, advice, differences, parse_kwargs, recorded
 from dawm_jax.types import UserError
 
@@ -90,3 +91,10 @@ def test_what_is_no_json_object_is_refused(text):
     with pytest.raises(UserError, match="environment_kwargs: expected a JSON object") as error:
         parse_kwargs(text)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_changed_physics_differ_in_one_line():
+    data = recorded(make().spec, Physics(gravity=1.2, friction=0.5))
+    (line,) = differences(data, make())
+    assert "recorded in changed physics (gravity=1.2,friction=0.5) and will be evaluated" in line
+    assert "\n" not in line and advice(data, make()) == ""

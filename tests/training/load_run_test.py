@@ -128,6 +128,12 @@ def test_the_policy_is_the_agents_action(run, starts):
     assert np.abs(run.policy(starts[0], 0) - run.policy(starts[0], 1)).max() > 0
 
 
+def test_every_seed_acts_on_its_own_observations(run, starts):
+    own = np.stack([starts[0], starts[0] + 0.1])
+    expected = [run.policy(own[seed], seed) for seed in range(2)]
+    np.testing.assert_array_equal(run.act(own), np.stack(expected))
+
+
 def test_leading_axes_are_kept(run, starts):
     batch = run.policy(starts[0])
     single = run.policy(starts[0][0])

@@ -1,0 +1,67 @@
+"""The Markdown of a robustness report."""
+
+from collections.abc import Sequence
+
+from dawm_jax.robustness.curves import Curve
+from dawm_jax.robustness.store import Protocol
+from dawm_jax.robustness.sweeps import Sweep
+from dawm_jax.runtime import markdown
+
+_ABOUT = (
+    "Policies that were trained without the change, in environments with it. {episodes} episodes "
+    "of each seed in each column (--seed={seed}), with the same start states in all columns. "
+    "Cells are means over seeds; brackets hold their 95 % interval by bootstrap over seeds, or "
+    "over world models and their seeds. *Area* is the mean along the axis, the area below the "
+    "curve divided by the axis's width; the axis of a factor is logarithmic. *Kept* is the area "
+    "in per cent of the unchanged value."
+)
+
+
+def report(curves: Sequence[Curve], protocol: Protocol) -> str:
+    """The whole report: one table for each task and change.
+
+    Args:
+      curves: of all tasks, methods and changes.
+      protocol: of their returns.
+    """
+    parts = ["# Robustness", _ABOUT.format(episodes=protocol.episodes, seed=protocol.seed)]
+    for task, environment in dict.fromkeys((own.task, own.environment) for own in curves):
+        mine = [own for own in curves if (own.task, own.environment) == (task, environment)]
+        parts += [f"## {markdown.shorten_path(task)}, {environment}", quantity(mine[0])]
+        for sweep in dict.fromkeys(own.sweep for own in mine):
+            along = [own for own in mine if own.sweep == sweep]
+            parts += [f"### {sweep.label}", _table(along, sweep)]
+    return "\n\n".join(parts) + "\n"
+
+
+def quantity(curve: Curve) -> str:
+    """What the values of a curve are, with the references of scores."""
+    if curve.references is None:
+        return "Values are undiscounted returns: the task has no reference returns."
+    low, high = curve.references
+    return (
+        f"Values are normalised scores: 0 is a return of {low:.1f}, 100 one of {high:.1f}. Both "
+        "references are returns in the unchanged environment, in every column."
+    )
+
+
+def _table(curves: Sequence[Curve], sweep: Sweep) -> str:
+    columns = [f"{value:g}" for value in sweep.values]
+    return markdown.table(("method", "seeds", *columns, "area", "kept"), map(_row, curves))
+
+
+def _row(curve: Curve) -> list[str]:
+    digits = 0 if curve.references is None else 1
+    band = curve.band
+    intervals = [None] * len(curve.mean) if band is None else list(zip(*band, strict=True))
+    cells = [_cell(*pair, digits) for pair in zip(curve.mean, intervals, strict=True)]
+    kept = "n/a" if curve.kept is None else f"{100 * curve.kept:.0f} %"
+    area = _cell(curve.area, curve.area_interval, digits)
+    return [curve.method, str(curve.num_seeds), *cells, area, kept]
+
+
+def _cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
+    text = f"{mean:.{digits}f}"
+    if interval is None:
+        return text
+    return f"{text} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
