@@ -94,7 +94,8 @@ def test_draws_are_uniform_over_what_was_written(written):
 def test_an_expansion_is_written_if_any_of_its_steps_is_valid():
     horizon, x = 3, jnp.arange(4.0)
     steps = jnp.broadcast_to(x[:, None], (4, horizon))
-    rows = Expansion(x[:, None], -x[:, None], steps, steps, steps[..., None])
+    length = jnp.full(4, horizon, jnp.int32)
+    rows = Expansion(x[:, None], -x[:, None], steps, steps, steps[..., None], length)
     valid = jnp.array([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 1, 1]], bool)
     buffer = ring_buffer.add(ring_buffer.empty(5, shapes_of(rows)), rows, valid)
     assert int(buffer.written) == 3
