@@ -698,7 +698,8 @@ def test_no_stage_reads_the_device(stage):
 
 
 def test_given_parameters_start_networks_averages_and_targets():
-    critics = random_parameters(networks.Critics((16, 16)), normal(0, 1, S), normal(1, 1, A))
+    module = networks.Critics((16, 16), layer_norm=True)
+    critics = random_parameters(module, normal(0, 1, S), normal(1, 1, A))
     model = random_parameters(networks.TanhMlp((16,), A), normal(0, 1, S), normal(1, 1, S))
     run = make_run(params={"critics": critics, "inverse_dynamics": model, "value": {}})
     assert_network(run.agent.critics, critics)
