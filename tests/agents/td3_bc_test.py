@@ -1,5 +1,6 @@
 """TD3+BC against NumPy written from the papers' equations, in float64."""
 
+import dataclasses
 import functools
 
 import chex
@@ -247,3 +248,14 @@ def test_vmap_over_seeds_equals_separate_calls():
     separate = stack(*(update_of(1)(*each) for each in zip(states, batches, keys, strict=True)))
     # Both are float64 and differ by the order of sums alone.
     chex.assert_trees_all_close(together, separate, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_critic_norm_normalises_the_critics_alone(norm):
+    agent = make_agent()
+    settings = dataclasses.replace(agent.settings, critic_norm=norm)
+    state = jax.eval_shape(td3_bc.make(settings, agent.task).init, jax.random.key(0))
+    critics, actor = state.critics["params"]["VmapMlp_0"], state.actor["params"]["Mlp_0"]
+    assert any("LayerNorm" in name for name in critics) == norm
+    assert not any("LayerNorm" in name for name in actor)
+    assert jax.tree.structure(state.target_critics) == jax.tree.structure(state.critics)
