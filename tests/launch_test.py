@@ -5,6 +5,7 @@ A stand-in is a script that comes first on PATH, records its arguments and answe
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import pathlib
@@ -25,6 +26,15 @@ from dawm_jax.methods import base as methods
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 _LAUNCH = _ROOT / "launch"
+
+
+def _load(name):
+    """A script of the folder as a module."""
+    sys.path.insert(0, str(_LAUNCH))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 @pytest.fixture(name="stand_in")
@@ -329,15 +339,6 @@ def test_a_wrong_action_is_one_line(tmp_path, stand_in, calls, arguments):
 # --- the comparison -----------------------------------------------------------------------
 
 
-def _load_experiments():
-    sys.path.insert(0, str(_LAUNCH))
-    try:
-        import experiments
-    finally:
-        sys.path.pop(0)
-    return experiments
-
-
 def _experiments(tmp_path, *arguments):
     return subprocess.run(
         [sys.executable, _LAUNCH / "experiments.py", tmp_path / "runs", *arguments],
@@ -402,7 +403,7 @@ def test_every_source_of_models_is_a_run_of_the_same_task_that_trains_them(tmp_p
 
 
 def test_reports_set_the_tasks_that_were_developed_on_apart(tmp_path):
-    module = _load_experiments()
+    module = _load("experiments")
     reports = module.reports_of("main", tmp_path)
     everything, developed, untouched = reports.values()
     assert len(everything) == 54 and len(developed) == 12
@@ -544,13 +545,13 @@ def test_a_sweep_is_submitted_as_one_array(tmp_path, sweep, stand_in, calls):
     assert lines[0][2] == "--config.td3_bc.hidden=(8, 8)"
 
 
-def _load_sweep():
-    sys.path.insert(0, str(_LAUNCH))
-    try:
-        import sweep
-    finally:
-        sys.path.pop(0)
-    return sweep
+@pytest.fixture
+def _own_handlers():
+    """Puts back the signal handlers that `run_here` replaces."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 _TRAINING = """
@@ -567,28 +568,25 @@ zipfile.ZipFile(folder / "returns.npz", "w").writestr("updates.npy", "")
 """
 
 
+@pytest.mark.usefixtures("_own_handlers")
 def test_a_local_sweep_gives_each_training_a_gpu_and_reports_failures(tmp_path, sweep, monkeypatch):
-    module = _load_sweep()
+    module = _load("sweep")
     script = tmp_path / "training.py"
     script.write_text(_TRAINING)
     monkeypatch.setattr(
         module, "command", lambda run: [sys.executable, str(script), *run.arguments]
     )
     runs = module.read(tmp_path / "grid.toml")
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        assert module.run_here(runs, module.slots(jobs=1, gpus=["3", "5"])) == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    assert module.run_here(runs, module.slots(jobs=1, gpus=["3", "5"])) == 1
     used = [(run.folder / "gpu").read_text() for run in runs]
     assert set(used) == {"3", "5"}
     assert [run.is_done for run in runs] == [True, False, True, True]
 
 
+@pytest.mark.usefixtures("_own_handlers")
 def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeypatch, capsys):
     """The second run is first in the queue; the one after a run that fails never starts."""
-    module = _load_sweep()
+    module = _load("sweep")
     script = tmp_path / "training.py"
     script.write_text(_TRAINING)
     monkeypatch.setattr(
@@ -607,12 +605,7 @@ def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeyp
         )
         for run in (first, fails)
     ]
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    try:
-        failed = module.run_here([*behind, first, fails], module.slots(jobs=2, gpus=[]))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    failed = module.run_here([*behind, first, fails], module.slots(jobs=2, gpus=[]))
     assert failed == 2  # one failed, one did not start
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{behind[1].folder}: not started, it needs {fails.folder}, which is not done"
@@ -622,7 +615,7 @@ def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeyp
 
 
 def test_trainings_side_by_side_share_the_cpus(monkeypatch):
-    module = _load_sweep()
+    module = _load("sweep")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5}, raising=False)
     shares = [slot.cpus for slot in module.slots(jobs=2, gpus=[])]
     assert shares == [{0, 2}, {1, 5}]

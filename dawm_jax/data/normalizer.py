@@ -86,26 +86,32 @@ def return_range(returns: np.ndarray) -> float:
 
 def normalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:
     """Raw observations [..., S] in standardised units."""
-    mean = _along_last(normalizer.observation_mean, observation)
-    return (observation - mean) / _along_last(normalizer.observation_std, observation)
+    return _standardise(observation, normalizer.observation_mean, normalizer.observation_std)
 
 
 def denormalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:
     """Standardised observations [..., S] in raw units."""
-    std = _along_last(normalizer.observation_std, observation)
-    return observation * std + _along_last(normalizer.observation_mean, observation)
+    return _unstandardise(observation, normalizer.observation_mean, normalizer.observation_std)
 
 
 def normalise_change(normalizer: Normalizer, change: jax.Array) -> jax.Array:
     """Changes of standardised states [..., S], standardised by the data's one-step changes."""
-    mean = _along_last(normalizer.change_mean, change)
-    return (change - mean) / _along_last(normalizer.change_std, change)
+    return _standardise(change, normalizer.change_mean, normalizer.change_std)
 
 
 def denormalise_change(normalizer: Normalizer, change: jax.Array) -> jax.Array:
     """Inverts `normalise_change`."""
-    std = _along_last(normalizer.change_std, change)
-    return change * std + _along_last(normalizer.change_mean, change)
+    return _unstandardise(change, normalizer.change_mean, normalizer.change_std)
+
+
+def _standardise(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Values [..., S] in units of `std` [S] about `mean` [S]."""
+    return (values - _along_last(mean, values)) / _along_last(std, values)
+
+
+def _unstandardise(values: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """Inverts `_standardise`."""
+    return values * _along_last(std, values) + _along_last(mean, values)
 
 
 def normalise_action(normalizer: Normalizer, action: jax.Array) -> jax.Array:

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 
 from dawm_jax.config.schema import SECTIONS, Config, SectionSpec
 from dawm_jax.data import normalizer as normalizing
+from dawm_jax.methods import diffusion_models
 from dawm_jax.methods.base import METHODS, MethodSpec
 from dawm_jax.methods.synthetic import TargetReturn
-from dawm_jax.models import inverse_dynamics, tokens, world_model
+from dawm_jax.models import inverse_dynamics, tokens
 from dawm_jax.models.base import DENOISERS, Trainable
-from dawm_jax.models.diffusion import PREDICTIONS, Process
+from dawm_jax.models.diffusion import PREDICTIONS
 from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.models.sampler import Sampler, SamplerSettings
 from dawm_jax.models.tokens import STATE_FORMS
@@ -153,14 +154,13 @@ def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
         prediction=planner.prediction,
     )
     return DecisionDiffuser(
-        world_model=world_model.make(
+        world_model=diffusion_models.of_section(
+            config,
             section,
-            denoiser_settings=config.sections[section.denoiser],
-            process=Process.cosine(planner.diffusion_steps, planner.prediction),
+            normalizer,
+            tokens.STATES,
             sampler=Sampler.of(planner),
             horizon=planner.horizon,
-            layout=tokens.STATES._replace(changes=planner.states == "changes"),
-            normalizer=normalizer,
         ),
         inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),
         target=TargetReturn("max_fraction", planner.target_fraction, normalizer),

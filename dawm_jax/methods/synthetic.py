@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.methods.base import Generated, GeneratingMethod, PolicyMethod
+from dawm_jax.methods.base import Generated, GeneratingMethod, Method, PolicyMethod
 from dawm_jax.models.base import Trainable
 from dawm_jax.types import (
     Condition,
@@ -22,6 +22,8 @@ from dawm_jax.types import (
 )
 
 TARGET_RULES = ("amplified", "max_fraction")
+
+MethodT = TypeVar("MethodT", bound=Method)
 
 
 class InferAction(Protocol):
@@ -161,7 +163,28 @@ def _valid(window: GeneratedWindow) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FirstSteps:
+class _Wrapper(Generic[MethodT]):
+    """A method with the models of another; what it generates is its own.
+
+    Attributes:
+      method: the other.
+    """
+
+    method: MethodT
+
+    @property
+    def models(self) -> Mapping[str, Trainable]:
+        """Those of the method."""
+        return self.method.models
+
+    @property
+    def scan_length(self) -> int:
+        """That of the method."""
+        return self.method.scan_length
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstSteps(_Wrapper[GeneratingMethod]):
     """A method of transitions, of whose windows only each first step is kept.
 
     The action of a first step is real. Both this and the whole method give equally many
@@ -172,18 +195,7 @@ class FirstSteps:
       horizon: H of its windows.
     """
 
-    method: GeneratingMethod
     horizon: int
-
-    @property
-    def models(self) -> Mapping[str, Trainable]:
-        """Those of the method."""
-        return self.method.models
-
-    @property
-    def scan_length(self) -> int:
-        """That of the method."""
-        return self.method.scan_length
 
     def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
         """Transitions [B] and valid [B]; see `GeneratingMethod`."""
@@ -192,7 +204,7 @@ class FirstSteps:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class WithPolicy:
+class WithPolicy(_Wrapper[PolicyMethod]):
     """A `GeneratingMethod`: a method with the policy that its models are rolled out with.
 
     Attributes:
@@ -200,18 +212,7 @@ class WithPolicy:
       act: the policy.
     """
 
-    method: PolicyMethod
     act: PolicyFn
-
-    @property
-    def models(self) -> Mapping[str, Trainable]:
-        """Those of the method."""
-        return self.method.models
-
-    @property
-    def scan_length(self) -> int:
-        """That of the method."""
-        return self.method.scan_length
 
     def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
         """Expansions [B]; see `GeneratingMethod`."""

@@ -406,7 +406,6 @@ def make(
     settings: Settings,
     *,
     denoiser_settings: Section,
-    process: Process,
     sampler: Sampler,
     horizon: int,
     layout: Layout,
@@ -415,10 +414,8 @@ def make(
     """The world model of the denoiser that `settings` names.
 
     Args:
-      settings: section of the model and its training. `diffusion_steps` and `prediction` are
-        not read: `process` has them, because planners have their own.
+      settings: section of the model and its training.
       denoiser_settings: section of the denoiser.
-      process: diffusion process.
       sampler: how windows are sampled.
       horizon: H.
       layout: channels of a token.
@@ -427,6 +424,7 @@ def make(
     Raises:
       UserError: an unknown denoiser, or more sampling steps than diffusion steps.
     """
+    process = Process.cosine(settings.diffusion_steps, settings.prediction)
     sampler.check_steps(process)
     tokens = Tokens(layout, normalizer)
     shape = TokenShape(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dawm_jax.report import runs, statistics
 from dawm_jax.report.runs import MethodResult, Series
@@ -17,6 +18,7 @@ _NUM_THRESHOLDS = 101
 _COLOURS = "tab20"
 
 Colour = tuple[float, float, float, float]
+Band = tuple[np.ndarray, np.ndarray]
 
 
 def plot(results: Sequence[MethodResult], path: pathlib.Path) -> None:
@@ -121,9 +123,8 @@ def _plot_curve(axis: "Axes", result: MethodResult, colour: Colour) -> None:
         for level in mean:  # none where its runs were never evaluated at the same update
             axis.axhline(level, linestyle="--", color=colour, label=result.method)
         return
-    axis.plot(result.evaluated, mean, color=colour, label=result.method)
-    if band := statistics.bootstrap_band(statistics.learning_curve, models):
-        axis.fill_between(result.evaluated, *band, color=colour, alpha=0.15, linewidth=0)
+    band = statistics.bootstrap_band(statistics.learning_curve, models)
+    plot_line(axis, result.evaluated, mean, band, colour=colour, label=result.method)
 
 
 # --- performance profiles -----------------------------------------------------------------
@@ -152,9 +153,8 @@ def plot_profiles(results: Sequence[MethodResult], path: pathlib.Path) -> None:
 
     for method in methods:
         colour = colours[method]
-        axis.plot(thresholds, profile(pools[method]), color=colour, label=method)
-        if band := statistics.bootstrap_band(profile, models[method]):
-            axis.fill_between(thresholds, *band, color=colour, alpha=0.15, linewidth=0)
+        band = statistics.bootstrap_band(profile, models[method])
+        plot_line(axis, thresholds, profile(pools[method]), band, colour=colour, label=method)
     title = ", ".join(map(markdown.shorten_path, tasks))
     axis.set(title=title, xlabel="normalised score", ylabel="share of runs above it")
     axis.grid(alpha=0.3)
@@ -162,7 +162,33 @@ def plot_profiles(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-# --- colours ------------------------------------------------------------------------------
+# --- lines and colours --------------------------------------------------------------------
+
+
+def plot_line(
+    axis: "Axes",
+    at: ArrayLike,
+    values: np.ndarray,
+    band: Band | None,
+    *,
+    colour: Colour | str,
+    label: str,
+    marker: str = "",
+) -> None:
+    """A line with its interval.
+
+    Args:
+      axis: to draw on.
+      at: [n] positions.
+      values: [n].
+      band: lower and upper bounds [n] each; None draws the line alone.
+      colour: of both.
+      label: in the legend.
+      marker: of the values; "" is none.
+    """
+    axis.plot(at, values, color=colour, marker=marker, markersize=3, label=label)
+    if band is not None:
+        axis.fill_between(at, *band, color=colour, alpha=0.15, linewidth=0)
 
 
 def _colours(methods: Sequence[str]) -> dict[str, Colour]:

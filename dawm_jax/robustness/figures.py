@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dawm_jax.report import figures
 from dawm_jax.robustness.curves import Curve
 from dawm_jax.robustness.sweeps import Sweep
 from dawm_jax.runtime import markdown
@@ -41,7 +42,15 @@ def plot(curves: Sequence[Curve], path: pathlib.Path) -> None:
             axis.sharey(block[0, 0])
             along = [o for o in curves if (o.task, o.environment) == task and o.sweep == sweep]
             for own in along:
-                _plot_curve(axis, own, f"C{methods.index(own.method) % 10}")
+                figures.plot_line(
+                    axis,
+                    sweep.values,
+                    own.mean,
+                    own.band,
+                    colour=f"C{methods.index(own.method) % 10}",
+                    label=own.method,
+                    marker="o",
+                )
             _set_axis(axis, sweep)
             axis.set_ylabel("return" if along[0].references is None else "normalised score")
         block[0, 0].set_title(markdown.shorten_path(task[0]), loc="left", fontsize="medium")
@@ -64,10 +73,3 @@ def _set_axis(axis: "Axes", sweep: Sweep) -> None:
         axis.minorticks_off()
     axis.set_xlabel(sweep.label)
     axis.grid(alpha=0.3)
-
-
-def _plot_curve(axis: "Axes", curve: Curve, colour: str) -> None:
-    values, band = curve.sweep.values, curve.band
-    axis.plot(values, curve.mean, color=colour, marker="o", markersize=3, label=curve.method)
-    if band is not None:
-        axis.fill_between(values, *band, color=colour, alpha=0.15, linewidth=0)

@@ -20,7 +20,6 @@ from dawm_jax.models import (
     world_model,
 )
 from dawm_jax.models.base import DENOISERS
-from dawm_jax.models.diffusion import Process
 from dawm_jax.models.sampler import Sampler
 from dawm_jax.runtime import settings
 from dawm_jax.types import Condition, Normalizer, UserError, Window
@@ -185,13 +184,13 @@ def _skill_model(name):
     }
     values = settings.defaults(world_model.Settings, "smoke")
     values |= {"denoiser": name, "learning_rate": 4e-3, "steps": 400, "warmup_steps": 20}
+    values |= {"diffusion_steps": 50, "prediction": "v"}
     section = settings.build(world_model.Settings, values, name="config.world_model")
     levels = {"multipliers": (1,)} if name in ("unet", "decision_unet") else {}
     size = dataclasses.replace(SIZES[name], **levels)
     return world_model.make(
         section,
         denoiser_settings=size,
-        process=Process.cosine(50, "v"),
         sampler=Sampler(sampling_steps=5, guidance=1.2),
         horizon=HORIZON,
         layout=tokens.DAWM,

@@ -393,11 +393,12 @@ def test_learns_a_linear_system():
         "warmup_steps": 20,
         "ema_decay": 0.99,
         "termination_hidden": (16,),
+        "diffusion_steps": 50,
+        "prediction": "v",
     }
     model = world_model.make(
         settings.build(world_model.Settings, values, name="config.world_model"),
         denoiser_settings=unet.Settings(dim=16, multipliers=(1,), kernel_size=3, groups=4),
-        process=Process.cosine(50, "v"),
         sampler=Sampler(sampling_steps=5, guidance=1.0),
         horizon=1,
         layout=tokens.DAWM,
@@ -439,12 +440,11 @@ def _window_with_actions():
 
 def _make(layout, **changes):
     values = settings.defaults(world_model.Settings, "smoke")
-    values |= {"denoiser": "unet", "termination_hidden": (5, 4)}
+    values |= {"denoiser": "unet", "termination_hidden": (5, 4), "diffusion_steps": STEPS}
     section = settings.build(world_model.Settings, values | changes, name="config.world_model")
     return world_model.make(
         section,
         denoiser_settings=unet.Settings(8, (1,), 3, 4),
-        process=PROCESS,
         sampler=Sampler(sampling_steps=4),
         horizon=HORIZON,
         layout=layout,
@@ -501,9 +501,8 @@ def test_settings_that_are_refused(changes, message):
 def test_more_sampling_steps_than_diffusion_steps_are_refused():
     with pytest.raises(UserError, match="sampling_steps: expected 1 to 8"):
         world_model.make(
-            world_model.Settings(denoiser="unet"),
+            world_model.Settings(denoiser="unet", diffusion_steps=STEPS),
             denoiser_settings=unet.Settings(),
-            process=PROCESS,
             sampler=Sampler(sampling_steps=9),
             horizon=HORIZON,
             layout=tokens.DAWM,
