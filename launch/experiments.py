@@ -291,6 +291,8 @@ def main() -> int:
             parser.error(f"--{name}: expected {least} to {most:,}, got {value:,}")
     gpus = parse_gpus(parser, arguments.gpus)
     folder = arguments.folder.absolute()
+    if folder.is_relative_to(ROOT):
+        folder = folder.relative_to(ROOT)  # results name the folder of copied models
     os.chdir(ROOT)
     flags = [f"--config.num_seeds={arguments.seeds}"]
     if arguments.updates:
