@@ -14,10 +14,10 @@ import math
 import pathlib
 import statistics
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import experiments
 import numpy as np
 from _command import ROOT, Parser
 
@@ -29,12 +29,12 @@ from dawm_jax.envs import scores  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
-from dawm_jax.report.runs import Comparison, MethodResult  # noqa: E402
-from dawm_jax.runtime.markdown import number, shorten_path, table  # noqa: E402
+from dawm_jax.report.runs import MethodResult  # noqa: E402
+from dawm_jax.runtime.markdown import number, table  # noqa: E402
 from dawm_jax.types import UserError  # noqa: E402
 
 _RESULTS = ROOT / "results"
-_COMPARISON = _RESULTS / "comparison"
+_PROTOCOL = _RESULTS / "protocol"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,136 +67,79 @@ class Block:
 
 # --- scores -------------------------------------------------------------------------------
 
-# Agents of the short table of README.md, by the fields of their results: what they learnt from,
-# the agent, and the share of the episodes. Where runs have several shares of real data, the
-# largest share below 1 is shown.
-_HEADLINE = (
-    ("dawm", "td3_bc", 1.0),
-    ("dwm", "td3_bc", 1.0),
-    ("real", "td3_bc", 1.0),
-    ("dawm", "iql", 1.0),
-    ("dwm", "iql", 1.0),
-    ("real", "iql", 1.0),
+# Columns of the short table: what an agent learnt from, and the agent.
+_HEADLINE = tuple(
+    (source, agent) for agent in ("td3_bc", "iql") for source in ("dawm", "dwm", "real")
 )
-# What was tried for TD3+BC, and the folders of the runs; TASK stands for the name of a task.
-_TRIED = (
-    ("generated transitions alone", "comparison/TASK-dawm-generated-td3_bc"),
-    ("inferred actions drawn, not means", "earlier/drawn-actions/TASK-dawm-td3_bc"),
-    ("first transitions of windows alone", "studies/actions/TASK-first-steps-td3_bc"),
-    ("half of every minibatch real (default)", "comparison/TASK-dawm-td3_bc"),
-    ("real transitions alone", "comparison/TASK-real-td3_bc"),
-)
+
+
+def _main_part() -> list[MethodResult]:
+    return runs.group(runs.load([_PROTOCOL / "main"]))
 
 
 def headline() -> str:
-    """Last scores of the methods of `_HEADLINE`, one column per task."""
-    results = runs.group(runs.load([_COMPARISON]))
-    tasks = list(dict.fromkeys(result.task for result in results))
-    rows = []
-    for row in _HEADLINE:
-        best = _headline_row(results, row)
-        labels = dict.fromkeys(result.method for result in best.values())
-        rows.append([" / ".join(labels), *(_last_score(best.get(task)) for task in tasks)])
-    return table(["", *map(shorten_path, tasks)], rows)
+    """Last scores of `_HEADLINE` on each task, and their means over the tasks."""
+    found = {(x.source, x.agent, _task(x)): x for x in _main_part()}
+    tasks = [task.replace("/", " ") for task in (*experiments.DEVELOPED_ON, *experiments.UNTOUCHED)]
+    rows = [[task, *(_last_score(found[*column, task]) for column in _HEADLINE)] for task in tasks]
+    means = [
+        statistics.fmean(_mean_score(found[*column, task]) for task in tasks)
+        for column in _HEADLINE
+    ]
+    rows.append(["average", *(f"{mean:.1f}" for mean in means)])
+    return table(["", *(found[*column, tasks[0]].method for column in _HEADLINE)], rows)
 
 
 def gains() -> str:
-    """The gains of DAWM's rows of `_HEADLINE` over the rows of the same agent, in words."""
-    results = runs.group(runs.load([_COMPARISON]))
-    found = {(one.method, one.other): one for one in runs.comparisons(results, "dawm")}
-    rows = {row: _headline_row(results, row) for row in _HEADLINE}
-    parts: dict[str, list[str]] = {}
-    for mine, theirs in itertools.permutations(rows.values(), 2):
-        if comparison := found.get((_name(mine), _name(theirs))):
-            parts.setdefault(_name(mine), []).append(_against(mine, theirs, comparison))
-    against = [f"{_in_words(name)} {', '.join(others)}" for name, others in parts.items()]
-    best: dict[str, MethodResult] = {}
-    for result in results:
-        if _mean_score(result) > _mean_score(best.get(result.task)):
-            best[result.task] = result
-    highest = ", ".join(f"{_in_words(x.method)} on {_task(x)}" for x in best.values())
-    text = (
-        "Gain of the average over tasks, with its 95 % interval by bootstrap over seeds: "
-        f"{'; '.join(against)}. The highest scores: {highest} ([all methods](docs/results.md))."
-    )
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
-
-
-def _against(
-    mine: Mapping[str, MethodResult], theirs: Mapping[str, MethodResult], found: Comparison
-) -> str:
-    """A gain, and the tasks on which the difference of the means has the other sign."""
-    pairs = [(mine[task], theirs[task]) for task in found.tasks]
-    differences = [_mean_score(own) - _mean_score(other) for own, other in pairs]
-    sign = 1.0 if sum(differences) > 0.0 else -1.0
-    opposite = [_task(own) for (own, _), x in zip(pairs, differences, strict=True) if sign * x < 0]
-    data = " on real data" if {x.source for x in theirs.values()} == {"real"} else ""
-    text = f"against {_in_words(found.other)}{data} {report_tables.gain_with_interval(found)}"
-    if not opposite:
-        return text
-    return f"{text} but {'lower' if sign > 0.0 else 'higher'} on {' and '.join(opposite)}"
-
-
-def _headline_row(
-    results: Iterable[MethodResult], row: tuple[str, str, float]
-) -> dict[str, MethodResult]:
-    """The results that a row of `_HEADLINE` shows, by task."""
-    found: dict[str, MethodResult] = {}
-    for result in results:
-        if (result.source, result.agent, result.top_fraction) == row:
-            shown = _most_real(filter(None, [found.get(result.task), result]))
-            found[result.task] = shown or result
-    return found
-
-
-def _name(row: Mapping[str, MethodResult]) -> str:
-    return next((result.method for result in row.values()), "")
+    """DAWM's gains over nine tasks, and over those that were developed on and the others."""
+    results = _main_part()
+    developed = {task.replace("/", " ") for task in experiments.DEVELOPED_ON}
+    sets = {
+        "nine tasks": results,
+        "the seven that were not looked at": [x for x in results if _task(x) not in developed],
+        "the two that were developed on": [x for x in results if _task(x) in developed],
+    }
+    cells: dict[tuple[str, str], list[str]] = {}
+    for chosen in sets.values():
+        for found in runs.comparisons(chosen, "dawm"):
+            gain = report_tables.gain_with_interval(found)
+            cells.setdefault((found.method, found.other), []).append(gain)
+    rows = [[mine, other, *gains] for (mine, other), gains in cells.items()]
+    return table(["gain of the average", "against", *sets], rows)
 
 
 def _task(result: MethodResult) -> str:
-    return result.environment.partition("-")[0]
+    """Name of a task of the protocol, as in "hopper medium-replay"."""
+    _, name, tier = result.task.split("/")
+    return f"{name} {tier.removesuffix('-200k-v1')}"
 
 
-def _in_words(method: str) -> str:
-    """A label without its comma: DAWM-IQL (50 % real)."""
-    name, _, share = method.rpartition(", ")
-    return f"{name} ({share})" if name and share.endswith("% real") else method
+def _mean_score(result: MethodResult) -> float:
+    assert result.last is not None
+    return float(result.last.mean())
 
 
-def _mean_score(result: MethodResult | None) -> float:
-    return -math.inf if result is None or result.last is None else float(result.last.mean())
-
-
-def _most_real(results: Iterable[MethodResult]) -> MethodResult | None:
-    return max(results, key=lambda result: result.real_fraction, default=None)
-
-
-def _last_score(result: MethodResult | None) -> str:
-    if result is None or result.last is None:
-        return ""
+def _last_score(result: MethodResult) -> str:
     return report_tables.mean_with_interval(result, result.last)
 
 
 def comparison() -> str:
-    """The three tables of the comparison of all methods."""
-    results = runs.group(runs.load([_COMPARISON]))
-    return report_tables.summary(results, reference="dawm", heading="###")
+    """The three tables of the protocol's part main."""
+    return report_tables.summary(_main_part(), reference="dawm", heading="###")
 
 
-def tried() -> str:
-    """Score of TD3+BC and mean value after the last update, for each row of `_TRIED`."""
-    tasks = ("hopper", "walker2d")
-    header = ["", *(f"{task}: {what}" for task in tasks for what in ("score", "mean Q"))]
-    rows = []
-    for label, folder in _TRIED:
-        cells = [f"{label} (`{folder}`)"]
-        for task in tasks:
-            path = _RESULTS / folder.replace("TASK", task)
-            (result,) = runs.group(runs.load([path]))
-            q_mean = _read(path / "results.json")["value_check"]["q_mean"]
-            cells += [_last_score(result), f"{q_mean:.0f}"]
-        rows.append(cells)
-    return table(header, rows)
+def rivals() -> str:
+    """All methods on the four tasks of the protocol's part rivals."""
+    folders = [
+        _PROTOCOL / "main" / f"{task.replace('/', '-')}-{name}"
+        for task in experiments.FOUR
+        for name in ("dawm-td3_bc", "dwm-td3_bc", "real-td3_bc", "dawm-iql", "dwm-iql", "real-iql")
+    ]
+    results = runs.group(runs.load([*folders, _PROTOCOL / "rivals"]))
+    return (
+        f"{report_tables.aggregate_table(results)}\n\n"
+        f"{report_tables.comparison_table(results, 'dawm', 'DAWM')}"
+    )
 
 
 # --- data ---------------------------------------------------------------------------------
@@ -633,8 +576,9 @@ BLOCKS = (
     Block("docs/configuration.md", "configuration", help.table),
     Block("README.md", "results", headline),
     Block("README.md", "gains", gains),
-    Block("docs/results.md", "comparison", comparison),
-    Block("docs/results.md", "tried", tried),
+    Block("docs/results.md", "gains", gains),
+    Block("docs/results.md", "main", comparison),
+    Block("docs/results.md", "rivals", rivals),
     Block("docs/performance.md", "speed", speed),
     Block("docs/performance.md", "inference", inference),
     Block("docs/performance.md", "exchange", exchange),

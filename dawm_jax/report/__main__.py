@@ -1,7 +1,7 @@
 """Compares finished runs: Markdown, CSV and a figure, from their results.json files alone.
 
   python -m dawm_jax.report runs/* --out=report
-  python -m dawm_jax.report results/comparison --out=report
+  python -m dawm_jax.report results/earlier/comparison --out=report
   python -m dawm_jax.report runs/* --reference=dwm --out=report
 
 Every argument is a run's folder, its results.json, or a folder of run folders. A folder without

@@ -12,10 +12,12 @@ from dawm_jax.report.runs import MethodResult, Series
 from dawm_jax.runtime import markdown
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 _NUM_THRESHOLDS = 101
 _COLOURS = "tab20"
+_MAX_COLUMNS = 3  # of panels of learning curves
 
 Colour = tuple[float, float, float, float]
 Band = tuple[np.ndarray, np.ndarray]
@@ -97,23 +99,33 @@ def _last(result: MethodResult) -> np.ndarray:
 def plot_curves(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     """Means over seeds at every evaluation, with 95 % intervals by bootstrap; one panel a task.
 
-    A result with one evaluation, as that of a method that plans, is a dashed line.
+    A result with one evaluation, as that of a method that plans, is a dashed line. All panels have
+    one legend, below them.
     """
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(result.task for result in results))
-    figure = Figure(figsize=(10, 4.5 * len(tasks)), layout="constrained")
-    panels = figure.subplots(len(tasks), squeeze=False)[:, 0]
+    columns = min(_MAX_COLUMNS, len(tasks))
+    rows = -(-len(tasks) // columns)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     colours = _colours(runs.method_names(results))
-    for axis, task in zip(panels, tasks, strict=True):
+    for axis in panels[len(tasks) :]:
+        axis.remove()
+    lines: dict[str, Artist] = {}
+    for axis, task in zip(panels, tasks, strict=False):
         own = [result for result in results if result.task == task]
         for result in own:
             _plot_curve(axis, result, colours[result.method])
         quantity = "return" if own[0].last is None else "normalised score"
         axis.set(title=markdown.shorten_path(task), xlabel="updates", ylabel=quantity)
         axis.grid(alpha=0.3)
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small")
-    figure.savefig(path, dpi=110)
+        handles, labels = axis.get_legend_handles_labels()
+        lines.update(zip(labels, handles, strict=True))
+    ordered = [name for name in colours if name in lines]
+    handles = [lines[name] for name in ordered]
+    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize="small")
+    figure.savefig(path, dpi=80)
 
 
 def _plot_curve(axis: "Axes", result: MethodResult, colour: Colour) -> None:

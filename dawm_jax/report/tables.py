@@ -96,10 +96,10 @@ def summary(results: list[MethodResult], *, reference: str, heading: str = "##")
         _task_table(results),
         f"{heading} Over tasks",
         _OVER_TASKS,
-        _aggregate_table(results),
+        aggregate_table(results),
         f"{heading} {label} against the others",
         _AGAINST,
-        _comparison_table(results, reference, label),
+        comparison_table(results, reference, label),
     ]
     return "\n\n".join(parts)
 
@@ -154,7 +154,9 @@ def _task_table(results: Iterable[MethodResult]) -> str:
     return markdown.table(header, map(row, results))
 
 
-def _aggregate_table(results: list[MethodResult]) -> str:
+def aggregate_table(results: list[MethodResult]) -> str:
+    """One row per method: its means of each task, and over tasks."""
+
     def row(found: Aggregate) -> list[str]:
         means = [*found.by_task, found.average, found.iqm]
         interval = _interval(found.iqm_interval, found.seeds)
@@ -165,7 +167,14 @@ def _aggregate_table(results: list[MethodResult]) -> str:
     return markdown.table(header, map(row, runs.aggregates(results)))
 
 
-def _comparison_table(results: list[MethodResult], reference: str, label: str) -> str:
+def comparison_table(results: list[MethodResult], reference: str, label: str) -> str:
+    """One row per agent of the reference method and other method.
+
+    Args:
+      results: results of all methods.
+      reference: registered name of the method to compare with the others.
+      label: its name in tables.
+    """
     header = ("method", "against", "tasks", "seeds", "probability of improvement", "gain")
     rows = [
         [
