@@ -7,6 +7,7 @@ Dimension legend, used in every docstring of the package:
   N  transitions in a dataset
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -43,8 +44,12 @@ class Transition(NamedTuple):
     `terminated` is 1 only where the environment ended the episode by itself. A time-out
     is not a termination: its `next_observation` is real and the value bootstraps from it.
 
-    The last two fields are None, unless an agent that learns from the dataset's next action
-    asked for them.
+    The row of a return over several steps has the fields of the first step, but for the discounted
+    sum of their rewards, whether any of them terminated, the state after the last one, the action
+    that follows there, and `discount`.
+
+    `next_action` and `next_action_known` are None, unless an agent that learns from the dataset's
+    next action asked for them.
     """
 
     observation: jax.Array  # [S]
@@ -55,6 +60,8 @@ class Transition(NamedTuple):
     next_action: jax.Array | None = None  # [A], the action of the episode's next step
     # [], 0 or 1; 0 at an episode's last step, where `next_action` repeats `action`
     next_action_known: jax.Array | None = None
+    # [], gamma^n of a return over n steps: weight of the value of `next_observation`; None is gamma
+    discount: jax.Array | None = None
 
 
 class Expansion(NamedTuple):
@@ -74,6 +81,19 @@ class Expansion(NamedTuple):
 
 # What an agent learns from.
 Rows: TypeAlias = Transition | Expansion
+
+
+@dataclasses.dataclass(frozen=True)
+class Returns:
+    """The returns that transitions are turned into.
+
+    Attributes:
+      steps: n: rewards that are summed, fewer where the episode or the window ends before.
+      discount: gamma.
+    """
+
+    steps: int
+    discount: float
 
 
 class PolicyFn(Protocol):

@@ -82,7 +82,9 @@ def one_step_target(
     discount: float,
     reward_scale: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """r_t + gamma (1 - terminated_t) V(s_{t+1}), [B].
+    """r_t + gamma_t (1 - terminated_t) V(s_{t+1}), [B].
+
+    gamma_t is `batch.discount` where the rows are returns over several steps, else gamma.
 
     Args:
       batch: transitions [B].
@@ -92,7 +94,7 @@ def one_step_target(
     """
     chex.assert_rank([batch.reward, batch.terminated], 1)
     next_value = value(batch.next_observation)
-    discount_t = discount * (1.0 - batch.terminated)
+    discount_t = (discount if batch.discount is None else batch.discount) * (1.0 - batch.terminated)
     return reward_scale * batch.reward + discount_t * next_value
 
 

@@ -172,13 +172,15 @@ def check(config: Config) -> None:
 
     Raises:
       UserError: another method than DAWM, a denoiser that only JAX has, tokens of absolute
-        states, an agent that is not TD3+BC or IQL, or generated actions that are dropped.
+        states, an agent that is not TD3+BC or IQL, or generated actions that are dropped,
+        or returns over several steps.
     """
     expected = (
         ("method", config.method, "dawm"),
         ("world_model.denoiser", config.world_model.denoiser, *DENOISERS),
         ("world_model.states", config.world_model.states, "changes"),
         ("rollout.real_actions_only", config.rollout.real_actions_only, False),
+        ("training.return_steps", config.training.return_steps, 1),
     )
     for name, value, *wanted in expected:
         if value not in wanted:

@@ -115,6 +115,15 @@ class Training:
         at_most=1.0,
         source="COMBO 2102.08363",
     )
+    return_steps: int = setting(
+        1,
+        "steps of the return that the critics' target sums, of real and generated transitions; it "
+        "ends with the episode or the generated window. 1 is one-step TD, as published; value "
+        "expansions (dwm, one_step) have their own steps",
+        absent=1,
+        at_least=1,
+        at_most=100,
+    )
     checkpoint_updates: int = setting(
         100_000, "gradient updates between checkpoints", quick=5_000, smoke=20, at_least=1
     )

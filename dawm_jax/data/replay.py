@@ -7,7 +7,7 @@ from flax import struct
 
 from dawm_jax.data import normalizer as normalizer_lib
 from dawm_jax.data.dataset import OfflineDataset, scale_actions
-from dawm_jax.types import Condition, Normalizer, Transition, UserError, Window
+from dawm_jax.types import Condition, Normalizer, Returns, Transition, UserError, Window
 
 TIMEOUT_VALUES = ("zero", "average")
 # Bounds an episode's weight in `weighted_starts` at e^5, 150 times that of the median return.
@@ -314,6 +314,39 @@ def gather_transitions(replay: Replay, rows: jax.Array, *, next_action: bool = F
     return transitions._replace(
         next_action=actions[jnp.minimum(rows + 1, ends)],
         next_action_known=(rows < ends).astype(actions.dtype),
+    )
+
+
+def gather_returns(
+    replay: Replay, rows: jax.Array, returns: Returns, *, next_action: bool = False
+) -> Transition:
+    """The transitions at given rows, each with the return over the steps from there on.
+
+    The return ends with the episode. At a time-out the value bootstraps, as for one step.
+
+    Args:
+      replay: the dataset.
+      rows: int32 indices of any shape.
+      returns: steps and discount.
+      next_action: also fills `next_action` and `next_action_known`, see `gather_transitions`.
+
+    Returns:
+      Transitions whose leading axes are those of `rows`.
+    """
+    data, ends = replay.transitions, replay.episode_end[rows]
+    first = jax.tree.map(lambda x: x[rows], data)
+    reward = first.reward
+    for step in range(1, returns.steps):
+        exists = rows + step <= ends
+        later = data.reward[jnp.minimum(rows + step, ends)]
+        reward += jnp.where(exists, returns.discount**step * later, 0.0)
+    last = jnp.minimum(rows + returns.steps - 1, ends)
+    final = gather_transitions(replay, last, next_action=next_action)
+    return final._replace(
+        observation=first.observation,
+        action=first.action,
+        reward=reward,
+        discount=returns.discount ** (last - rows + 1).astype(reward.dtype),
     )
 
 

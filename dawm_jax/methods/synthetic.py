@@ -7,6 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dawm_jax.methods.base import Generated, GeneratingMethod, Method, PolicyMethod
 from dawm_jax.models.base import Trainable
@@ -17,6 +18,7 @@ from dawm_jax.types import (
     ModelParams,
     Normalizer,
     PolicyFn,
+    Returns,
     Transition,
     UserError,
 )
@@ -201,6 +203,52 @@ class FirstSteps(_Wrapper[GeneratingMethod]):
         """Transitions [B] and valid [B]; see `GeneratingMethod`."""
         generated = self.method.generate(params, key, condition)
         return jax.tree.map(lambda leaf: leaf[:: self.horizon], generated)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MultiStep(_Wrapper[GeneratingMethod]):
+    """A method of transitions, each with the return over the steps from there on.
+
+    A return ends with its window: the n steps of the last n - 1 transitions are fewer.
+
+    Attributes:
+      method: generates transitions, step after step of each window.
+      horizon: H of its windows.
+      returns: steps and discount.
+    """
+
+    horizon: int
+    returns: Returns
+
+    def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
+        """Transitions [B * H] and valid [B * H]; see `GeneratingMethod`."""
+        rows, valid = self.method.generate(params, key, condition)
+        assert isinstance(rows, Transition)
+        windows = jax.tree.map(lambda leaf: leaf.reshape(-1, self.horizon, *leaf.shape[1:]), rows)
+        returned = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), self._returned(windows)
+        )
+        return Generated(returned, valid)
+
+    def _returned(self, windows: Transition) -> Transition:
+        """Transitions [B, H] as returns."""
+        gamma, first = self.returns.discount, np.arange(self.horizon)
+        last = np.minimum(first + self.returns.steps, self.horizon) - 1
+        reward, alive = jnp.zeros_like(windows.reward), jnp.ones_like(windows.terminated)
+        for step in range(min(self.returns.steps, self.horizon)):
+            inside, index = first + step <= last, np.minimum(first + step, last)
+            reward += jnp.where(inside, gamma**step * alive * windows.reward[:, index], 0.0)
+            alive = jnp.where(inside, alive * (1.0 - windows.terminated[:, index]), alive)
+        final = jax.tree.map(lambda leaf: leaf[:, last], windows)
+        return final._replace(
+            observation=windows.observation,
+            action=windows.action,
+            reward=reward,
+            terminated=1.0 - alive,
+            discount=jnp.broadcast_to(
+                jnp.asarray(gamma ** (last - first + 1), reward.dtype), reward.shape
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

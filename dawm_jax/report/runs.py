@@ -26,6 +26,7 @@ _ABSENT: dict[str, object] = {
     "method": "dawm",
     "seed": 0,
     "real_fraction": 0.0,
+    "return_steps": 1,
     "top_fraction": 1.0,
     "episodes": 0,
     "stages": {},
@@ -67,6 +68,7 @@ class Run:
       seed: root seed.
       updates: updates of the agents, 0 for a method that plans.
       real_fraction: share of real transitions in a minibatch.
+      return_steps: steps of the return that the critics' target sums; 1 is one-step TD.
       top_fraction: share of the episodes, those of highest return, that is used.
       episodes: number of randomly drawn episodes that are used; 0 is all.
       learns_values: whether the agent has a critic.
@@ -91,6 +93,7 @@ class Run:
     seed: int
     updates: int
     real_fraction: float
+    return_steps: int
     top_fraction: float
     episodes: int
     learns_values: bool
@@ -119,10 +122,10 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The method, the agent and the shares of data in words.
+        """The method, the agent, the shares of data and the returns in words.
 
         For example "DAWM-TD3+BC, 50 % real", "DWM-IQL, 0 % real", "IQL" and "10 % BC" (real data),
-        "Decision Diffuser" (its plans have no minibatches).
+        "IQL, 7-step returns", "Decision Diffuser" (its plans have no minibatches).
         """
         real, plans = self.real_fraction == 1.0, self.updates == 0
         if plans:
@@ -131,7 +134,9 @@ class Run:
             text = self.agent_label if real else f"{self.method_label}-{self.agent_label}"
         if self.top_fraction < 1.0:
             text = f"{100 * self.top_fraction:g} % {text}"
-        return text if real or plans else f"{text}, {100 * self.real_fraction:g} % real"
+        if not real and not plans:
+            text = f"{text}, {100 * self.real_fraction:g} % real"
+        return f"{text}, {self.return_steps}-step returns" if self.return_steps > 1 else text
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -235,6 +240,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         seed=int(_number(data, "seed")),
         updates=int(_number(data, "updates")),
         real_fraction=_number(data, "real_fraction"),
+        return_steps=int(_number(data, "return_steps")),
         top_fraction=_number(data, "top_fraction"),
         episodes=int(_number(data, "episodes")),
         # Runs record the check of their values only if they have a critic.

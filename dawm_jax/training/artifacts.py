@@ -264,6 +264,7 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
         "seed_is": method.seed_is,
         "updates": 0 if method.plans else config.training.updates,
         "real_fraction": method.real_fraction(config.training.real_fraction),
+        "return_steps": config.training.return_steps,
         "top_fraction": config.top_fraction,
         "episodes": config.episodes,
         "horizon": horizon,

@@ -24,7 +24,7 @@ from dawm_jax.methods import synthetic
 from dawm_jax.methods.base import Generated, GeneratingMethod, PolicyMethod, Supply
 from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.models.optim import scan_steps
-from dawm_jax.types import Condition, Expansion, Metrics, ModelParams, PolicyFn, Rows
+from dawm_jax.types import Condition, Expansion, Metrics, ModelParams, PolicyFn, Returns, Rows
 
 # A piece of a sweep has as many whole rounds' windows as fit into this number, and at least one
 # round's. Between pieces there are no updates, so that a piece may have more windows than a round.
@@ -67,6 +67,8 @@ class AgentTraining:
       buffer_capacity: rows of the ring buffer.
       supply: where synthetic rows come from; a `PolicyMethod` has "minibatch".
       next_action: whether real transitions carry the action of the next step.
+      returns: of real transitions over several steps; None: one step. Those of synthetic rows are
+        the method's.
       shard: spreads generated windows over devices.
     """
 
@@ -80,6 +82,7 @@ class AgentTraining:
     buffer_capacity: int
     supply: Supply = "rounds"
     next_action: bool = False
+    returns: Returns | None = None
     shard: ShardFn = keep
 
     def init(self, key: jax.Array) -> AgentRun:
@@ -279,6 +282,10 @@ class AgentTraining:
 
     def _gather(self, replay: Replay, rows: jax.Array) -> Rows:
         """Real rows of the type of the synthetic ones."""
+        if self.returns is not None:
+            return replaying.gather_returns(
+                replay, rows, self.returns, next_action=self.next_action
+            )
         real = replaying.gather_transitions(replay, rows, next_action=self.next_action)
         if isinstance(self.row, Expansion):
             return synthetic.real_expansions(real, horizon=self.row.reward.shape[0])

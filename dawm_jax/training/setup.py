@@ -32,11 +32,11 @@ from dawm_jax.methods.base import (
     PolicyMethod,
     Supply,
 )
-from dawm_jax.methods.synthetic import FirstSteps
+from dawm_jax.methods.synthetic import FirstSteps, MultiStep
 from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.training import fused
 from dawm_jax.training.fused import AgentTraining
-from dawm_jax.types import Expansion, Normalizer, Transition, UserError
+from dawm_jax.types import Expansion, Normalizer, Returns, Transition, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -151,6 +151,12 @@ def _agent_training(
         ),
     )
     _check_agent(agent_spec.name, agent)
+    returns = None
+    if (steps := config.training.return_steps) > 1:
+        returns = Returns(steps, config.discount)
+        if generator is not None:
+            assert not isinstance(generator, PolicyMethod)  # see `methods.check`
+            generator = MultiStep(generator, config.horizon, returns)
     windows = roll.windows_per_round
     if generator is not None and roll.real_actions_only:
         assert not isinstance(generator, PolicyMethod)  # see `methods.check`
@@ -175,6 +181,7 @@ def _agent_training(
         ),
         supply=supply,
         next_action=agent_spec.needs_next_action,
+        returns=returns,
         shard=shard_windows,
     )
 

@@ -152,6 +152,36 @@ def test_one_generated_step_is_the_one_step_target():
     )
 
 
+def test_a_return_over_several_steps_is_the_expansion_of_these_steps():
+    """The rows of the two ways have the same target: lambda 1, a sum of N discounted rewards."""
+    batch = make_expansions()
+    steps = np.arange(B) % H + 1
+    reward, ended = np.zeros(B), np.zeros(B)
+    for row, count in enumerate(steps):
+        for step in range(count):
+            reward[row] += (1 - ended[row]) * DISCOUNT**step * batch.reward[row, step]
+            ended[row] = max(ended[row], batch.terminated[row, step])
+    rows = Transition(
+        batch.observation,
+        batch.action,
+        reward,
+        ended,
+        batch.next_observation[np.arange(B), steps - 1],
+        discount=DISCOUNT**steps,
+    )
+    bound = {"discount": DISCOUNT, "reward_scale": SCALE}
+    np.testing.assert_allclose(
+        td.one_step_target(jax.tree.map(jnp.asarray, rows), state_value, **bound),
+        td.expansion_target(
+            jax.tree.map(jnp.asarray, batch._replace(steps=steps.astype(np.int32))),
+            state_value,
+            return_lambda=1.0,
+            **bound,
+        ),
+        rtol=1e-12,
+    )
+
+
 def make_task(rows):
     return AgentTask(
         state_size=S,

@@ -8,7 +8,7 @@ import pytest
 from dawm_jax.data import normalizer as normalizer_lib
 from dawm_jax.data import replay as replay_lib
 from dawm_jax.data.dataset import OfflineDataset
-from dawm_jax.types import UserError
+from dawm_jax.types import Returns, UserError
 
 # Episodes of five kinds: terminated and cut ones, a single step, longer than any horizon.
 LENGTHS = (4, 1, 9, 3, 2, 6, 5)
@@ -206,6 +206,35 @@ def test_next_actions_are_filled_only_when_asked_for():
     assert asked.next_action_known.dtype == jnp.float32
     for name in ("observation", "action", "reward", "terminated", "next_observation"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(asked, name))
+
+
+# --- returns over several steps ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 50])
+def test_returns_equal_a_loop_over_the_episodes(steps):
+    """The return ends with the episode, where only an environment's own end is a termination."""
+    gamma = 0.9
+    replay, _ = _build()
+    rows = jnp.arange(len(replay)).reshape(-1, 1)
+    got = replay_lib.gather_returns(replay, rows, Returns(steps, gamma), next_action=True)
+    got = jax.tree.map(lambda leaf: np.asarray(leaf)[:, 0], got)
+    plain = replay_lib.gather_transitions(replay, rows[:, 0], next_action=True)
+    plain = jax.tree.map(np.asarray, plain)
+    np.testing.assert_array_equal(got.observation, plain.observation)
+    np.testing.assert_array_equal(got.action, plain.action)
+    ends, cut = np.asarray(replay.episode_end), 0
+    for row in range(len(replay)):
+        last = min(row + steps - 1, ends[row])
+        cut += last < row + steps - 1
+        rewards = plain.reward[row : last + 1].astype(np.float64)
+        wanted = (gamma ** np.arange(len(rewards)) * rewards).sum()
+        np.testing.assert_allclose(got.reward[row], wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.discount[row], gamma ** len(rewards), rtol=1e-6)
+        for name in ("terminated", "next_observation", "next_action", "next_action_known"):
+            np.testing.assert_array_equal(getattr(got, name)[row], getattr(plain, name)[last])
+    assert (cut > 0) == (steps > 1)
+    assert got.reward.dtype == got.discount.dtype == np.float32
 
 
 # --- normalizer and the split ---------------------------------------------------------------

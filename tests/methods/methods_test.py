@@ -258,6 +258,29 @@ def test_only_real_actions_at_equal_volume():
     assert parts.training.windows_per_round == H * parts.config.rollout.windows_per_round
 
 
+def test_generated_rows_are_returns_over_several_steps():
+    """Real and generated rows of a minibatch have a discount each, up to the third power."""
+    parts = make_parts("dawm", training__return_steps=3, training__real_fraction=0.5)
+    replay, _ = make_data()
+    training = parts.training
+    inputs = Inputs(make_models(parts), replay)
+    buffer, _ = training.generate(training.init_buffer(), jax.random.key(0), inputs)
+    draw = reference.jit(training.draw_batches)
+    batches = draw(jax.random.key(1), AgentRun(None, buffer), inputs)
+    powers = np.log(np.asarray(batches.discount)) / np.log(parts.config.discount)
+    np.testing.assert_allclose(powers, np.rint(powers), atol=1e-3)
+    real, generated = np.rint(powers[:, :8]), np.rint(powers[:, 8:])
+    assert real.max() == generated.max() == 3 and min(real.min(), generated.min()) >= 1
+    plain = make_parts("dawm").training
+    assert plain.returns is None and plain.row.discount is None
+
+
+def test_returns_over_several_steps_are_of_transitions():
+    with pytest.raises(UserError, match=r"return_steps: expected 1 with config\.method=dwm"):
+        make_parts("dwm", training__return_steps=2)
+    make_parts("dwm", training__return_steps=2, training__real_fraction=1.0)  # on real data alone
+
+
 @pytest.mark.parametrize("states", ["absolute", "changes"])
 @pytest.mark.parametrize("denoiser", ["decision_unet", "temporal_resnet"])
 def test_a_plans_action_is_the_inverse_dynamics_of_its_first_two_states(states, denoiser):

@@ -7,8 +7,15 @@ import pytest
 
 from dawm_jax.methods import synthetic
 from dawm_jax.methods.base import Generated
-from dawm_jax.methods.synthetic import FirstSteps, TargetReturn
-from dawm_jax.types import Condition, GeneratedWindow, Normalizer, Transition, UserError
+from dawm_jax.methods.synthetic import FirstSteps, MultiStep, TargetReturn
+from dawm_jax.types import (
+    Condition,
+    GeneratedWindow,
+    Normalizer,
+    Returns,
+    Transition,
+    UserError,
+)
 
 # --- target returns -----------------------------------------------------------------------
 
@@ -185,8 +192,11 @@ class FakeMethod:
 
     models, scan_length = {}, 3
 
+    def __init__(self, **options):
+        self.options = options
+
     def generate(self, params, key, condition):
-        return generate()
+        return generate(**self.options)
 
 
 def test_first_steps_are_every_horizonth_row():
@@ -198,4 +208,37 @@ def test_first_steps_are_every_horizonth_row():
     np.testing.assert_array_equal(rows.observation, STATES)
     np.testing.assert_array_equal(rows.action, ACTIONS)
     assert valid.shape == (B,) and valid.all()
+    assert (method.models, method.scan_length) == ({}, 3)
+
+
+# --- returns over several steps -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, H, H + 3])
+def test_returns_equal_numpy_loop(steps):
+    """Rewards until the window's end or a termination; the value of the state after the last."""
+    gamma = 0.9
+    method = MultiStep(FakeMethod(next_action=True), H, Returns(steps, gamma))
+    rows, valid = method.generate({}, jax.random.key(0), CONDITION)
+    plain, plain_valid = jax.tree.map(np.asarray, tuple(generate(next_action=True)))
+    np.testing.assert_array_equal(valid, plain_valid)
+    np.testing.assert_array_equal(rows.observation, plain.observation)
+    np.testing.assert_array_equal(rows.action, plain.action)
+    ended = 0
+    for row in np.flatnonzero(plain_valid):
+        start = row % H
+        last = row + min(steps, H - start) - 1
+        reward, terminated = np.float64(0.0), 0.0
+        for index in range(row, last + 1):
+            if not terminated:
+                reward += gamma ** (index - row) * plain.reward[index]
+            terminated = max(terminated, plain.terminated[index])
+        ended += bool(terminated) and not plain.terminated[row]
+        np.testing.assert_allclose(rows.reward[row], reward, rtol=1e-6)
+        assert rows.terminated[row] == terminated
+        np.testing.assert_allclose(rows.discount[row], gamma ** (last - row + 1), rtol=1e-6)
+        for name in ("next_observation", "next_action", "next_action_known"):
+            got, wanted = getattr(rows, name)[row], getattr(plain, name)[last]
+            np.testing.assert_array_equal(got, wanted)
+    assert (ended > 0) == (steps > 1)  # some terminations are not in the first step
     assert (method.models, method.scan_length) == ({}, 3)

@@ -70,6 +70,11 @@ def group(*folders):
         ({"method": "dwm", "real_fraction": 0.5}, "DWM-TD3+BC, 50 % real"),
         ({"method": "joint"}, "Joint-TD3+BC, 0 % real"),
         ({"real_fraction": 1.0}, "TD3+BC"),
+        ({"real_fraction": 1.0, "return_steps": 7}, "TD3+BC, 7-step returns"),
+        (
+            {"real_fraction": 0.5, "return_steps": 7},
+            "DAWM-TD3+BC, 50 % real, 7-step returns",
+        ),
         ({"real_fraction": 0.5}, "DAWM-TD3+BC, 50 % real"),
         ({"real_fraction": 1.0, "agent": "bc", "top_fraction": 0.1}, "10 % BC"),
         (

@@ -20,7 +20,7 @@ from dawm_jax.methods.base import Generated
 from dawm_jax.runtime import sharding
 from dawm_jax.training import fused, stages
 from dawm_jax.training.fused import AgentRun, AgentTraining, Inputs
-from dawm_jax.types import Expansion, Transition
+from dawm_jax.types import Expansion, Returns, Transition
 
 S, A, H = 2, 1, 3
 ROWS, TRAIN_ROWS = 24, 16
@@ -311,6 +311,27 @@ def test_real_rows_carry_the_next_action_for_an_agent_that_needs_it():
     np.testing.assert_array_equal(batches.next_action_known, known)
     following = np.array(REPLAY.transitions.action)[np.where(known, rows + 1, rows)]
     np.testing.assert_array_equal(batches.next_action, following)
+
+
+def test_real_rows_are_returns_over_several_steps():
+    """Episodes have 8 rows, and the reward tells the row: r = row / ROWS."""
+    returns = Returns(3, 0.9)
+    training = dataclasses.replace(
+        TRAINING, method=None, row=None, real_fraction=1.0, returns=returns
+    )
+    batches = training.draw_batches(KEY, AgentRun(None, None), INPUTS)
+    one_step = dataclasses.replace(training, returns=None)
+    plain = one_step.draw_batches(KEY, AgentRun(None, None), INPUTS)
+    assert plain.discount is None
+    rows = np.rint(np.array(plain.reward) * ROWS).astype(int)
+    counts = np.minimum(3, 8 - rows % 8)
+    assert set(counts.flat) == {1, 2, 3}
+    expected = sum(np.where(k < counts, 0.9**k * (rows + k) / ROWS, 0.0) for k in range(3))
+    np.testing.assert_allclose(batches.reward, expected, rtol=1e-5)
+    np.testing.assert_allclose(batches.discount, 0.9**counts, rtol=1e-6)
+    np.testing.assert_array_equal(batches.observation, plain.observation)
+    after = np.array(REPLAY.transitions.next_observation)[rows + counts - 1]
+    np.testing.assert_array_equal(batches.next_observation, after)
 
 
 def test_synthetic_rows_need_a_method():
