@@ -26,7 +26,6 @@ from dawm_jax.config import schema
 from dawm_jax.config.online import Online
 from dawm_jax.config.schema import Config
 from dawm_jax.data import lived as living
-from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data.lived import LivedStep
 from dawm_jax.data.replay import Replay
 from dawm_jax.data.ring_buffer import Buffer
@@ -167,9 +166,7 @@ class FineTuning:
     rounds: int
     limits: Most
 
-    def act(
-        self, agent: Any, observation: jax.Array, key: jax.Array, step: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+    def act(self, agent: Any, observation: jax.Array, key: jax.Array, step: jax.Array) -> jax.Array:
         """Actions to try: those of the policy with noise, or drawn by an agent that `Explores`.
 
         Args:
@@ -179,7 +176,7 @@ class FineTuning:
           step: [] int32.
 
         Returns:
-          Actions [n, A] in [-1, 1], and the same in the environment's units.
+          [n, A] in [-1, 1].
         """
         algorithm, key = self.training.agent, jax.random.fold_in(key, step)
         if isinstance(algorithm, Explores):
@@ -187,8 +184,7 @@ class FineTuning:
         else:
             action = algorithm.act(agent, observation)
             action = action + self.settings.noise * jax.random.normal(key, action.shape)
-        action = jnp.clip(action, -1.0, 1.0)
-        return action, normalizing.denormalise_action(self.normalizer, action)
+        return jnp.clip(action, -1.0, 1.0)
 
     def update(
         self, learner: Learner, key: jax.Array, step: jax.Array, replay: Replay
@@ -385,6 +381,8 @@ class OnlineSteps:
         self._programs: _Programs | None = None
         mean, std = tuning.normalizer.observation_mean, tuning.normalizer.observation_std
         self._mean, self._std = np.asarray(mean), np.asarray(std)
+        self._low = np.asarray(tuning.normalizer.action_low)
+        self._half_range = (np.asarray(tuning.normalizer.action_high) - self._low) / 2
         self._is_at_state = False
 
     def compile(self, state: OnlineRun, num_steps: int) -> None:
@@ -427,15 +425,18 @@ class OnlineSteps:
         programs, index, replay = self._programs, jnp.int32(step), self._replay
         assert programs is not None  # the loop compiles first
         observation = self._by_seed(self._standardised(self._copies.observation))
-        action, raw_action = self._act(learner.agent, observation, self._keys.act, index)
-        actions = np.asarray(raw_action)  # waits for the updates of the turn before
+        action = self._act(learner.agent, observation, self._keys.act, index)
+        tried = np.asarray(action)  # waits for the updates of the turn before
         if step:
             if programs.refit is not None and step % self._tuning.settings.refit_every == 0:
                 learner = programs.refit(learner, self._keys.refit, index, replay)
             learner, metrics = programs.update(learner, self._keys.update, index, replay)
             gathered.add(metrics)
         # The device updates while the host steps the simulators.
-        lived = self._copies.step(actions.reshape(-1, actions.shape[-1]))
+        # It computes the actions in the environment's units too: a program that returned them
+        # beside those of the ring could round the two differently.
+        raw = self._low + (tried.reshape(-1, len(self._low)) + np.float32(1.0)) * self._half_range
+        lived = self._copies.step(raw)
         gathered.returns.extend(lived.returns)
         ring = programs.remember(learner.lived, self._row(observation, action, lived))
         return dataclasses.replace(learner, lived=ring)

@@ -85,7 +85,8 @@ def test_act_keeps_leading_axes(name):
 @pytest.mark.parametrize("name", AGENTS.names())
 def test_spec_knows_the_minibatches_of_an_update(name):
     spec = AGENTS.get(name)
-    built = settings.build(spec.settings, settings.defaults(spec.settings), name="config.agent")
+    values = settings.defaults(spec.settings, "smoke")
+    built = settings.build(spec.settings, values, name="config.agent")
     assert spec.batches_per_update(built) == make_agent(spec, Transition).batches_per_update
 
 
