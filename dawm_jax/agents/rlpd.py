@@ -54,7 +54,11 @@ class Settings:
         20, "critic updates per policy update", smoke=2, source="RLPD", at_least=1
     )
     target_entropy: float = setting(
-        -0.5, "entropy that the temperature aims at, per dimension of the action", source="RLPD"
+        -0.5,
+        "entropy that the temperature aims at, per dimension of the action",
+        source="RLPD",
+        at_least=-100.0,
+        at_most=100.0,
     )
     entropy_bonus: bool = setting(
         True, "whether the critics' target contains the entropy of the next action", source="RLPD"

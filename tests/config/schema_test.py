@@ -131,6 +131,11 @@ def test_a_list_becomes_a_tuple():
 # --- settings that depend on each other ---------------------------------------------------
 
 
+_EVERY_1000 = {
+    f"online.{name}": 1_000 for name in ("refit_every", "evaluation_interval", "log_steps")
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -167,22 +172,22 @@ def test_a_list_becomes_a_tuple():
         ),
         (
             {"online.steps": 10_005},
-            r"config\.online\.steps: expected a multiple of config\.online\.envs \(10\)",
+            r"config\.online\.steps: expected a multiple of config\.online\.envs \(4\)",
         ),
         (
             {"online.steps": 10_000, "online.refit_every": 55},
             r"config\.online\.refit_every: expected a multiple of config\.online\.envs",
         ),
         (
-            {"online.steps": 5_000},
-            r"config\.online\.warm_up: expected less than config\.online\.steps \(5000\)",
+            {"online.steps": 40},
+            r"config\.online\.warm_up: expected less than config\.online\.steps \(40\), .* got 40",
         ),
         (
-            {"online.steps": 10_000, "online.buffer_capacity": 9},
-            r"config\.online\.buffer_capacity: expected room for one step of all 10",
+            {"online.steps": 10_000, "online.buffer_capacity": 3},
+            r"config\.online\.buffer_capacity: expected room for one step of all 4",
         ),
         (
-            {"online.steps": 512_000, "online.envs": 256},
+            {"online.steps": 10_000, "online.envs": 250, "num_seeds": 5} | _EVERY_1000,
             r"config\.online\.envs: expected at most 204 with 5 seeds",
         ),
         ({"environment_kwargs": "[1]"}, r"config\.environment_kwargs: expected a JSON object"),
