@@ -1,7 +1,7 @@
 """The contract of agents: what the fused program, evaluation and the configuration need of one."""
 
 import dataclasses
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 
@@ -63,6 +63,26 @@ class Agent(Protocol[StateT]):
         """The deterministic policy: standardised [..., S] -> [..., A] in [-1, 1]."""
 
 
+@runtime_checkable
+class Loosens(Protocol):
+    """An agent whose pull towards the data's actions can weaken while it trains."""
+
+    def loosened(self, pull: float | jax.Array) -> Agent[Any]:
+        """The agent with another pull.
+
+        Args:
+          pull: factor of the pull that the settings give, above 0 and at most 1, a scalar.
+        """
+
+
+@runtime_checkable
+class Explores(Protocol):
+    """An agent that draws the actions which it tries in its environment."""
+
+    def explore(self, state: Any, observation: jax.Array, key: jax.Array) -> jax.Array:
+        """Drawn actions: standardised [..., S] -> [..., A] in [-1, 1]; `key` is consumed."""
+
+
 SettingsT = TypeVar("SettingsT")
 SettingsT_contra = TypeVar("SettingsT_contra", contravariant=True)
 
@@ -93,6 +113,8 @@ class AgentSpec(Generic[SettingsT]):
         `config.rollout.updates_per_round` must be a multiple of it.
       needs_next_action: whether transitions must carry the action of the next step.
       curve: metric of `Agent.update` that curves.png shows.
+      policy: fields of the state that only the policy's part of an update moves: what stays as it
+        is while critics warm up; () if the agent cannot be warmed up.
     """
 
     name: str
@@ -103,6 +125,7 @@ class AgentSpec(Generic[SettingsT]):
     batches_per_update: "BatchesPerUpdate[SettingsT]"
     needs_next_action: bool = False
     curve: str = "q_mean"
+    policy: tuple[str, ...] = ()
 
 
 class BatchesPerUpdate(Protocol[SettingsT_contra]):

@@ -110,5 +110,6 @@ AGENTS.register(
         learns_from=(Transition,),
         batches_per_update=lambda settings: 1,
         curve="cloning_mse",
+        policy=("actor", "actor_opt"),
     )
 )

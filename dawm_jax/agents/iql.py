@@ -104,6 +104,7 @@ class Iql:
       optimizer: optimiser of the state value and of the critics.
       target: target of the critics, in scaled reward units.
       reward_scale: factor between the environment's rewards and those of the target.
+      pull: divisor of beta, see `Loosens`.
     """
 
     settings: Settings
@@ -114,6 +115,11 @@ class Iql:
     target: td.TargetFn
     reward_scale: float | jax.Array
     batches_per_update: int = 1
+    pull: float | jax.Array = 1.0
+
+    def loosened(self, pull: float | jax.Array) -> "Iql":
+        """The agent with beta / pull in place of beta; see `Loosens`."""
+        return dataclasses.replace(self, pull=pull)
 
     def init(self, key: jax.Array) -> State:
         """A fresh agent; the target starts as a copy. `key` is consumed."""
@@ -158,7 +164,8 @@ class Iql:
         mean, log_std = self.networks.actor.apply(actor, batch.observation)
         scaled = (batch.action - mean) * jnp.exp(-log_std)[None]
         log_prob = -(0.5 * jnp.square(scaled) + log_std[None] + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
-        weight = jnp.minimum(jnp.exp(self.settings.beta * advantage), self.settings.max_weight)
+        beta = self.settings.beta / self.pull
+        weight = jnp.minimum(jnp.exp(beta * advantage), self.settings.max_weight)
         loss = -(weight * log_prob).mean()
         return loss, {"actor_loss": loss, "cloning_mse": jnp.square(batch.action - mean).mean()}
 
@@ -247,5 +254,6 @@ AGENTS.register(
         make=make,
         learns_from=(Transition, Expansion),
         batches_per_update=lambda settings: 1,
+        policy=("actor", "actor_opt"),
     )
 )

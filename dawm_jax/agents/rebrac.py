@@ -58,9 +58,15 @@ class Rebrac(td3.Td3):
 
     Attributes:
       settings: hyper-parameters.
+      pull: factor of beta_1 and beta_2, see `Loosens`.
     """
 
     settings: Settings
+    pull: float | jax.Array = 1.0
+
+    def loosened(self, pull: float | jax.Array) -> "Rebrac":
+        """The agent with weaker penalties; see `Loosens`."""
+        return dataclasses.replace(self, pull=pull)
 
     def critic_target(self, state: td3.State, batch: Rows, noise: jax.Array) -> jax.Array:
         """r + gamma (1 - terminated) (min_e Q_e(s', a~) - beta_2 known ||a~ - a'||^2), [B].
@@ -88,7 +94,7 @@ class Rebrac(td3.Td3):
             q, action = self.smoothed_target(state, next_obs, noise)
             # `where`, not a product: an unknown action may be any value, NaN included.
             distance = jnp.where(known > 0, jnp.square(action - next_action).sum(-1), 0.0)
-            return q - self.settings.critic_penalty * distance
+            return q - self.settings.critic_penalty * self.pull * distance
 
         return td.one_step_target(batch, penalised_value, discount=self.task.discount)
 
@@ -110,7 +116,8 @@ class Rebrac(td3.Td3):
         q = self.networks.critics.apply(critics, batch.observation, action).min(0)
         weight = 1.0 / jax.lax.stop_gradient(jnp.abs(q).mean())
         error = jnp.square(action - batch.action)
-        value = (self.settings.actor_penalty * error.sum(-1) - weight * q).mean()
+        penalty = self.settings.actor_penalty * self.pull
+        value = (penalty * error.sum(-1) - weight * q).mean()
         return value, {"actor_loss": value, "cloning_mse": error.mean()}
 
 
@@ -138,5 +145,6 @@ AGENTS.register(
         learns_from=(Transition,),
         batches_per_update=td3.batches_per_update,
         needs_next_action=True,
+        policy=td3.POLICY,
     )
 )

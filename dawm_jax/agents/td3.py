@@ -65,6 +65,10 @@ def batches_per_update(settings: Settings) -> int:
     return settings.policy_delay
 
 
+# Fields of `State` that belong to the policy.
+POLICY = ("actor", "target_actor", "actor_opt")
+
+
 class Networks(NamedTuple):
     """The policy and both critics."""
 

@@ -45,10 +45,16 @@ class Td3Bc(td3.Td3):
     Attributes:
       settings: hyper-parameters.
       target: target of the critics.
+      pull: factor of the cloning term beside the value, see `Loosens`.
     """
 
     settings: Settings
     target: td.TargetFn
+    pull: float | jax.Array = 1.0
+
+    def loosened(self, pull: float | jax.Array) -> "Td3Bc":
+        """The agent with alpha / pull in place of alpha; see `Loosens`."""
+        return dataclasses.replace(self, pull=pull)
 
     def critic_target(self, state: td3.State, batch: Rows, noise: jax.Array) -> jax.Array:
         """The target from the smoothed value of the next states, [B]; see `td3.Td3`."""
@@ -57,8 +63,8 @@ class Td3Bc(td3.Td3):
     def actor_loss(self, actor: Params, critics: Params, batch: Rows) -> tuple[jax.Array, Metrics]:
         """-lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|.
 
-        TD3+BC, eq. 5. No gradient flows through lambda. The policy follows the first critic
-        alone, as in TD3.
+        TD3+BC, eq. 5; alpha is divided by `pull`. No gradient flows through lambda. The policy
+        follows the first critic alone, as in TD3.
 
         Args:
           actor: parameters of the policy.
@@ -72,7 +78,8 @@ class Td3Bc(td3.Td3):
         first = jax.tree.map(lambda leaf: leaf[:1], critics)
         first_critic = self.networks.critics.clone(members=1)
         q = first_critic.apply(first, batch.observation, action)[0]
-        weight = self.settings.alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
+        alpha = self.settings.alpha / self.pull
+        weight = alpha / jax.lax.stop_gradient(jnp.abs(q).mean())
         cloning = jnp.square(action - batch.action).mean()
         value = -weight * q.mean() + cloning
         return value, {"actor_loss": value, "cloning_mse": cloning}
@@ -102,5 +109,6 @@ AGENTS.register(
         make=make,
         learns_from=(Transition, Expansion),
         batches_per_update=td3.batches_per_update,
+        policy=td3.POLICY,
     )
 )

@@ -10,17 +10,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
 from dawm_jax.agents import td
-from dawm_jax.models import optim
+from dawm_jax.models import optim, squashed_gaussian
 from dawm_jax.models.networks import Critics, Mlp
 from dawm_jax.types import Metrics, Params, Transition
-
-# Bounds of the policy's log standard deviation, before squashing (the authors' values).
-_LOG_STD_MIN, _LOG_STD_MAX = -20.0, 2.0
 
 
 class Networks(NamedTuple):
@@ -55,8 +51,7 @@ def distribution(
     actor: Params, observation: jax.Array, *, networks: Networks
 ) -> tuple[jax.Array, jax.Array]:
     """Mean and log standard deviation before squashing, [..., S] -> twice [..., A]."""
-    mean, log_std = jnp.split(networks.actor.apply(actor, observation), 2, axis=-1)
-    return mean, jnp.clip(log_std, _LOG_STD_MIN, _LOG_STD_MAX)
+    return squashed_gaussian.distribution(networks.actor.apply(actor, observation))
 
 
 def sample(
@@ -73,12 +68,7 @@ def sample(
     Returns:
       Actions [..., A] in (-1, 1) and log densities [...].
     """
-    mean, log_std = distribution(actor, observation, networks=networks)
-    latent = mean + jnp.exp(log_std) * noise
-    gaussian = -0.5 * jnp.square(noise) - log_std - 0.5 * np.log(2 * np.pi)
-    # Equals log(1 - tanh(u)^2), which cancels to log(0) at large |u|.
-    squashing = 2.0 * (np.log(2.0) - latent - jax.nn.softplus(-2.0 * latent))
-    return jnp.tanh(latent), (gaussian - squashing).sum(-1)
+    return squashed_gaussian.sample(networks.actor.apply(actor, observation), noise)
 
 
 def act(actor: Params, observation: jax.Array, *, networks: Networks) -> jax.Array:

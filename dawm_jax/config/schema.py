@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import ml_collections
 
 from dawm_jax.agents.base import AGENTS
+from dawm_jax.config.online import Online
 from dawm_jax.data import TIERS
 from dawm_jax.envs.recorded import parse_kwargs
 from dawm_jax.envs.tasks import find_task, task_name
@@ -183,6 +184,7 @@ class Config:
       rollout: generation while the agents learn.
       training: of the agents.
       evaluation: of the agents.
+      online: fine-tuning in the environment after the offline training.
       sections: settings of every registered agent, denoiser and method that has its own.
     """
 
@@ -276,6 +278,7 @@ class Config:
     rollout: Rollout = dataclasses.field(kw_only=True)
     training: Training = dataclasses.field(kw_only=True)
     evaluation: Evaluation = dataclasses.field(kw_only=True)
+    online: Online = dataclasses.field(kw_only=True)
     sections: Mapping[str, Any] = dataclasses.field(kw_only=True)
 
     def section(self, kind: type[T]) -> T:
@@ -294,6 +297,7 @@ class Config:
           UserError: settings that exclude each other, or `environment_kwargs` is no JSON object.
         """
         parse_kwargs(self.environment_kwargs)
+        self.online.check_copies(f"{name}.online", num_seeds=self.num_seeds)
         agent = AGENTS.get(self.agent)
         DENOISERS.get(self.world_model.denoiser)
         per_round = self.rollout.updates_per_round
@@ -339,6 +343,7 @@ _SHARED: dict[str, type[Section]] = {
     "rollout": Rollout,
     "training": Training,
     "evaluation": Evaluation,
+    "online": Online,
 }
 
 

@@ -1,5 +1,7 @@
 """The replay: a normalised dataset on the device, and what is gathered from it inside jit."""
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,13 @@ from dawm_jax.types import Condition, Normalizer, Returns, Transition, UserError
 TIMEOUT_VALUES = ("zero", "average")
 # Bounds an episode's weight in `weighted_starts` at e^5, 150 times that of the median return.
 _LARGEST_EXPONENT = 5.0
+
+
+class DrawSteps(Protocol):
+    """Draws steps of a replay."""
+
+    def draw(self, key: jax.Array, num: int) -> jax.Array:
+        """Steps drawn with replacement, [num] int32; `key` is consumed."""
 
 
 @struct.dataclass
@@ -49,13 +58,16 @@ class Replay:
       num_train: steps of the training episodes; the models never see the steps after them.
       starts: how the starts of generated windows are drawn; None: every training step is equally
         likely.
+      fitted: how the steps of the models' minibatches are drawn; None: every training step is
+        equally likely.
     """
 
     transitions: Transition
     episode_end: jax.Array
     return_to_go: jax.Array
     num_train: int = struct.field(pytree_node=False)
-    starts: WeightedStarts | None = None
+    starts: DrawSteps | None = None
+    fitted: DrawSteps | None = None
 
     def __len__(self) -> int:
         return self.episode_end.shape[0]
@@ -75,6 +87,12 @@ class Replay:
         if self.starts is None:
             return jax.random.randint(key, (num,), 0, self.num_train)
         return self.starts.draw(key, num)
+
+    def draw_fitted(self, key: jax.Array, num: int) -> jax.Array:
+        """Steps of a minibatch of the models, with replacement, [num]; `key` is consumed."""
+        if self.fitted is None:
+            return jax.random.randint(key, (num,), 0, self.num_train)
+        return self.fitted.draw(key, num)
 
 
 # --- building -----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def step(
     shard: ShardFn,
     mean: MeanFn,
 ) -> tuple[TrainState, Metrics]:
-    """One gradient step on transitions drawn uniformly from the training rows.
+    """One gradient step on transitions drawn from the training rows.
 
     Args:
       state: training state of the model.
@@ -51,7 +51,7 @@ def step(
     Returns:
       The next state, and the metrics of `loss`.
     """
-    rows = jax.random.randint(key, (settings.batch_size,), 0, replay.num_train)
+    rows = replay.draw_fitted(key, settings.batch_size)
     batch = replays.gather_transitions(replay, shard(rows))
     return optim.fit_step(
         state,

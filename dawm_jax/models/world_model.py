@@ -187,7 +187,7 @@ class DiffusionWorldModel:
         """See `Trainable`."""
         size = self.settings.batch_size
         key_starts, key_draws = jax.random.split(key)
-        starts = jax.random.randint(key_starts, (size,), 0, replay.num_train)
+        starts = replay.draw_fitted(key_starts, size)
         starts, draws = shard((starts, self.draw(key_draws, size)))
         window = replays.gather_windows(replay, starts, horizon=self.horizon)
         return optim.fit_step(

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -155,6 +156,36 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], dataset: "DatasetRec
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
     provenance.write_atomically(workdir / _CONFIG, _sealed(config, _CONFIG_DIGEST))
+
+
+def copy_trained(source: pathlib.Path, target: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Copies what a run trained and recorded into a new folder of another configuration.
+
+    The folder appears whole or not at all. Results are not copied: the new run writes its own.
+
+    Args:
+      source: folder of the run.
+      target: the new folder; it is absent or empty.
+      config: of the new run, whose trained stages are those of the old one.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source / "checkpoints", part / "checkpoints")
+        for name in ("metrics.jsonl", _DATASET):
+            if (source / name).is_file():
+                shutil.copy(source / name, part / name)
+        write_config(part, config)
+        if target.is_dir():
+            target.rmdir()
+        part.replace(target)
+    except OSError as error:
+        raise UserError(
+            f"{target} cannot be written ({first_line(error)}); choose another"
+        ) from error
 
 
 # --- the data of the run ------------------------------------------------------------------

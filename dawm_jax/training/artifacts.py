@@ -6,7 +6,7 @@ import logging
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -102,6 +102,8 @@ def finish(
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
+    if config.online.steps:
+        results["online"] = _online(parts, log, summary, offline=results["final"])
     _write_returns(workdir / "returns.npz", returns)
     plot_curves(workdir / "curves.png", log, results)
     sealed = {**results, _DIGEST: provenance.digest(results, _DIGEST)}
@@ -118,15 +120,19 @@ def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
     _log.info("results, curves and checkpoints are in %s", workdir)
 
 
-def _evaluations(log: MetricsFile) -> list[dict[str, Any]]:
+def _evaluations(
+    log: MetricsFile, stages: tuple[str, ...] = ("agent", "planner")
+) -> list[dict[str, Any]]:
     """What is recorded of evaluations of agents or plans, of which a run has one kind."""
-    return [*log.lines("agent", "assess"), *log.lines("planner", "assess")]
+    return [entry for stage in stages for entry in log.lines(stage, "assess")]
 
 
-def _returns(log: MetricsFile) -> dict[int, np.ndarray]:
-    """Returns [seeds, episodes] of every evaluation, by its update."""
+def _returns(
+    log: MetricsFile, stages: tuple[str, ...] = ("agent", "planner")
+) -> dict[int, np.ndarray]:
+    """Returns [seeds, episodes] of every evaluation, by its update or environment step."""
     found: dict[int, np.ndarray] = {}
-    for entry in _evaluations(log):
+    for entry in _evaluations(log, stages):
         try:
             returns = np.asarray(entry.get("returns"), np.float64)
         except (TypeError, ValueError):  # neither numbers nor rows of equal length
@@ -139,7 +145,8 @@ def _returns(log: MetricsFile) -> dict[int, np.ndarray]:
 
 
 def _evaluation_seconds(log: MetricsFile) -> float:
-    return sum(entry.get("seconds", 0.0) for entry in _evaluations(log))
+    entries = _evaluations(log, ("agent", "planner", "online"))
+    return sum(entry.get("seconds", 0.0) for entry in entries)
 
 
 def _write_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> None:
@@ -298,7 +305,16 @@ def headline(results: Mapping[str, Any]) -> str:
         stage["seconds"] + stage["compile_seconds"] for stage in results["stages"].values()
     )
     seconds += results["evaluation_seconds"]
-    return text + f"return {final['return_mean']:.0f}, in {format_seconds(seconds)}"
+    text += f"return {final['return_mean']:.0f}, in {format_seconds(seconds)}"
+    if "online" not in results:
+        return text
+    online = results["online"]
+    name = "score" if "score_mean" in online["final"] else "return"
+    return (
+        f"{text}; after {online['curve'][-1]['step']:,} environment steps {name} "
+        f"{online['final'][f'{name}_mean']:.1f}, on average over the steps "
+        f"{online['area'][f'{name}_mean']:.1f}"
+    )
 
 
 def _source(results: Mapping[str, Any]) -> str:
@@ -338,6 +354,58 @@ def _check_values(log: MetricsFile, smallest: float, largest: float) -> dict[str
             largest,
         )
     return {"q_mean": q_mean, "largest_return_to_go": largest}
+
+
+class Summary(Protocol):
+    """What results.json says of an evaluation."""
+
+    def __call__(self, returns: np.ndarray, /) -> dict[str, Any]:
+        """Returns [seeds, episodes] -> scores by seed, their mean and interval."""
+
+
+def _online(
+    parts: Setup, log: MetricsFile, summary: Summary, *, offline: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The learning curve over environment steps, which begins with the offline agents.
+
+    Raises:
+      UserError: metrics.jsonl has no last evaluation of the fine-tuning.
+    """
+    settings, returns = parts.config.online, _returns(log, ("online",))
+    if settings.steps not in returns:
+        raise UserError(
+            f"metrics.jsonl: expected an evaluation at online step {settings.steps}, got none with "
+            "finite returns; run the same command again"
+        )
+    curve = [{"step": 0, **offline}]
+    curve += [{"step": step, **summary(values)} for step, values in returns.items()]
+    trained = _stages(log)["online"]
+    seconds = trained["seconds"]
+    return {
+        "settings": schema.to_dict(parts.config)["online"],
+        "curve": curve,
+        "final": summary(returns[settings.steps]),
+        "area": _area(curve),
+        "updates": (settings.steps - settings.envs) * settings.updates_per_step,
+        "seconds_per_step": seconds / settings.steps,
+    }
+
+
+def _area(curve: list[dict[str, Any]]) -> dict[str, Any]:
+    """The mean height of a learning curve over its steps, by the trapezoidal rule.
+
+    Args:
+      curve: points with "step", "return_per_seed" and, where there are scores, "score_per_seed".
+    """
+    steps = np.asarray([point["step"] for point in curve], np.float64)
+    found: dict[str, Any] = {}
+    for name in ("return", "score"):
+        if f"{name}_per_seed" in curve[0]:
+            values = np.asarray([point[f"{name}_per_seed"] for point in curve])
+            per_seed = np.trapezoid(values, steps, axis=0) / (steps[-1] - steps[0])
+            found[f"{name}_per_seed"] = per_seed.tolist()
+            found[f"{name}_mean"] = float(per_seed.mean())
+    return found
 
 
 def _summary(
@@ -394,8 +462,13 @@ def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    models = [stage for stage in results["stages"] if stage != "agent"]
-    panels: list[Callable[[Any], None]] = [functools.partial(_plot_scores, results=results)]
+    models = [stage for stage in results["stages"] if stage not in ("agent", "online")]
+    panels: list[Callable[[Any], None]] = [
+        functools.partial(_plot_scores, results=results, curve=results["curve"], unit="update")
+    ]
+    if "online" in results:
+        curve = results["online"]["curve"]
+        panels.append(functools.partial(_plot_scores, results=results, curve=curve, unit="step"))
     panels += [functools.partial(_plot_loss, log=log, stage=stage) for stage in models]
     if "agent" in results["stages"]:
         panels.append(functools.partial(_plot_metric, log=log, results=results))
@@ -415,17 +488,19 @@ def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]
     plt.close(figure)
 
 
-def _plot_scores(axis: Any, results: Mapping[str, Any]) -> None:
+def _plot_scores(
+    axis: Any, results: Mapping[str, Any], curve: list[dict[str, Any]], unit: str
+) -> None:
     """Every seed's score, or return without a score, and the mean over seeds."""
-    curve = results["curve"]
     scored = "score_mean" in curve[0]
     field, name = ("score", "normalised score") if scored else ("return", "return")
-    steps = [point["update"] for point in curve]
+    steps = [point[unit] for point in curve]
     per_seed = np.asarray([point[f"{field}_per_seed"] for point in curve])
     axis.plot(steps, per_seed, color="tab:blue", alpha=0.3, linewidth=1)
     axis.plot(steps, per_seed.mean(axis=1), color="tab:blue", marker="o")
     title = f"{results['agent_label']}: {name}, seeds and mean"
-    axis.set(title=title, xlabel="updates", ylabel=name)
+    xlabel = "updates" if unit == "update" else "environment steps"
+    axis.set(title=title, xlabel=xlabel, ylabel=name)
 
 
 def _plot_loss(axis: Any, log: MetricsFile, stage: str) -> None:

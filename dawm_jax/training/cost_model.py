@@ -120,11 +120,15 @@ def stages(
         models = {name: state.average for name, state in states.items()}
     if parts.planner is not None:
         yield _planning(parts.config, parts.planner, models, replay)
-    elif parts.training is not None and done.get("agent", 0) < parts.config.training.updates:
+        return
+    assert parts.training is not None
+    if done.get("agent", 0) < parts.config.training.updates:
         first = done.get("agent", 0)
         if parts.training.method is not None:
             yield from _generation(parts.config, parts.training, models, replay, first)
         yield _updates(parts.config, parts.training, models, replay, first)
+    if done.get("online", 0) < parts.config.online.steps:
+        yield _fine_tuning(parts.config, parts.training, models, replay, done.get("online", 0))
 
 
 def _left(total: int, done: int) -> str:
@@ -194,14 +198,7 @@ def _updates(
     done: int,
 ) -> StageCost:
     """The updates of the agents after `done` of them; `_generation` counts generated rows."""
-    key = jax.random.key(0)
-    run, inputs = jax.eval_shape(training.init, key), Inputs(models, replay)
-    batches = jax.eval_shape(training.draw_batches, key, run, inputs)
-
-    def update(agent: Any, batches: Rows) -> Any:
-        return training.agent.update(agent, batches, jax.random.key(0))
-
-    cost = _cost(update, run.agent, batches)
+    cost = _update_cost(training, models, replay)
     left = _left(config.training.updates, done)
     updates = f"{left} updates of {config.training.batch_size}"
     return StageCost(
@@ -211,6 +208,42 @@ def _updates(
         seeds=config.num_seeds,
         shared=False,
     )
+
+
+def _fine_tuning(
+    config: Config,
+    training: AgentTraining,
+    models: ModelParams | None,
+    replay: Replay,
+    done: int,
+) -> StageCost:
+    """The updates of a fine-tuning after `done` environment steps, without steps and refits."""
+    online = config.online
+    text = (
+        f"fine-tuning, {config.num_seeds} seed(s) x {_left(online.steps, done)} environment steps "
+        f"with {online.updates_per_step} updates each"
+    )
+    return StageCost(
+        text,
+        (online.steps - done) * online.updates_per_step // training.agent.batches_per_update,
+        *_update_cost(training, models, replay),
+        seeds=config.num_seeds,
+        shared=False,
+    )
+
+
+def _update_cost(
+    training: AgentTraining, models: ModelParams | None, replay: Replay
+) -> tuple[float, int]:
+    """FLOPs and operations of one call of the agent's update."""
+    key = jax.random.key(0)
+    run, inputs = jax.eval_shape(training.init, key), Inputs(models, replay)
+    batches = jax.eval_shape(training.draw_batches, key, run, inputs)
+
+    def update(agent: Any, batches: Rows) -> Any:
+        return training.agent.update(agent, batches, jax.random.key(0))
+
+    return _cost(update, run.agent, batches)
 
 
 def _planning(

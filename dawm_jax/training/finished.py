@@ -75,7 +75,10 @@ def last_steps(config: Config) -> dict[str, int]:
     sections: Mapping[str, Any] = {**vars(config), **config.sections}
     trained = method.sections if method.trains_models(config) else {}
     steps = {stage: int(sections[name].steps) for stage, name in trained.items()}
-    return steps if method.plans else {**steps, "agent": config.training.updates}
+    if method.plans:
+        return steps
+    steps["agent"] = config.training.updates
+    return {**steps, "online": config.online.steps} if config.online.steps else steps
 
 
 def _what_lacks(config: Config, workdir: pathlib.Path) -> str | None:

@@ -24,7 +24,16 @@ from dawm_jax.methods import synthetic
 from dawm_jax.methods.base import Generated, GeneratingMethod, PolicyMethod, Supply
 from dawm_jax.models.base import ShardFn, keep
 from dawm_jax.models.optim import scan_steps
-from dawm_jax.types import Condition, Expansion, Metrics, ModelParams, PolicyFn, Returns, Rows
+from dawm_jax.types import (
+    Condition,
+    Expansion,
+    Metrics,
+    ModelParams,
+    PolicyFn,
+    Returns,
+    Rows,
+    Transition,
+)
 
 # A piece of a sweep has as many whole rounds' windows as fit into this number, and at least one
 # round's. Between pieces there are no updates, so that a piece may have more windows than a round.
@@ -261,10 +270,10 @@ class AgentTraining:
         if num_real:
             shape = (num_batches, num_real)
             rows = jax.random.randint(key_real, shape, 0, len(inputs.replay))
-            parts.append(self._gather(inputs.replay, rows))
+            parts.append(self.gather(inputs.replay, rows))
         if num_real < self.batch_size:
             shape = (num_batches, self.batch_size - num_real)
-            parts.append(self._draw_synthetic(key_synthetic, run, inputs, shape))
+            parts.append(self.draw_synthetic(key_synthetic, run, inputs, shape))
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
 
     def expand_afresh(self, key: jax.Array, agent: Any, inputs: Inputs, *, num: int) -> Rows:
@@ -280,18 +289,22 @@ class AgentTraining:
         method = self.generator(functools.partial(self.agent.act, agent))
         return generate_from_replay(method, inputs.models, key, inputs.replay, num_windows=num).rows
 
-    def _gather(self, replay: Replay, rows: jax.Array) -> Rows:
-        """Real rows of the type of the synthetic ones."""
+    def gather(self, replay: Replay, rows: jax.Array) -> Rows:
+        """Real rows of the type of the synthetic ones, at indices of any shape."""
         if self.returns is not None:
             return replaying.gather_returns(
                 replay, rows, self.returns, next_action=self.next_action
             )
         real = replaying.gather_transitions(replay, rows, next_action=self.next_action)
+        return self.as_rows(real)
+
+    def as_rows(self, real: Transition) -> Rows:
+        """Real transitions as the type of row that the agent learns from."""
         if isinstance(self.row, Expansion):
             return synthetic.real_expansions(real, horizon=self.row.reward.shape[0])
         return real
 
-    def _draw_synthetic(
+    def draw_synthetic(
         self, key: jax.Array, run: AgentRun, inputs: Inputs, shape: tuple[int, int]
     ) -> Rows:
         """Synthetic rows [*shape, ...], from the buffer or generated for this call."""

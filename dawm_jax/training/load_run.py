@@ -27,7 +27,7 @@ from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.runtime import backend, loop, paths, run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
 from dawm_jax.runtime.run_folder import DatasetRecord
-from dawm_jax.training import finished, fused, setup
+from dawm_jax.training import finished, fused, setup, train
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import Condition, ModelParams, Normalizer, Transition, UserError
 
@@ -56,7 +56,8 @@ class LoadedRun:
       normalizer: of its training data.
       policies: agents of all seeds, leading axis seeds; None for a method that plans, whose
         seeds are the keys of its plans.
-      models: averaged parameters of the method's models; None for a run on real data only.
+      models: averaged parameters of the method's models, as they were before a fine-tuning; None
+        for a run on real data only.
       setup: what the run computed with.
       dataset: the run's data, where they were given as arrays; None: `config.dataset` is loaded.
       workdir: the run's folder; None: nothing is known of its data but their statistics.
@@ -287,6 +288,33 @@ class LoadedRun:
         record = DatasetRecord(self.config.dataset, dataset.digest, describe(dataset))
         return run_folder.check_dataset(self.workdir, record)
 
+    def finetune(self, workdir: str | pathlib.Path, **changes: Any) -> "LoadedRun":
+        """The run after a fine-tuning of its agents in their environment.
+
+        The offline stages are copied from this run's folder into `workdir`, and the same call on
+        the same folder resumes.
+
+        Args:
+          workdir: folder of the new run, made when absent.
+          changes: settings of `config.online`, such as steps=50_000.
+
+        Raises:
+          UserError: this run has no folder or was fine-tuned already, an unknown setting, or what
+            `training.train.run` refuses.
+        """
+        target = paths.expand(str(workdir), "workdir")
+        if self.workdir is None or self.config.online.steps:
+            reason = "it has no folder" if self.workdir is None else "it was fine-tuned already"
+            raise UserError(f"finetune: expected a run that was trained offline, but {reason}")
+        dotted = {f"online.{name}": value for name, value in changes.items()}
+        config = schema.replace(self.config, dotted)
+        if not config.online.steps:
+            raise UserError("finetune: expected steps=N, the environment steps of each seed")
+        if not target.exists() or not any(target.iterdir()):
+            run_folder.copy_trained(self.workdir, target, schema.to_dict(config))
+        train.run(config, target, self.dataset)
+        return load_run(target, self.dataset)
+
     def with_rollout(self, **changes: Any) -> "LoadedRun":
         """The same run with other settings of `config.rollout`, such as guidance=2.0.
 
@@ -411,8 +439,12 @@ def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None)
             }
         if parts.training is not None:
             keys = jax.random.split(key, config.num_seeds)
-            shapes = jax.eval_shape(jax.vmap(parts.training.agent.init), keys)
-            policies = _restore(stages["agent"], {"agent": shapes}, normalizer)["agent"]
+            shapes = {"agent": jax.eval_shape(jax.vmap(parts.training.agent.init), keys)}
+            if "online" in stages:
+                found = _restore(stages["online"], {"learner": shapes}, normalizer)["learner"]
+            else:
+                found = _restore(stages["agent"], shapes, normalizer)
+            policies = found["agent"]
     return LoadedRun(
         config=config,
         normalizer=normalizer,

@@ -5,7 +5,7 @@ import logging
 import time
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +51,18 @@ def stream_key(key: jax.Array, stage: str) -> jax.Array:
     return jax.random.fold_in(key, number)
 
 
+def fitted_sections(method: MethodSpec) -> tuple[str, ...]:
+    """Names of the sections that fit the method's models, each once."""
+    return tuple(dict.fromkeys(method.sections.values()))
+
+
 def shared_batch_sizes(config: Config, method: MethodSpec) -> dict[str, int]:
     """Setting -> size of every batch that the devices of a run share."""
     if not method.trains_models(config):
         return {}
     sections: Mapping[str, Any] = {**vars(config), **config.sections}
     sizes = {
-        f"config.{name}.batch_size": sections[name].batch_size
-        for name in dict.fromkeys(method.sections.values())
+        f"config.{name}.batch_size": sections[name].batch_size for name in fitted_sections(method)
     }
     if not method.plans and config.rollout.expand != "minibatch":
         sizes["config.rollout.windows_per_round"] = config.rollout.windows_per_round
@@ -222,7 +226,9 @@ def train_agents(
         total_steps=config.training.updates,
         chunk_steps=config.training.log_updates,
         checkpoint_steps=config.training.checkpoint_updates,
-        assess=_evaluator(parts, placement, session.stop),
+        assess=evaluator(
+            parts, placement, session.stop, total=config.training.updates, unit="update"
+        ),
         assess_steps=config.evaluation.interval,
         prepare=fill,
     )
@@ -314,20 +320,37 @@ def seed_keys(key: jax.Array, num_seeds: int) -> list[jax.Array]:
     return [jax.vmap(jax.random.fold_in, (0, None))(seeds, stream) for stream in range(3)]
 
 
-def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Assess[AgentRun]:
+class HasAgent(Protocol):
+    """The state of a stage that trains agents."""
+
+    @property
+    def agent(self) -> Any:
+        """States of all seeds' agents, leading axis seeds."""
+
+
+def evaluator(
+    parts: Setup, placement: Placement, stop: StopFlag, *, total: int, unit: str
+) -> loop.Assess[HasAgent]:
     """What evaluates all seeds' agents; raises Interrupted if `stop` is set meanwhile.
 
     Process 0 plays all episodes on all cores of its host while the other processes wait. This
     takes a small share of a run, and the returns do not depend on the number of processes. A
     signal to any of them stops all.
+
+    Args:
+      parts: what the run computes with.
+      placement: how seeds are spread.
+      stop: of the run.
+      total: last step of the stage, whose evaluation plays `config.evaluation.final_episodes`.
+      unit: name of a step, for the log.
     """
     config = parts.config
     act = jax.jit(jax.vmap(parts.act))
 
-    def evaluate(run: AgentRun, update: int, /) -> dict[str, Any]:
+    def evaluate(run: HasAgent, step: int, /) -> dict[str, Any]:
         agents = sharding.local_copy(placement.replicate(run.agent))
         section = config.evaluation
-        last = update == config.training.updates
+        last = step == total
 
         def play() -> np.ndarray:
             return rollouts.run_episodes(
@@ -336,7 +359,7 @@ def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Asses
                 seeds=rollouts.reset_seeds(
                     section.seed,
                     config.seed,
-                    update,
+                    step,
                     num_policies=config.num_seeds,
                     num_episodes=section.final_episodes if last else section.episodes,
                 ),
@@ -349,7 +372,7 @@ def _evaluator(parts: Setup, placement: Placement, stop: StopFlag) -> loop.Asses
         if returns is None:
             return {}
         return artifacts.evaluation_entry(
-            config.environment, returns, f"update {update}", parts.references
+            config.environment, returns, f"{unit} {step}", parts.references
         )
 
     return evaluate

@@ -1,6 +1,6 @@
 """The whole training, read from top to bottom.
 
-settings -> data -> models of the method -> agents on what they generate -> results
+settings -> data -> models of the method -> agents on what they generate -> online -> results
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from dawm_jax.methods import base as methods
 from dawm_jax.runtime import distributed, loop, run_folder, sharding, stopping
 from dawm_jax.runtime.metrics import MetricsFile, Writer, check_writers, make_writers
 from dawm_jax.runtime.run_folder import DatasetRecord
-from dawm_jax.training import artifacts, cost_model, finished, setup, sharing, stages
+from dawm_jax.training import artifacts, cost_model, finished, online, setup, sharing, stages
 from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def run(
 
         # --- what can be refused without the data ---
         setup.check(config)
+        online.check(config, method)
         placement = sharding.place(
             config.parallel,
             num_seeds=config.num_seeds,
@@ -135,7 +136,9 @@ def run(
         if parts.planner is not None:
             stages.evaluate_plans(parts, models, key, session)
         else:
-            stages.train_agents(parts, models, replay, placement, key, session)
+            trained = stages.train_agents(parts, models, replay, placement, key, session)
+            if config.online.steps:
+                online.fine_tune(parts, trained, models, replay, placement, key, session)
 
         # --- results ---
         if not distributed.is_first():

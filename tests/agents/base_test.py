@@ -1,11 +1,13 @@
 """What every registered agent must do, whatever its algorithm."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dawm_jax.agents.base import AGENTS, AgentTask
+from dawm_jax.agents.base import AGENTS, AgentTask, Loosens
 from dawm_jax.runtime import settings
 from dawm_jax.types import Expansion, Transition, UserError
 
@@ -45,7 +47,7 @@ def make_batches(spec, rows, num_batches):
 
 
 def test_agents_that_ship_with_the_package():
-    assert AGENTS.names() == ["bc", "iql", "rebrac", "td3_bc"]
+    assert AGENTS.names() == ["bc", "iql", "rebrac", "rlpd", "td3_bc"]
 
 
 def test_unknown_agent():
@@ -83,7 +85,8 @@ def test_act_keeps_leading_axes(name):
 @pytest.mark.parametrize("name", AGENTS.names())
 def test_spec_knows_the_minibatches_of_an_update(name):
     spec = AGENTS.get(name)
-    built = settings.build(spec.settings, settings.defaults(spec.settings), name="config.agent")
+    values = settings.defaults(spec.settings, "smoke")
+    built = settings.build(spec.settings, values, name="config.agent")
     assert spec.batches_per_update(built) == make_agent(spec, Transition).batches_per_update
 
 
@@ -106,6 +109,9 @@ def test_spec_knows_the_minibatches_of_an_update(name):
         ("iql", "beta", -0.1),
         ("iql", "max_weight", 0.0),
         ("iql", "return_lambda", -0.1),
+        ("rlpd", "critics", 0),
+        ("rlpd", "target_critics", 0),
+        ("rlpd", "policy_delay", 0),
         ("bc", "learning_rate", 0.0),
         ("bc", "hidden", (16, 0)),
     ],
@@ -115,6 +121,47 @@ def test_values_out_of_range(name, field, value):
     values = {**settings.defaults(section), field: value}
     with pytest.raises(UserError, match=rf"^config\.{name}\.{field}: expected .*, got "):
         settings.build(section, values, name=f"config.{name}")
+
+
+@pytest.mark.parametrize("name", AGENTS.names())
+def test_spec_names_the_policys_part_of_a_state(name):
+    """What acts follows from these fields alone."""
+    spec = AGENTS.get(name)
+    agent = make_agent(spec, Transition)
+    state, other = agent.init(jax.random.key(0)), agent.init(jax.random.key(1))
+    mixed = dataclasses.replace(other, **{field: getattr(state, field) for field in spec.policy})
+    observation = jnp.ones((3, S))
+    chex.assert_trees_all_equal(agent.act(mixed, observation), agent.act(state, observation))
+
+
+# Agents whose pull can weaken, and the settings that a pull of 0.25 stands for.
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("td3_bc", {"alpha": 2.5 / 0.25}),
+        ("iql", {"beta": 3.0 / 0.25}),
+        ("rebrac", {"actor_penalty": 0.01 * 0.25, "critic_penalty": 0.01 * 0.25}),
+    ],
+)
+def test_a_weaker_pull_is_another_weight(name, changes):
+    spec = AGENTS.get(name)
+    agent = make_agent(spec, Transition)
+    assert isinstance(agent, Loosens)
+    changed = dataclasses.replace(agent, settings=dataclasses.replace(agent.settings, **changes))
+    batches = make_batches(spec, Transition, agent.batches_per_update)
+    batches = batches._replace(action=0.5 * jnp.ones_like(batches.action))
+    state, key = agent.init(jax.random.key(0)), jax.random.key(1)
+
+    def loosened(state, batches, key, pull):
+        return agent.loosened(pull).update(state, batches, key)
+
+    found = jax.jit(loosened)(state, batches, key, jnp.float32(0.25))
+    chex.assert_trees_all_close(found, jax.jit(changed.update)(state, batches, key), rtol=1e-4)
+
+
+def test_agents_without_a_pull_have_none():
+    for name in ("bc", "rlpd"):
+        assert not isinstance(make_agent(AGENTS.get(name), Transition), Loosens)
 
 
 def test_agents_are_hashable():

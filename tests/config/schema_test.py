@@ -131,10 +131,18 @@ def test_a_list_becomes_a_tuple():
 # --- settings that depend on each other ---------------------------------------------------
 
 
+_EVERY_1000 = {
+    f"online.{name}": 1_000 for name in ("refit_every", "evaluation_interval", "log_steps")
+}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"agent": "sac"}, r"config\.agent: expected one of bc, iql, rebrac, td3_bc, got 'sac'"),
+        (
+            {"agent": "sac"},
+            r"config\.agent: expected one of bc, iql, rebrac, rlpd, td3_bc, got 'sac'",
+        ),
         ({"world_model.denoiser": "mlp"}, r"config\.world_model\.denoiser: expected one of"),
         (
             {"rollout.updates_per_round": 5},
@@ -157,6 +165,31 @@ def test_a_list_becomes_a_tuple():
         ({"unet.dim": 12}, r"config\.unet\.dim: expected a multiple of the 8 groups, got 12"),
         ({"unet.dim": 5, "unet.groups": 5}, r"config\.unet\.dim: expected an even number, got 5"),
         ({"unet.kernel_size": 4}, r"config\.unet\.kernel_size: expected an odd number, got 4"),
+        ({"rlpd.target_critics": 11}, r"config\.rlpd\.target_critics: expected at most"),
+        (
+            {"online.steps": 10_000, "online.offline_fraction": 0.5},
+            r"config\.online: expected .* to be 1, got 0\.5 \+ 0\.5 \+ 0\.25 = 1\.25",
+        ),
+        (
+            {"online.steps": 10_005},
+            r"config\.online\.steps: expected a multiple of config\.online\.envs \(4\)",
+        ),
+        (
+            {"online.steps": 10_000, "online.refit_every": 55},
+            r"config\.online\.refit_every: expected a multiple of config\.online\.envs",
+        ),
+        (
+            {"online.steps": 40},
+            r"config\.online\.warm_up: expected less than config\.online\.steps \(40\), .* got 40",
+        ),
+        (
+            {"online.steps": 10_000, "online.buffer_capacity": 3},
+            r"config\.online\.buffer_capacity: expected room for one step of all 4",
+        ),
+        (
+            {"online.steps": 10_000, "online.envs": 250, "num_seeds": 5} | _EVERY_1000,
+            r"config\.online\.envs: expected at most 204 with 5 seeds",
+        ),
         ({"environment_kwargs": "[1]"}, r"config\.environment_kwargs: expected a JSON object"),
         ({"environment_kwargs": "gravity=1"}, r"environment_kwargs: expected a JSON object such"),
     ],
@@ -165,6 +198,10 @@ def test_settings_that_exclude_each_other(changes, message):
     with pytest.raises(UserError, match=message) as error:
         default_config(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_a_fine_tuning_that_is_off_is_not_checked():
+    default_config(**{"online.offline_fraction": 0.9, "online.refit_every": 55})
 
 
 def test_keyword_arguments_of_the_environment_are_json():
