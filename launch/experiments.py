@@ -2,7 +2,8 @@
 
 python launch/experiments.py FOLDER --dry_run           prints the commands that are left
 python launch/experiments.py FOLDER                     one training after another
-python launch/experiments.py FOLDER --jobs=2            two at a time, each on half of the CPUs
+python launch/experiments.py FOLDER --jobs=2            two at a time, each on half of the CPUs; they
+                                                        share a GPU
 python launch/experiments.py FOLDER --gpus=0,1          one at a time on each GPU
 python launch/experiments.py FOLDER --parts=main,few    some parts of the protocol
 

@@ -40,6 +40,7 @@ from _command import ROOT, Parser
 from _done import is_done
 
 _POLL_SECONDS = 0.2
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 MAX_JOBS = 1_000
 # A value of CUDA_VISIBLE_DEVICES for one GPU.
 _GPU = re.compile(r"\d{1,3}|(GPU|MIG)-[\w/-]+", re.ASCII)
@@ -187,8 +188,7 @@ def run_here(runs: list[Run], free: list[Slot]) -> int:
         for process in list(running):
             process.send_signal(signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, stop)
+    before = {number: signal.signal(number, stop) for number in _SIGNALS}
     while not stopped or running:
         ready = [run for run in waiting if run.is_ready]
         while ready and free and not stopped:
@@ -204,6 +204,8 @@ def run_here(runs: list[Run], free: list[Slot]) -> int:
             ended = "stopped" if stopped else "failed, see log.txt"
             print(f"{run.folder}: {'done' if process.returncode == 0 else ended}", flush=True)
         time.sleep(_POLL_SECONDS)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     if not stopped:
         for run in waiting:
             print(f"{run.folder}: not started, it needs {run.after}, which is not done")
@@ -212,7 +214,12 @@ def run_here(runs: list[Run], free: list[Slot]) -> int:
 
 def _start(run: Run, slot: Slot) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": slot.gpu} if slot.gpu else None
+    environment = dict(os.environ)
+    if slot.gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    if slot.cpus is not None:
+        # A GPU is shared too: JAX would reserve three quarters of its memory for each training.
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     print(shlex.join(command(run)), flush=True)
     with (run.folder / "log.txt").open("a") as log:
         process = subprocess.Popen(

@@ -547,17 +547,21 @@ def test_a_sweep_is_submitted_as_one_array(tmp_path, sweep, stand_in, calls):
 
 @pytest.fixture
 def _own_handlers():
-    """Puts back the signal handlers that `run_here` replaces."""
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    """`run_here` puts back the signal handlers that it replaces."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
     yield
-    for number, handler in handlers.items():
+    after = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
         signal.signal(number, handler)
+    assert after == before
 
 
 _TRAINING = """
 import json, os, pathlib, sys, zipfile
 folder = pathlib.Path(sys.argv[-1].removeprefix("--workdir="))
 (folder / "gpu").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+(folder / "preallocate").write_text(os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", ""))
 if folder.name == "hopper-smoke-seed=1":
     sys.exit(1)
 point = {"score_mean": 1.0, "return_mean": 1.0}
@@ -580,6 +584,7 @@ def test_a_local_sweep_gives_each_training_a_gpu_and_reports_failures(tmp_path, 
     assert module.run_here(runs, module.slots(jobs=1, gpus=["3", "5"])) == 1
     used = [(run.folder / "gpu").read_text() for run in runs]
     assert set(used) == {"3", "5"}
+    assert {(run.folder / "preallocate").read_text() for run in runs} == {""}
     assert [run.is_done for run in runs] == [True, False, True, True]
 
 
@@ -605,8 +610,11 @@ def test_a_run_waits_for_the_run_whose_models_it_copies(tmp_path, sweep, monkeyp
         )
         for run in (first, fails)
     ]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: None, raising=False)
     failed = module.run_here([*behind, first, fails], module.slots(jobs=2, gpus=[]))
     assert failed == 2  # one failed, one did not start
+    assert (first.folder / "preallocate").read_text() == "false"  # a GPU would be shared
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"{behind[1].folder}: not started, it needs {fails.folder}, which is not done"
     assert [run.is_done for run in (first, fails, *behind)] == [True, False, True, False]
