@@ -7,10 +7,11 @@ python launch/experiments.py FOLDER --gpus=0,1          one at a time on each GP
 python launch/experiments.py FOLDER --parts=main,few    some parts of the protocol
 
 With --jobs, trainings share a GPU. Every run is a folder PART/NAME below FOLDER; docs/protocol.md
-says what the parts are. Runs that are done are skipped. Models that several runs train alike are trained once and copied: a run that
-copies models starts after the run that trains them, which for some runs of the parts rivals and
-studies is one of the part main. The command ends with reports of the runs that are done: of each
-part in PART/report, and of the part main also in report-developed-on and report-untouched.
+says what the parts are. Runs that are done are skipped. Models that several runs train alike are
+trained once and copied: a run that copies models starts after the run that trains them, which for
+some runs of the parts rivals and studies is one of the part main. The command ends with reports of
+the runs that are done: of each part in PART/report, and of the part main also in
+report-developed-on and report-untouched.
 """
 
 import dataclasses
