@@ -2,16 +2,16 @@
 
 python launch/experiments.py FOLDER --dry_run           prints the commands that are left
 python launch/experiments.py FOLDER                     one training after another
-python launch/experiments.py FOLDER --jobs=2            two at a time, each on half of the CPUs; they
-                                                        share a GPU
+python launch/experiments.py FOLDER --jobs=2            two at a time, on half of the CPUs each
 python launch/experiments.py FOLDER --gpus=0,1          one at a time on each GPU
 python launch/experiments.py FOLDER --parts=main,few    some parts of the protocol
 
-Every run is a folder PART/NAME below FOLDER; docs/protocol.md says what the parts are. Runs that
-are done are skipped. Models that several runs train alike are trained once and copied: a run that
-copies models starts after the run that trains them, which for some runs of the parts rivals and
-studies is one of the part main. The command ends with reports of the runs that are done: of each
-part in PART/report, and of the part main also in report-developed-on and report-untouched.
+With --jobs, trainings share a GPU. Every run is a folder PART/NAME below FOLDER; docs/protocol.md
+says what the parts are. Runs that are done are skipped. Models that several runs train alike are
+trained once and copied: a run that copies models starts after the run that trains them, which for
+some runs of the parts rivals and studies is one of the part main. The command ends with reports of
+the runs that are done: of each part in PART/report, and of the part main also in
+report-developed-on and report-untouched.
 """
 
 import dataclasses
