@@ -108,6 +108,37 @@ def gains() -> str:
     return table(["gain of the average", "against", *sets], rows)
 
 
+def volume() -> str:
+    """Volumes of generated transitions and steps of returns, beside the protocol's rows."""
+    folders = [
+        _PROTOCOL / part / f"{task.replace('/', '-')}-{row}"
+        for task in experiments.DEVELOPED_ON
+        for part, row in (
+            ("main", "dawm-td3_bc"),
+            ("main", "dwm-td3_bc"),
+            ("main", "real-td3_bc"),
+            ("main", "dawm-iql"),
+            ("main", "dwm-iql"),
+            ("main", "real-iql"),
+            ("rivals", "dawm-alone-td3_bc"),
+        )
+    ]
+    found = runs.load([*folders, *sorted((_RESULTS / "studies" / "volume").iterdir())])
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for (task, _, _), members in runs.pooled(found).items():
+        (result,) = runs.group(members)
+        settings = members[0].settings
+        generated = settings.get("prefill_transitions", "")
+        row = members[0].label, f"{generated:,}" if generated else "", members[0].device
+        cells.setdefault(row, {})[task] = _last_score(result)
+    tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
+    header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
+    rows = [
+        [*row, *(found.get(task, "") for task in tasks)] for row, found in sorted(cells.items())
+    ]
+    return table(header, rows)
+
+
 def _task(result: MethodResult) -> str:
     """Name of a task of the protocol, as in "hopper medium-replay"."""
     _, name, tier = result.task.split("/")
@@ -573,6 +604,7 @@ BLOCKS = (
     Block("docs/choices.md", "cpu-devices", cpu_devices),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
+    Block("docs/choices.md", "volume", volume),
     Block("docs/configuration.md", "configuration", help.table),
     Block("README.md", "results", headline),
     Block("README.md", "gains", gains),
