@@ -128,8 +128,11 @@ def volume() -> str:
     for (task, _, _), members in runs.pooled(found).items():
         (result,) = runs.group(members)
         settings = members[0].settings
-        generated = settings.get("prefill_transitions", "")
-        row = members[0].label, f"{generated:,}" if generated else "", members[0].device
+        number_of = settings.get("prefill_transitions")
+        before = f"{number_of:,}" if number_of is not None else ""
+        if members[0].method == "dwm" and before:
+            before = "a window for each training step"
+        row = members[0].label, before, members[0].device
         cells.setdefault(row, {})[task] = _last_score(result)
     tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
     header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
