@@ -320,6 +320,23 @@ def _stage_row(stage: str, found: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def speed_summary() -> str:
+    """Ratios to stock and to the best PyTorch of each stage, one column a benchmark."""
+    found = [_read(path) for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))]
+    header = ["times PyTorch's speed: stock, best"]
+    header += [f"{one['device'].removeprefix('1 x ')}, {one['dtype']}" for one in found]
+    rows = []
+    for stage in dict.fromkeys(stage for one in found for stage in one["stages"]):
+        cells = [
+            _stage_row(stage, one["stages"][stage]) if stage in one["stages"] else None
+            for one in found
+        ]
+        rows.append(
+            [stage.replace("_", " "), *(", ".join(cell[2:]) if cell else "" for cell in cells)]
+        )
+    return table(header, rows)
+
+
 def inference() -> str:
     """Durations of decisions and of generated transitions, relative to the first row's."""
     parts = []
@@ -609,8 +626,9 @@ BLOCKS = (
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/choices.md", "volume", volume),
     Block("docs/configuration.md", "configuration", help.table),
-    Block("README.md", "results", headline),
+    Block("docs/results.md", "results", headline),
     Block("README.md", "gains", gains),
+    Block("README.md", "speed", speed_summary),
     Block("docs/results.md", "gains", gains),
     Block("docs/results.md", "main", comparison),
     Block("docs/results.md", "rivals", rivals),
