@@ -58,6 +58,17 @@ COMPLETION = {
         "--config.rollout.windows_per_round=56",
     ),
 }
+# Generated transitions before the first update, and the ring's room. The second are as many as the
+# data have, and twice as many. Returns are over as many steps as a window has.
+SMALL_VOLUME = (
+    "--config.rollout.prefill_transitions=20000",
+    "--config.rollout.buffer_capacity=100000",
+)
+VOLUME = (
+    "--config.rollout.prefill_transitions=200000",
+    "--config.rollout.buffer_capacity=400000",
+)
+RETURNS = ("--config.training.return_steps=7",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,12 +220,25 @@ def studies() -> Iterator[Experiment]:
             yield Experiment(task, name, (*alone, *completion), "main/dawm-td3_bc", form)
 
 
+def volume() -> Iterator[Experiment]:
+    """DAWM with more generated transitions, DAWM and real data with returns over seven steps."""
+    for task in (*DEVELOPED_ON, *UNTOUCHED):
+        for agent in AGENTS:
+            name, dawm = _row("dawm", agent, 0.5)
+            real_name, real = _row("", agent, 1.0)
+            models = "main/dawm-td3_bc"
+            yield Experiment(task, name, (*dawm, *VOLUME), models, "volume")
+            yield Experiment(task, name, (*dawm, *VOLUME, *RETURNS), models, "volume-returns")
+            yield Experiment(task, real_name, (*real, *RETURNS), "", "returns")
+
+
 PARTS = {
     "main": main_part,
     "few": few_episodes,
     "rivals": rivals,
     "second": second_models,
     "studies": studies,
+    "volume": volume,
 }
 
 
@@ -229,11 +253,11 @@ def runs_of(part: str, folder: pathlib.Path, protocol: Protocol) -> list[Run]:
 def reports_of(part: str, folder: pathlib.Path) -> dict[pathlib.Path, list[pathlib.Path]]:
     """Folder of each report of a part -> folders of the runs that it reads.
 
-    The part main is also reported for the tasks that were developed on and for the others. The part
-    second has the first world model's runs of the part main beside its own.
+    The part main is also reported for the tasks that were developed on and for the others. The
+    parts second and volume have the part main's runs on their tasks beside their own.
     """
     tasks: dict[pathlib.Path, str] = {}
-    for name in ("main", part) if part == "second" else (part,):
+    for name in ("main", part) if part in ("second", "volume") else (part,):
         for experiment in PARTS[name]():
             tasks[experiment.folder(folder / name, experiment.name)] = experiment.task
     chosen = lambda names: [run for run, task in tasks.items() if task in names]

@@ -108,6 +108,40 @@ def gains() -> str:
     return table(["gain of the average", "against", *sets], rows)
 
 
+def volume() -> str:
+    """Volumes of generated transitions and steps of returns, beside the protocol's rows."""
+    folders = [
+        _PROTOCOL / part / f"{task.replace('/', '-')}-{row}"
+        for task in experiments.DEVELOPED_ON
+        for part, row in (
+            ("main", "dawm-td3_bc"),
+            ("main", "dwm-td3_bc"),
+            ("main", "real-td3_bc"),
+            ("main", "dawm-iql"),
+            ("main", "dwm-iql"),
+            ("main", "real-iql"),
+            ("rivals", "dawm-alone-td3_bc"),
+        )
+    ]
+    found = runs.load([*folders, *sorted((_RESULTS / "studies" / "volume").iterdir())])
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for (task, _, _), members in runs.pooled(found).items():
+        (result,) = runs.group(members)
+        settings = members[0].settings
+        number_of = settings.get("prefill_transitions")
+        before = f"{number_of:,}" if number_of is not None else ""
+        if members[0].method == "dwm" and before:
+            before = "a window for each training step"
+        row = members[0].label, before, members[0].device
+        cells.setdefault(row, {})[task] = _last_score(result)
+    tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
+    header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
+    rows = [
+        [*row, *(found.get(task, "") for task in tasks)] for row, found in sorted(cells.items())
+    ]
+    return table(header, rows)
+
+
 def _task(result: MethodResult) -> str:
     """Name of a task of the protocol, as in "hopper medium-replay"."""
     _, name, tier = result.task.split("/")
@@ -284,6 +318,23 @@ def _stage_row(stage: str, found: Mapping[str, Any]) -> list[str]:
         number(ratios.get("stock"), ".2f"),
         number(min(ratios.values(), default=None), ".2f"),
     ]
+
+
+def speed_summary() -> str:
+    """Ratios to stock and to the best PyTorch of each stage, one column a benchmark."""
+    found = [_read(path) for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))]
+    header = ["times PyTorch's speed: stock, best"]
+    header += [f"{one['device'].removeprefix('1 x ')}, {one['dtype']}" for one in found]
+    rows = []
+    for stage in dict.fromkeys(stage for one in found for stage in one["stages"]):
+        cells = [
+            _stage_row(stage, one["stages"][stage]) if stage in one["stages"] else None
+            for one in found
+        ]
+        rows.append(
+            [stage.replace("_", " "), *(", ".join(cell[2:]) if cell else "" for cell in cells)]
+        )
+    return table(header, rows)
 
 
 def inference() -> str:
@@ -573,9 +624,11 @@ BLOCKS = (
     Block("docs/choices.md", "cpu-devices", cpu_devices),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
+    Block("docs/choices.md", "volume", volume),
     Block("docs/configuration.md", "configuration", help.table),
-    Block("README.md", "results", headline),
+    Block("docs/results.md", "results", headline),
     Block("README.md", "gains", gains),
+    Block("README.md", "speed", speed_summary),
     Block("docs/results.md", "gains", gains),
     Block("docs/results.md", "main", comparison),
     Block("docs/results.md", "rivals", rivals),

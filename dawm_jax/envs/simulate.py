@@ -4,7 +4,9 @@ MuJoCo's batch engine steps the tasks that register batch physics: bit for bit w
 computes (tested), and several times faster. Gymnasium steps every other environment.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +16,8 @@ from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.tasks import TASKS, BatchPhysics
 from dawm_jax.runtime import provenance
 from dawm_jax.types import UserError, first_line, one_line
+
+_log = logging.getLogger(__name__)
 
 # With fewer copies per thread, threads wait for each other longer than they compute.
 _COPIES_PER_THREAD = 8
@@ -56,7 +60,8 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
     import gymnasium as gym
 
     try:
-        env = gym.make(environment, **(kwargs or {}))
+        with _warnings_of_models():
+            env = gym.make(environment, **(kwargs or {}))
     except Exception as error:
         given = f", config.environment_kwargs ({', '.join(kwargs)})" if kwargs else ""
         raise UserError(
@@ -75,6 +80,28 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
         env.close()
         raise UserError(f"environment {environment}: expected {wrong}")
     return env
+
+
+# MuJoCo warns of it for each copy of Gymnasium's HalfCheetah, on the terminal and in a file
+# MUJOCO_LOG.TXT. The user cannot change the model.
+_KNOWN_WARNING = "'settotalmass' is deprecated"
+
+
+@contextlib.contextmanager
+def _warnings_of_models() -> Iterator[None]:
+    """Logs what MuJoCo warns of while it compiles a model, without `_KNOWN_WARNING`."""
+    import mujoco
+
+    def warn(text: str) -> None:
+        if _KNOWN_WARNING not in text:
+            _log.warning("MuJoCo: %s", text)
+
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(warn)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _wrong_actions(space: Any) -> str:

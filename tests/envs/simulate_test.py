@@ -1,6 +1,7 @@
 """Simulators against Gymnasium itself, bit for bit; replay against a plain loop."""
 
 import gymnasium as gym
+import mujoco
 import numpy as np
 import pytest
 
@@ -232,3 +233,24 @@ def test_unusable_environments(environment, message):
         simulate.make_environment(environment)
     assert environment in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_warning_of_gymnasiums_own_model_is_not_shown(capfd, caplog, tmp_path, monkeypatch):
+    """Neither on the terminal nor in a file; the user's own handler is in force afterwards."""
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    mujoco.set_mju_user_warning(seen.append)
+    try:
+        simulate.make_environment("HalfCheetah-v5").close()
+        assert not seen and not caplog.text
+        gym.make("HalfCheetah-v5").close()
+        assert ["settotalmass" in text for text in seen] == [True]  # MuJoCo does warn of it
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert not any(capfd.readouterr()) and not list(tmp_path.iterdir())
+
+
+def test_other_warnings_of_models_are_logged(caplog):
+    with simulate._warnings_of_models():
+        mujoco.get_mju_user_warning()("mass of a body is 0")
+    assert "MuJoCo: mass of a body is 0" in caplog.text
