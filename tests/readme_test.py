@@ -1,10 +1,12 @@
 """README.md and docs/ agree with what the repository holds."""
 
+import json
 import pathlib
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -22,34 +24,46 @@ def test_generated_tables_come_from_results():
     assert check.returncode == 0, check.stderr
 
 
-def test_the_gains_in_words_are_those_of_the_table():
-    """Every gain of the sentence of README.md stands in a row of its two methods."""
-    readme = (_ROOT / "README.md").read_text()
-    begin, end = (readme.index(f"<!-- {mark} gains -->") for mark in ("begin", "end"))
-    sentence = " ".join(readme[begin:end].split())
-    lines = (_ROOT / "docs" / "results.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    table = {(row[0], row[1]): row[5] for row in rows if len(row) == 7}
-    scores = {
-        name: dict(zip(("Hopper", "Walker2d"), map(float, found), strict=True))
-        for name, *found in re.findall(
-            r"^\| (.+?) \| ([\d.]+) \(.*?\) \| ([\d.]+) \(", readme, re.M
-        )
-    }
-    found = 0
-    for part in re.sub(r"^.*?seeds: |\. The highest.*", "", sentence).split("; "):
-        mine, *others = re.split(r",? against ", part)
-        for text in others:
-            pattern = r"(.+?)(?: on real data)? (([+-]).* % \(.*?\))(?: but (\w+) on (.*))?$"
-            other, gain, sign, direction, where = re.match(pattern, text).groups()
-            name, other = (text.replace(" (", ", ").rstrip(")") for text in (mine, other))
-            assert table[name, other] == gain
-            falls = {task for task, x in scores[name].items() if x < scores[other][task]}
-            opposite = falls if sign == "+" else set(scores[name]) - falls
-            assert opposite == set(where.split(" and ") if where else ())
-            assert direction == ({"+": "lower", "-": "higher"}[sign] if where else None)
-            found += 1
-    assert found
+def _rows(document, block):
+    """Cells of the rows of a generated table, without its header."""
+    text = (_ROOT / document).read_text()
+    begin, end = (text.index(f"<!-- {mark} {block} -->") for mark in ("begin", "end"))
+    lines = [line for line in text[begin:end].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def _score(folder):
+    """Mean over seeds and the last five evaluations, straight from results.json."""
+    results = json.loads(
+        (_ROOT / "results" / "protocol" / "main" / folder / "results.json").read_text()
+    )
+    low, high = results["references"]
+    returns = np.array([point["return_per_seed"] for point in results["curve"][-5:]])
+    return 100 * (returns.mean() - low) / (high - low)
+
+
+def test_the_gains_are_those_of_the_scores():
+    """Each gain of README.md is the ratio of two averages over nine, seven and two tasks."""
+    developed = ["hopper-medium", "walker2d-medium"]
+    others = [
+        f"{task}-{tier}"
+        for task in ("halfcheetah", "hopper", "walker2d")
+        for tier in ("medium", "medium-replay", "medium-expert")
+        if f"{task}-{tier}" not in developed
+    ]
+    names = {"DAWM": "dawm", "DWM": "dwm", "TD3+BC": "td3_bc", "IQL": "iql"}
+    rows = _rows("README.md", "gains")
+    assert len(rows) == 4
+    for mine, other, *gains in rows:
+        agent = names[mine.split(",")[0].removeprefix("DAWM-")]
+        rival = "dwm" if other.startswith("DWM-") else "real"
+        for tasks, gain in zip(([*developed, *others], others, developed), gains, strict=True):
+            averages = [
+                np.mean([_score(f"{task}-{source}-{agent}") for task in tasks])
+                for source in ("dawm", rival)
+            ]
+            expected = 100 * (averages[0] / averages[1] - 1)
+            assert gain.split(" ")[0] == f"{expected:+.1f}", (mine, other, tasks)
 
 
 @pytest.mark.parametrize("document", _DOCUMENTS, ids=lambda path: path.name)

@@ -377,7 +377,9 @@ def test_stored_configurations_are_read(path):
 
 
 def test_the_sizes_of_the_u_net_move_to_its_section():
-    stored = run_folder.read_config(ROOT / "results" / "comparison" / "hopper-dawm-td3_bc")
+    stored = run_folder.read_config(
+        ROOT / "results" / "earlier" / "comparison" / "hopper-dawm-td3_bc"
+    )
     sizes = {"dim": 48, "multipliers": [1, 3], "kernel_size": 3, "groups": 4}
     for name in sizes:
         stored.get("unet", {}).pop(name, None)

@@ -391,7 +391,10 @@ def test_a_dataset_of_another_environment_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"agent": "sac"}, "config.agent: expected one of bc, iql, rebrac, td3_bc, got 'sac'"),
+        (
+            {"agent": "sac"},
+            "config.agent: expected one of bc, iql, rebrac, rlpd, td3_bc, got 'sac'",
+        ),
         ({"horizon": 0}, "config.horizon: expected a whole number at least 1, got 0"),
         ({"parallel": "shards"}, "config.parallel: expected one of mesh, pmap, got 'shards'"),
         ({"discount": 1.0}, "config.discount: expected a number above 0 and below 1, got 1.0"),
