@@ -124,9 +124,12 @@ def volume() -> str:
         )
     ]
     found = runs.load([*folders, *sorted((_RESULTS / "studies" / "volume").iterdir())])
+    tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for (task, _, _), members in runs.pooled(found).items():
+    for (name, _, _), members in runs.pooled(found).items():
         (result,) = runs.group(members)
+        # The name of a dataset that another machine collected differently ends with its digest.
+        task = next(task for task in tasks if name.startswith(task))
         settings = members[0].settings
         number_of = settings.get("prefill_transitions")
         before = f"{number_of:,}" if number_of is not None else ""
@@ -134,7 +137,6 @@ def volume() -> str:
             before = "a window for each training step"
         row = members[0].label, before, members[0].device
         cells.setdefault(row, {})[task] = _last_score(result)
-    tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
     header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
     rows = [
         [*row, *(found.get(task, "") for task in tasks)] for row, found in sorted(cells.items())
