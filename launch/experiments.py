@@ -58,12 +58,8 @@ COMPLETION = {
         "--config.rollout.windows_per_round=56",
     ),
 }
-# Generated transitions before the first update, and the ring's room. The second are as many as the
-# data have, and twice as many. Returns are over as many steps as a window has.
-SMALL_VOLUME = (
-    "--config.rollout.prefill_transitions=20000",
-    "--config.rollout.buffer_capacity=100000",
-)
+# As many generated transitions before the first update as the data have, and room for twice as
+# many; returns over as many steps as a window has.
 VOLUME = (
     "--config.rollout.prefill_transitions=200000",
     "--config.rollout.buffer_capacity=400000",
