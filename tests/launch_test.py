@@ -419,6 +419,8 @@ def test_reports_set_the_tasks_that_were_developed_on_apart(tmp_path):
     ((out, second),) = module.reports_of("second", tmp_path).items()
     assert out == tmp_path / "second" / "report" and len(second) == 24
     assert set(developed) < set(second)
+    ((_, rows),) = module.reports_of("volume", tmp_path).items()
+    assert len(rows) == 54 + 54 and set(everything) < set(rows)
 
 
 @pytest.mark.parametrize("damage", ["", "results.json", "returns.npz", "curves.png", "no results"])
