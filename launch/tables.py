@@ -73,6 +73,10 @@ _HEADLINE = tuple(
 )
 
 
+# Ends of the names of the part main's folders.
+_MAIN_ROWS = tuple(f"{source}-{agent}" for source, agent in _HEADLINE)
+
+
 def _main_part() -> list[MethodResult]:
     return runs.group(runs.load([_PROTOCOL / "main"]))
 
@@ -113,15 +117,7 @@ def volume() -> str:
     folders = [
         _PROTOCOL / part / f"{task.replace('/', '-')}-{row}"
         for task in experiments.DEVELOPED_ON
-        for part, row in (
-            ("main", "dawm-td3_bc"),
-            ("main", "dwm-td3_bc"),
-            ("main", "real-td3_bc"),
-            ("main", "dawm-iql"),
-            ("main", "dwm-iql"),
-            ("main", "real-iql"),
-            ("rivals", "dawm-alone-td3_bc"),
-        )
+        for part, row in (*(("main", row) for row in _MAIN_ROWS), ("rivals", "dawm-alone-td3_bc"))
     ]
     found = runs.load([*folders, *sorted((_RESULTS / "studies" / "volume").iterdir())])
     tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
@@ -169,7 +165,7 @@ def rivals() -> str:
     folders = [
         _PROTOCOL / "main" / f"{task.replace('/', '-')}-{name}"
         for task in experiments.FOUR
-        for name in ("dawm-td3_bc", "dwm-td3_bc", "real-td3_bc", "dawm-iql", "dwm-iql", "real-iql")
+        for name in _MAIN_ROWS
     ]
     results = runs.group(runs.load([*folders, _PROTOCOL / "rivals"]))
     return (
@@ -292,12 +288,14 @@ _QUALITY_ROWS: tuple[tuple[str, Cells], ...] = (
 # --- speed --------------------------------------------------------------------------------
 
 
+def _benchmarks() -> list[Any]:
+    """The benchmark of each machine."""
+    return [_read(path) for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))]
+
+
 def speed() -> str:
     """Rates of this package, and their ratios to PyTorch's."""
-    return "\n\n".join(
-        _benchmark(_read(path))
-        for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))
-    )
+    return "\n\n".join(map(_benchmark, _benchmarks()))
 
 
 def _benchmark(numbers: Mapping[str, Any]) -> str:
@@ -324,7 +322,7 @@ def _stage_row(stage: str, found: Mapping[str, Any]) -> list[str]:
 
 def speed_summary() -> str:
     """Ratios to stock and to the best PyTorch of each stage, one column a benchmark."""
-    found = [_read(path) for path in sorted((_RESULTS / "benchmark").glob("*/benchmark.json"))]
+    found = _benchmarks()
     header = ["times PyTorch's speed: stock, best"]
     header += [f"{one['device'].removeprefix('1 x ')}, {one['dtype']}" for one in found]
     rows = []

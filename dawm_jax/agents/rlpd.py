@@ -4,16 +4,14 @@ Made for online steps beside a dataset: half of every minibatch from each, many 
 """
 
 import dataclasses
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
-from dawm_jax.agents import td
+from dawm_jax.agents import soft, td
 from dawm_jax.agents.base import AGENTS, AgentSpec, AgentTask
+from dawm_jax.agents.soft import Networks, State
 from dawm_jax.models import optim, squashed_gaussian
 from dawm_jax.models.networks import Critics, Mlp
 from dawm_jax.runtime.settings import setting
@@ -73,26 +71,6 @@ class Settings:
             )
 
 
-class Networks(NamedTuple):
-    """The policy (mean and log standard deviation in one output) and the critics."""
-
-    actor: Mlp
-    critics: Critics
-
-
-@struct.dataclass
-class State:
-    """Everything that an update moves."""
-
-    actor: Params
-    critics: Params
-    target_critics: Params
-    log_temperature: jax.Array  # []
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    temperature_opt: optax.OptState
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rlpd:
     """RLPD.
@@ -117,20 +95,12 @@ class Rlpd:
 
     def init(self, key: jax.Array) -> State:
         """A fresh agent at temperature 1; `key` is consumed."""
-        key_actor, key_critics = jax.random.split(key)
-        observation = jnp.zeros((1, self.task.state_size), jnp.float32)
-        action = jnp.zeros((1, self.task.action_size), jnp.float32)
-        actor = self.networks.actor.init(key_actor, observation)
-        critics = self.networks.critics.init(key_critics, observation, action)
-        log_temperature = jnp.zeros(())
-        return State(
-            actor=actor,
-            critics=critics,
-            target_critics=jax.tree.map(jnp.copy, critics),
-            log_temperature=log_temperature,
-            actor_opt=self.optimizer.init(actor),
-            critic_opt=self.optimizer.init(critics),
-            temperature_opt=self.optimizer.init(log_temperature),
+        return soft.init(
+            key,
+            self.networks,
+            soft.Optimizers(self.optimizer, self.optimizer, self.optimizer),
+            state_size=self.task.state_size,
+            action_size=self.task.action_size,
         )
 
     def critic_target(self, state: State, batch: Rows, key: jax.Array) -> jax.Array:
@@ -206,23 +176,14 @@ class Rlpd:
 
         def critic_step(state: State, inputs: tuple[Rows, jax.Array]) -> tuple[State, Metrics]:
             batch, key_batch = inputs
-            target = self.critic_target(state, batch, key_batch)
-            critics, critic_opt, metrics = optim.gradient_step(
-                functools.partial(
-                    td.critic_loss, batch=batch, target=target, networks=self.networks
-                ),
-                state.critics,
-                state.critic_opt,
-                self.optimizer,
-            )
-            return dataclasses.replace(
+            return soft.critic_step(
                 state,
-                critics=critics,
-                critic_opt=critic_opt,
-                target_critics=optax.incremental_update(
-                    critics, state.target_critics, self.settings.tau
-                ),
-            ), metrics
+                batch,
+                self.critic_target(state, batch, key_batch),
+                networks=self.networks,
+                optimizer=self.optimizer,
+                tau=self.settings.tau,
+            )
 
         keys = jax.random.split(key_critics, self.batches_per_update)
         state, critic_metrics = jax.lax.scan(critic_step, state, (batches, keys))
@@ -237,25 +198,13 @@ class Rlpd:
             self.optimizer,
         )
         surplus = actor_metrics["entropy"] - self.settings.target_entropy * self.task.action_size
-        log_temperature, temperature_opt, _ = optim.gradient_step(
-            lambda log_temperature: (log_temperature * surplus, {}),
-            state.log_temperature,
-            state.temperature_opt,
-            self.optimizer,
-        )
         metrics = {
             **jax.tree.map(lambda values: values.mean(), critic_metrics),
             **actor_metrics,
             "temperature": jnp.exp(state.log_temperature),
         }
-        state = dataclasses.replace(
-            state,
-            actor=actor,
-            actor_opt=actor_opt,
-            log_temperature=log_temperature,
-            temperature_opt=temperature_opt,
-        )
-        return state, metrics
+        state = soft.temperature_step(state, surplus, self.optimizer)
+        return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
 
     def act(self, state: State, observation: jax.Array) -> jax.Array:
         """tanh of the mean: standardised [..., S] -> [..., A] in (-1, 1)."""

@@ -5,38 +5,16 @@ Like the offline agents of the package: pure functions of explicit parameters, a
 """
 
 import dataclasses
-import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
-from dawm_jax.agents import td
+from dawm_jax.agents import soft
+from dawm_jax.agents.soft import Networks, State
 from dawm_jax.models import optim, squashed_gaussian
 from dawm_jax.models.networks import Critics, Mlp
 from dawm_jax.types import Metrics, Params, Transition
-
-
-class Networks(NamedTuple):
-    """The policy (mean and log standard deviation in one output) and both critics."""
-
-    actor: Mlp
-    critics: Critics
-
-
-@struct.dataclass
-class State:
-    """Everything that an update changes."""
-
-    actor: Params
-    critics: Params
-    target_critics: Params
-    log_temperature: jax.Array  # []
-    actor_opt: optax.OptState
-    critic_opt: optax.OptState
-    temperature_opt: optax.OptState
 
 
 def make_networks(hidden: tuple[int, ...], action_size: int) -> Networks:
@@ -105,20 +83,14 @@ class Sac:
 
     def init(self, key: jax.Array) -> State:
         """A fresh agent at temperature 1; `key` is consumed."""
-        key_actor, key_critics = jax.random.split(key)
-        observation = jnp.zeros((1, self.state_size), jnp.float32)
-        action = jnp.zeros((1, self.action_size), jnp.float32)
-        actor = self.networks.actor.init(key_actor, observation)
-        critics = self.networks.critics.init(key_critics, observation, action)
-        log_temperature = jnp.zeros(())
-        return State(
-            actor=actor,
-            critics=critics,
-            target_critics=jax.tree.map(jnp.copy, critics),
-            log_temperature=log_temperature,
-            actor_opt=self.actor_optimizer.init(actor),
-            critic_opt=self.critic_optimizer.init(critics),
-            temperature_opt=self.temperature_optimizer.init(log_temperature),
+        return soft.init(
+            key,
+            self.networks,
+            soft.Optimizers(
+                self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer
+            ),
+            state_size=self.state_size,
+            action_size=self.action_size,
         )
 
     def td_target(self, state: State, batch: Transition, noise: jax.Array) -> jax.Array:
@@ -172,7 +144,14 @@ class Sac:
         noise = jax.random.normal(key, (batches.reward.shape[0] + 1, *batches.action.shape[1:]))
         for index in range(batches.reward.shape[0]):
             batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
-            state, critic_metrics = self._critic_step(state, batch, noise[index])
+            state, critic_metrics = soft.critic_step(
+                state,
+                batch,
+                self.td_target(state, batch, noise[index]),
+                networks=self.networks,
+                optimizer=self.critic_optimizer,
+                tau=self.tau,
+            )
         actor, actor_opt, actor_metrics = optim.gradient_step(
             lambda params: self.actor_loss(
                 params, state.critics, state.log_temperature, batch.observation, noise[-1]
@@ -182,42 +161,7 @@ class Sac:
             self.actor_optimizer,
         )
         temperature = jnp.exp(state.log_temperature)
-        state = self._temperature_step(state, actor_metrics["entropy"])
+        surplus = actor_metrics["entropy"] + self.action_size
+        state = soft.temperature_step(state, surplus, self.temperature_optimizer)
         state = dataclasses.replace(state, actor=actor, actor_opt=actor_opt)
         return state, {**critic_metrics, **actor_metrics, "temperature": temperature}
-
-    def _critic_step(
-        self, state: State, batch: Transition, noise: jax.Array
-    ) -> tuple[State, Metrics]:
-        """One gradient step of the critics, and one moving average of their targets."""
-        target = self.td_target(state, batch, noise)
-        critics, critic_opt, metrics = optim.gradient_step(
-            functools.partial(td.critic_loss, batch=batch, target=target, networks=self.networks),
-            state.critics,
-            state.critic_opt,
-            self.critic_optimizer,
-        )
-        state = dataclasses.replace(
-            state,
-            critics=critics,
-            critic_opt=critic_opt,
-            target_critics=optax.incremental_update(critics, state.target_critics, self.tau),
-        )
-        return state, metrics
-
-    def _temperature_step(self, state: State, entropy: jax.Array) -> State:
-        """One step on log(temperature) (entropy - target entropy).
-
-        That is eq. 18 with the logarithm of the temperature in place of the temperature, as in
-        the authors' code.
-        """
-        surplus = entropy + self.action_size
-        log_temperature, temperature_opt, _ = optim.gradient_step(
-            lambda log_temperature: (log_temperature * surplus, {}),
-            state.log_temperature,
-            state.temperature_opt,
-            self.temperature_optimizer,
-        )
-        return dataclasses.replace(
-            state, log_temperature=log_temperature, temperature_opt=temperature_opt
-        )

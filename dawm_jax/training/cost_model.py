@@ -198,16 +198,10 @@ def _updates(
     done: int,
 ) -> StageCost:
     """The updates of the agents after `done` of them; `_generation` counts generated rows."""
-    cost = _update_cost(training, models, replay)
     left = _left(config.training.updates, done)
     updates = f"{left} updates of {config.training.batch_size}"
-    return StageCost(
-        f"{config.agent}, {config.num_seeds} seed(s) x {updates}",
-        (config.training.updates - done) // training.agent.batches_per_update,
-        *cost,
-        seeds=config.num_seeds,
-        shared=False,
-    )
+    text = f"{config.agent}, {config.num_seeds} seed(s) x {updates}"
+    return _learning(text, config.training.updates - done, config, training, models, replay)
 
 
 def _fine_tuning(
@@ -223,19 +217,19 @@ def _fine_tuning(
         f"fine-tuning, {config.num_seeds} seed(s) x {_left(online.steps, done)} environment steps "
         f"with {online.updates_per_step} updates each"
     )
-    return StageCost(
-        text,
-        (online.steps - done) * online.updates_per_step // training.agent.batches_per_update,
-        *_update_cost(training, models, replay),
-        seeds=config.num_seeds,
-        shared=False,
-    )
+    updates = (online.steps - done) * online.updates_per_step
+    return _learning(text, updates, config, training, models, replay)
 
 
-def _update_cost(
-    training: AgentTraining, models: ModelParams | None, replay: Replay
-) -> tuple[float, int]:
-    """FLOPs and operations of one call of the agent's update."""
+def _learning(
+    text: str,
+    updates: int,
+    config: Config,
+    training: AgentTraining,
+    models: ModelParams | None,
+    replay: Replay,
+) -> StageCost:
+    """A number of critic updates of every seed."""
     key = jax.random.key(0)
     run, inputs = jax.eval_shape(training.init, key), Inputs(models, replay)
     batches = jax.eval_shape(training.draw_batches, key, run, inputs)
@@ -243,7 +237,13 @@ def _update_cost(
     def update(agent: Any, batches: Rows) -> Any:
         return training.agent.update(agent, batches, jax.random.key(0))
 
-    return _cost(update, run.agent, batches)
+    return StageCost(
+        text,
+        updates // training.agent.batches_per_update,
+        *_cost(update, run.agent, batches),
+        seeds=config.num_seeds,
+        shared=False,
+    )
 
 
 def _planning(
