@@ -23,11 +23,13 @@ from dawm_jax.training.fused import AgentTraining, Inputs
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import Metrics, ModelParams, Rows
 
-# Share of the matrix-multiply rate that the training programs reach. On two CPU cores the world
-# model reaches 0.3 and TD3+BC 0.7. On an accelerator the launch of a small kernel takes longer
-# than its arithmetic. Both numbers are rough: the estimate tells minutes from hours.
-_EFFICIENCY = 0.4
-_LAUNCH_SECONDS = 3e-6
+# Share of the matrix-multiply rate that the training programs reach: on two CPU cores 0.6 by the
+# world model and 0.7 by TD3+BC. The estimate tells minutes from hours.
+_EFFICIENCY = 0.5
+# Of an operation of a lowered program on an accelerator, where small kernels take longer to launch
+# than to compute. One H100 takes 0.15 (TD3+BC) to 0.22 us (world model) at the full protocol's
+# sizes: rates in results/benchmark/h100, operations as `stages` counts them.
+OPERATION_SECONDS = 2e-7
 _LONG_SECONDS = 3600.0
 
 
@@ -271,5 +273,5 @@ def _cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
 
 
 def _step_seconds(flops: float, operations: int, rate: float) -> float:
-    launches = 0.0 if jax.default_backend() == "cpu" else operations * _LAUNCH_SECONDS
+    launches = 0.0 if jax.default_backend() == "cpu" else operations * OPERATION_SECONDS
     return max(flops / (_EFFICIENCY * rate), launches)

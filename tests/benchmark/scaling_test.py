@@ -105,7 +105,7 @@ def test_seeds_come_first(seeds, shared, busy, share):
 
 def test_small_steps_take_their_launches_however_many_chips():
     stage = _stage(flops=1.0, operations=1000, exchanged=0, parameters=0)
-    launches = scaling.FUSED_SHARE * 1000 * scaling.OPERATION_SECONDS
+    launches = 1000 * scaling.OPERATION_SECONDS
     assert scaling.predict(stage, _MACHINE).seconds == pytest.approx(10 * launches)
     stage = _stage(flops=1.0, operations=0, parameters=10**9)
     assert scaling.predict(stage, _MACHINE._replace(chips=1)).seconds == pytest.approx(
