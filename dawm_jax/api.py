@@ -89,7 +89,7 @@ def evaluate(
     if seed < 0:
         raise UserError(f"seed: expected at least 0, got {seed}")
     num_seeds = run.config.num_seeds
-    return rollouts.run_episodes(
+    outcome = rollouts.run_episodes(
         run.act,
         environment or run.config.environment,
         seeds=rollouts.reset_seeds(
@@ -99,3 +99,4 @@ def evaluate(
         environment_kwargs=None if environment else run.config.environment_arguments,
         max_steps=run.config.evaluation.max_steps,
     )
+    return outcome.returns

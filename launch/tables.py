@@ -612,6 +612,35 @@ def _read(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: expected readable JSON ({error})") from error
 
 
+def robotics() -> str:
+    """Successes and returns of the runs on robotics tasks."""
+    rows = []
+    for path in sorted((_RESULTS / "robotics").glob("*/results.json")):
+        found = _read(path)
+        (run,) = runs.load([path.parent])
+        success, final = found["success"], found["final"]
+        rows.append(
+            [
+                found["dataset"],
+                run.label,
+                f"{found['updates']:,}",
+                _with_interval([100.0 * x for x in success["rate_per_seed"]], "{:.0f}"),
+                _with_interval(final["return_per_seed"], "{:.0f}"),
+            ]
+        )
+    header = ["dataset", "method", "updates", "success, %", "return"]
+    return table(header, rows)
+
+
+def _with_interval(per_seed: Sequence[float], form: str) -> str:
+    """The mean with its 95 % interval by Student's t."""
+    interval = scores.confidence_interval(np.asarray(per_seed))
+    text = form.format(statistics.fmean(per_seed))
+    if interval is None:
+        return text
+    return f"{text} ({form.format(interval[0])} to {form.format(interval[1])})"
+
+
 # --- the command --------------------------------------------------------------------------
 
 
@@ -639,6 +668,7 @@ BLOCKS = (
     Block("docs/quality.md", "quality", quality),
     Block("docs/datasets.md", "datasets", datasets),
     Block("docs/reliability.md", "reliability", reliability),
+    Block("docs/robotics.md", "robotics", robotics),
 )
 
 

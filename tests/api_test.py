@@ -63,7 +63,7 @@ def fake_episodes(policy, environment, *, seeds, **options):
     assert environment == "Hopper-v5"
     observations = np.full((*seeds.shape, 11), 0.1, np.float32)
     observations += (seeds % 1_000)[..., None].astype(np.float32) / 1e5
-    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+    return rollouts.Outcome(np.asarray(policy(observations)).sum(-1).astype(np.float64))
 
 
 @pytest.fixture(name="no_simulator")
@@ -153,7 +153,7 @@ def test_references_of_the_data_score_a_task_without_its_own(register, monkeypat
     monkeypatch.setattr(
         rollouts,
         "run_episodes",
-        lambda *args, seeds, **rest: np.full((len(seeds), 2), 4.0),
+        lambda *args, seeds, **rest: rollouts.Outcome(np.full((len(seeds), 2), 4.0)),
     )
     monkeypatch.setattr(cost_model, "plan", lambda *args: [])
     monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)

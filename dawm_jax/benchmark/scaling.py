@@ -1,8 +1,8 @@
 """Several chips: bytes counted in compiled programs, and a model of durations.
 
 `count_collectives` reads from a compiled program what it sends between devices; the count is
-exact. `predict` is a model of chips that need not be present. Its output is a prediction, good to an
-order of magnitude; of its chips, only single stages on one H100 have been timed.
+exact. `predict` is a model of chips that need not be present. Its output is a prediction, good to
+an order of magnitude; of its chips, only single stages on one H100 have been timed.
 """
 
 import dataclasses

@@ -6,15 +6,16 @@ Examples:
   python -m dawm_jax.collect --env=Walker2d-v5 --tier=medium-replay
   python -m dawm_jax.collect --env=Hopper-v5 --physics=gravity=1.2,friction=0.5 \\
       --dataset_id=local/hopper/heavy-v0
+  python -m dawm_jax.collect --env=gymnasium_robotics:PointMaze_UMaze-v3 --tier=scripted
   python -m dawm_jax.collect --env=Ant-v5 --train --workdir=runs/sac-ant
   python -m dawm_jax.collect --env=Ant-v5 --tier=medium --policies=runs/sac-ant/policies.npz
 
 Tiers, after D4RL's recipe: random; medium (the first snapshot of soft actor-critic whose return
 passes R_random + (R_expert - R_random) / 3); medium-replay (up to 8 snapshots until medium);
-expert; medium-expert. The same command makes the same data. An interrupted command leaves no
-dataset. --train trains the policies, for hours, and resumes on the same --workdir. --physics
-records in another simulator than runs are evaluated in; the dataset's metadata say so, and a run on
-it warns.
+expert; medium-expert. scripted: a controller in the package, for PointMaze and OGBench's cube
+(extra robotics). The same command makes the same data. An interrupted command leaves no dataset.
+--train trains the policies, for hours, and resumes on the same --workdir. --physics records in
+another simulator than runs are evaluated in; the dataset's metadata say so, and a run on it warns.
 """
 
 import pathlib
@@ -34,7 +35,7 @@ _TIER = flags.DEFINE_enum(
     "tier",
     "medium",
     list(TIERS),
-    "D4RL's tier; see above",
+    "D4RL's tier, or scripted; see above",
 )
 _STEPS = flags.DEFINE_integer(
     "steps",
@@ -94,7 +95,7 @@ def _collect() -> None:
     if _POLICIES.value:
         policies = policies_lib.load_policies(pathlib.Path(_POLICIES.value).expanduser())
         policies_lib.check_environment(policies, environment)
-    elif tier != "random":
+    elif tiers.needs_policies(tier):
         policies = policies_lib.shipped_policies(environment)
     physics = perturbed.UNCHANGED if _PHYSICS.value is None else perturbed.parse(_PHYSICS.value)
     recipe = tiers.Recipe(environment, tier, _STEPS.value, _EPISODE_STEPS.value, physics)
@@ -140,6 +141,8 @@ def _check() -> None:
     from dawm_jax.envs import perturbed
 
     perturbed.parse(_PHYSICS.value)
+    if _TIER.value == "scripted":
+        raise ValueError("--physics changes what policies meet: it cannot be used with scripted")
     if _TRAIN.value:
         raise ValueError("--physics changes what is recorded: it cannot be used with --train")
     if _DATASET_ID.value is None or tiers.recipe_of(_DATASET_ID.value):

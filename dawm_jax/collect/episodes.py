@@ -25,7 +25,9 @@ class _ActFn(Protocol):
         """[n, S] float32, time step -> actions [n, A] float32 in environment units."""
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
+    """One step of an episode."""
+
     action: np.ndarray  # [A]
     reward: float
     terminated: bool
@@ -88,11 +90,11 @@ def episodes(
     def reset(index: int) -> list[np.ndarray]:
         nonlocal num_resets
         num_resets += 1
-        return [simulator.reset(index, _reset_seed(seed, num_resets))]
+        return [simulator.reset(index, reset_seed(seed, num_resets))]
 
     try:
         observations = [reset(i) for i in range(copies)]
-        rows: list[list[_Step]] = [[] for _ in range(copies)]
+        rows: list[list[Step]] = [[] for _ in range(copies)]
         active, step = np.arange(copies), 0
         while len(active):
             stop.check(f"an episode in {environment}")
@@ -104,9 +106,9 @@ def episodes(
             for row, i in enumerate(active):
                 observations[i].append(result.observations[row])
                 ends = result.terminated[row], result.truncated[row]
-                rows[i].append(_Step(actions[row], result.rewards[row], *ends))
+                rows[i].append(Step(actions[row], result.rewards[row], *ends))
                 if any(ends):
-                    yield _episode(observations[i], rows[i])
+                    yield joined(observations[i], rows[i])
                     rows[i] = []
                     if made[i] >= quota:
                         done.append(i)
@@ -143,11 +145,13 @@ def _padded(rows: np.ndarray, size: int) -> np.ndarray:
     return np.pad(rows, ((0, size - len(rows)), (0, 0)))
 
 
-def _episode(observations: list[np.ndarray], steps: list[_Step]) -> Episode:
+def joined(observations: list[np.ndarray], steps: list[Step]) -> Episode:
+    """The episode of T steps and T + 1 observations."""
     actions, rewards, terminated, truncated = (np.array(x) for x in zip(*steps, strict=True))
     # Gymnasium may report both at once; such an end is a termination.
     return Episode(np.array(observations), actions, rewards, terminated, truncated & ~terminated)
 
 
-def _reset_seed(seed: int, index: int) -> int:
+def reset_seed(seed: int, index: int) -> int:
+    """Seed of the reset number `index` of a collection with the seed `seed`."""
     return int(np.random.SeedSequence((seed, index, 11)).generate_state(1)[0])

@@ -3,23 +3,26 @@
 random acts uniformly; medium is the first snapshot of soft actor-critic whose return passes
 R_random + (R_expert - R_random) / 3; medium-replay is up to 8 snapshots until medium, one after
 the other, in place of medium's replay buffer; expert is the best policy; medium-expert is half
-medium, half expert. Actions are sampled, and episodes are whole.
+medium, half expert. Actions are sampled, and episodes are whole. A further tier, scripted, is of
+the environments that have a controller (`collect.controllers`).
 """
 
 import logging
 import pathlib
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dawm_jax.collect import controllers
 from dawm_jax.collect import episodes as episodes_lib
 from dawm_jax.collect.policies import Policies, shipped_environments, shipped_policies
 from dawm_jax.data import TIERS, minari_source, minari_writer
 from dawm_jax.data.dataset import OfflineDataset
 from dawm_jax.data.minari_source import MINARI
-from dawm_jax.data.minari_writer import DatasetWriter
+from dawm_jax.data.minari_writer import DatasetWriter, Episode
 from dawm_jax.data.sources import SOURCES
 from dawm_jax.envs.perturbed import UNCHANGED, Physics
 from dawm_jax.envs.tasks import TASKS
@@ -41,7 +44,10 @@ _POLICIES_OF = {
     "expert": "soft actor-critic at its best",
     "medium-expert": "half medium, half expert",
     "medium-replay": "the policies that soft actor-critic went through up to medium",
+    "scripted": "a scripted controller with noise of a deviation that differs between episodes",
 }
+# Of the tiers that no policies of soft actor-critic act in; the others have "SAC".
+_ALGORITHMS = {"random": "random", "scripted": "scripted"}
 
 
 class Recipe(NamedTuple):
@@ -68,15 +74,24 @@ def recipe_of(name: str) -> Recipe | None:
     """The recipe that a standard dataset name stands for; None for other names.
 
     Standard names are dawm/TASK/TIER-v1 and dawm/TASK/TIER-STEPSk-v1, where TASK is a registered
-    task (`envs.tasks`) that policies ship for.
+    task (`envs.tasks`) that policies ship for or, in the tier scripted, that has a controller.
     """
     match = _NAME.fullmatch(name)
     if match is None or match[1] not in TASKS:
         return None
     environment = TASKS.get(match[1]).environment
-    if environment not in shipped_environments():
+    if not needs_policies(match[2]):
+        known = match[2] == "random" or controllers.controlled(environment)
+    else:
+        known = environment in shipped_environments()
+    if not known:
         return None
     return Recipe(environment, match[2], int(match[3]) * 1000 if match[3] else None)
+
+
+def needs_policies(tier: str) -> bool:
+    """Whether policies of soft actor-critic act in a tier."""
+    return tier not in _ALGORITHMS
 
 
 def parts_of(tier: str, policies: Policies | None) -> list[Part]:
@@ -85,7 +100,7 @@ def parts_of(tier: str, policies: Policies | None) -> list[Part]:
     Raises:
       UserError: an unknown tier.
     """
-    if tier == "random":
+    if not needs_policies(tier):
         return [Part(None, 1.0)]
     if tier in ("medium", "expert"):
         return [Part(tier, 1.0)]
@@ -121,7 +136,7 @@ def make(
     Args:
       name: Minari id of the new dataset.
       recipe: what to collect.
-      policies: of the environment; may be None for the random tier.
+      policies: of the environment; may be None for the tiers random and scripted.
       seed: of resets and actions.
       overwrite: replace a dataset of this id.
       stop: looked at before every step.
@@ -167,18 +182,10 @@ def _write(
     progress = Progress("collect", steps, "step")
     reported = 0
     for index, part in enumerate(parts):
-        actor = _actor(policies, part.policy)
+        actor = _actor(recipe.tier, policies, part.policy)
         part_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
         part_steps = round(part.share * steps)
-        for episode in episodes_lib.episodes(
-            recipe.environment,
-            actor,
-            steps=part_steps,
-            seed=part_seed,
-            max_steps=recipe.max_steps,
-            physics=recipe.physics,
-            stop=stop,
-        ):
+        for episode in _episodes(recipe, actor, steps=part_steps, seed=part_seed, stop=stop):
             writer.add(*episode)
             if writer.steps - reported >= steps // _NUM_REPORTS:
                 reported = writer.steps
@@ -186,11 +193,30 @@ def _write(
     progress.close()
 
 
-def _actor(policies: Policies | None, name: str | None) -> Params | None:
+def _episodes(
+    recipe: Recipe, actor: Params | None, *, steps: int, seed: int, stop: StopFlag | None
+) -> Iterator[Episode]:
+    """Episodes of the controller, of a policy, or of uniformly random actions."""
+    if recipe.tier == "scripted":
+        return controllers.episodes(
+            recipe.environment, steps=steps, seed=seed, max_steps=recipe.max_steps, stop=stop
+        )
+    return episodes_lib.episodes(
+        recipe.environment,
+        actor,
+        steps=steps,
+        seed=seed,
+        max_steps=recipe.max_steps,
+        physics=recipe.physics,
+        stop=stop,
+    )
+
+
+def _actor(tier: str, policies: Policies | None, name: str | None) -> Params | None:
     if name is None:
         return None
     if policies is None:
-        raise UserError("--tier: only the random tier can be collected without policies")
+        raise UserError(f"--tier={tier}: expected policies, which this tier is collected with")
     return policies.actors[name]
 
 
@@ -203,7 +229,7 @@ def _metadata(
     what = _POLICIES_OF[tier]
     return {
         "description": f"{environment}, {what}; sampled actions, whole episodes.",
-        "algorithm_name": "random" if tier == "random" else "SAC",
+        "algorithm_name": _ALGORITHMS.get(tier, "SAC"),
         "code_permalink": "",
         "collection": {
             "command": f"python -m dawm_jax.collect --env={environment} --tier={tier} "
@@ -247,12 +273,12 @@ def _collect_once(name: str, recipe: Recipe, stop: StopFlag) -> None:
     Raises:
       Interrupted: `stop` was set.
     """
-    policies = shipped_policies(recipe.environment)
+    policies = shipped_policies(recipe.environment) if needs_policies(recipe.tier) else None
     while not minari_source.is_local(name):
         if minari_writer.is_being_written(name):
             _wait_for_writer(name, stop)  # the lock of a process that died is free
             continue
-        _log.info("%s is collected from the policies in the package", name)
+        _log.info("%s is collected on first use", name)
         try:
             make(name, recipe, policies, seed=0, stop=stop)
         except minari_writer.BeingWrittenError:

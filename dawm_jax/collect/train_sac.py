@@ -404,7 +404,7 @@ def _score(
         actions = sampler(actor, observations[0], jax.random.fold_in(key, next(calls)))
         return np.asarray(actions)[None]
 
-    return rollouts.run_episodes(
+    outcome = rollouts.run_episodes(
         policy,
         settings.environment,
         seeds=_seed(settings.seed, settings.steps + step)
@@ -412,6 +412,7 @@ def _score(
         environment_kwargs=limit_kwargs(settings.max_steps or 0),
         stop=stop,
     )
+    return outcome.returns
 
 
 def _seed(seed: int, index: int) -> int:

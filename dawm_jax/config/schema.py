@@ -397,7 +397,7 @@ def get_config(
         decision_diffuser) with the settings of DWM's comparison.
       environment: Gymnasium id.
       dataset: what to train on without a tier; "" takes the bundled set of the environment's
-        task, or else its medium tier.
+        task, or else the task's tier (`envs.tasks.Task.tier`).
 
     Raises:
       ValueError: an unknown variant.
@@ -409,7 +409,8 @@ def get_config(
     task = find_task(environment)
     dataset = dataset or ("" if task is None else task.dataset)
     if tier or not dataset:
-        dataset = f"dawm/{task_name(environment)}/{tier or 'medium'}{_SIZES[scale]}-v1"
+        tier = tier or ("medium" if task is None else task.tier)
+        dataset = f"dawm/{task_name(environment)}/{tier}{_SIZES[scale]}-v1"
     values.update(variant=variant, environment=environment, dataset=dataset)
     if fast_planner:
         values["planner"].update(FAST_PLANNER)

@@ -4,6 +4,7 @@ on the device, the ring buffer of generated data, and the writer of Minari datas
 It may import envs and what envs may import.
 """
 
-# D4RL's tiers of locomotion data, which the room of collection makes. They are defined here
-# because --help lists them and need not wait for the import of JAX.
-TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert")
+# D4RL's tiers of locomotion data, and the data of scripted controllers, which the room of
+# collection makes. They are defined here because --help lists them and need not wait for the import
+# of JAX.
+TIERS = ("random", "medium", "medium-replay", "expert", "medium-expert", "scripted")

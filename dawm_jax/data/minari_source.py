@@ -1,5 +1,6 @@
 """Minari datasets, read from MINARI_DATASETS_PATH and downloaded when absent."""
 
+import dataclasses
 import logging
 import os
 import pathlib
@@ -13,7 +14,7 @@ from dawm_jax.data import bundled
 from dawm_jax.data.dataset import OfflineDataset, float32_notes, validate
 from dawm_jax.data.minari_folder import dataset_folder
 from dawm_jax.data.sources import SOURCES
-from dawm_jax.envs import perturbed
+from dawm_jax.envs import perturbed, simulate
 from dawm_jax.envs.perturbed import Physics
 from dawm_jax.envs.recorded import Recorded, recorded
 from dawm_jax.envs.tasks import References
@@ -80,7 +81,7 @@ class MinariSource:
         spec, metadata = dataset.env_spec, dataset.storage.metadata
         return from_episodes(
             name,
-            episodes,
+            [_as_vectors(episode, dataset.observation_space) for episode in episodes],
             environment=None if spec is None else spec.id,
             made_with=None if spec is None else recorded(spec, _physics(metadata)),
             references=_references(metadata),
@@ -297,11 +298,37 @@ def _open(name: str) -> Any:
         ) from error
 
 
+def _as_vectors(episode: Any, space: Any) -> Any:
+    """An episode of Minari whose dictionaries of observations are vectors.
+
+    The entries stand in the order of the space's keys, as in `simulate.make_environment`.
+
+    Args:
+      episode: of Minari.
+      space: of the dataset's observations.
+    """
+    if not isinstance(episode.observations, dict):
+        return episode
+    vectors = _concatenated(episode.observations, space, rows=len(episode.rewards) + 1)
+    return dataclasses.replace(episode, observations=vectors)
+
+
+def _concatenated(values: Any, space: Any, *, rows: int) -> np.ndarray:
+    """Arrays [rows, ...] in nested dictionaries as one array [rows, S], in the spaces' orders."""
+    if not isinstance(values, dict):
+        return np.asarray(values).reshape(rows, -1)
+    parts = [_concatenated(values[key], space[key], rows=rows) for key in space.spaces]
+    return np.concatenate(parts, axis=1)
+
+
 def _check_spaces(name: str, dataset: Any) -> None:
-    """Raises UserError unless actions and observations are flat Boxes."""
+    """Raises UserError unless actions and observations are flat Boxes, or these make one."""
     import gymnasium as gym
 
-    spaces = (("actions", dataset.action_space), ("observations", dataset.observation_space))
+    observations = dataset.observation_space
+    if simulate.is_dictionary_of_boxes(observations):
+        observations = gym.spaces.flatten_space(observations)
+    spaces = (("actions", dataset.action_space), ("observations", observations))
     for kind, space in spaces:
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise UserError(

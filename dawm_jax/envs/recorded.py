@@ -19,8 +19,9 @@ _HARMLESS_KWARGS = (
     *("max_geom", "visual_options"),
 )
 _HARMLESS_WRAPPERS = (
-    *("DataCollector", "HumanRendering", "OrderEnforcing", "PassiveEnvChecker"),
-    *("RecordEpisodeStatistics", "RecordVideo", "RenderCollection", "TimeLimit"),
+    *("DataCollector", "FlattenObservation", "HumanRendering", "OrderEnforcing"),
+    *("PassiveEnvChecker", "RecordEpisodeStatistics", "RecordVideo", "RenderCollection"),
+    "TimeLimit",
 )
 _LIMIT = "max_episode_steps"  # keyword argument of `gym.make`
 

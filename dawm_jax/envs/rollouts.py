@@ -1,7 +1,7 @@
 """Whole episodes of policies in a simulator."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,6 +23,15 @@ class PolicyFn(Protocol):
         Returns:
           [policies, episodes, A] in the environment's units.
         """
+
+
+class Outcome(NamedTuple):
+    """How whole episodes ended."""
+
+    returns: np.ndarray  # [policies, episodes] float64, undiscounted
+    # [policies, episodes] bool, whether any step of the episode was a success; None: the
+    # environment does not say.
+    succeeded: np.ndarray | None = None
 
 
 class Report(Protocol):
@@ -77,8 +86,8 @@ def run_episodes(
     max_steps: int = 0,
     stop: StopFlag | None = None,
     report: Report = _no_report,
-) -> np.ndarray:
-    """Undiscounted returns of whole episodes.
+) -> Outcome:
+    """Undiscounted returns of whole episodes, and which of them succeeded.
 
     The policies are called once per time step with all episodes in one batch. A finished
     episode stays in the batch, and its simulator is not stepped any more.
@@ -92,9 +101,6 @@ def run_episodes(
       max_steps: episodes are cut after so many steps; 0: the environment's limit alone.
       stop: looked at before every time step.
       report: shows how far the evaluation is.
-
-    Returns:
-      [policies, episodes] float64.
 
     Raises:
       UserError: the environment cannot be made, is not continuous control, has no time limit
@@ -119,6 +125,7 @@ def run_episodes(
             [simulator.reset(i, int(seed)) for i, seed in enumerate(seeds.flat)]
         ).astype(np.float32)
         returns = np.zeros(total)
+        succeeded: np.ndarray | None = None
         active = np.arange(total)
         for step in range(limit):
             stop.check(f"an evaluation at step {step:,}")
@@ -126,10 +133,16 @@ def run_episodes(
             steps = simulator.step(active, actions[active])
             observations[active] = steps.observations
             returns[active] += steps.rewards
+            if steps.succeeded is not None:
+                succeeded = np.zeros(total, bool) if succeeded is None else succeeded
+                succeeded[active] |= steps.succeeded
             active = active[~(steps.terminated | steps.truncated)]
             report(step + 1, limit, len(active))
             if not len(active):
                 break
     finally:
         simulator.close()
-    return returns.reshape(seeds.shape)
+    return Outcome(
+        returns.reshape(seeds.shape),
+        None if succeeded is None else succeeded.reshape(seeds.shape),
+    )

@@ -30,6 +30,8 @@ class Steps(NamedTuple):
     rewards: np.ndarray  # [n] float64
     terminated: np.ndarray  # [n] bool
     truncated: np.ndarray  # [n] bool
+    # [n] bool, whether the environment calls the step a success; None: it does not say.
+    succeeded: np.ndarray | None = None
 
 
 class Simulator(Protocol):
@@ -50,6 +52,9 @@ class Simulator(Protocol):
 def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) -> Any:
     """A Gymnasium environment with flat Box observations and bounded flat Box actions.
 
+    Dictionaries of Boxes become vectors by Gymnasium's `FlattenObservation`: the entries in the
+    order of the space's keys, which Gymnasium sorts.
+
     Args:
       environment: Gymnasium id.
       kwargs: keyword arguments of `gym.make`; None: none.
@@ -68,6 +73,8 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
             f"environment {environment!r} cannot be made ({first_line(error)}); "
             f"check its name{given} and that gymnasium[mujoco] is installed"
         ) from error
+    if is_dictionary_of_boxes(env.observation_space):
+        env = gym.wrappers.FlattenObservation(env)
     for kind, space in (("actions", env.action_space), ("observations", env.observation_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             env.close()
@@ -80,6 +87,16 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
         env.close()
         raise UserError(f"environment {environment}: expected {wrong}")
     return env
+
+
+def is_dictionary_of_boxes(space: Any) -> bool:
+    """Whether a space of observations is a dictionary, perhaps nested, of Boxes."""
+    import gymnasium as gym
+
+    if not isinstance(space, gym.spaces.Dict):
+        return False
+    parts = space.spaces.values()
+    return all(isinstance(part, gym.spaces.Box) or is_dictionary_of_boxes(part) for part in parts)
 
 
 # MuJoCo warns of it for each copy of Gymnasium's HalfCheetah, on the terminal and in a file
@@ -181,20 +198,32 @@ class _GymnasiumSimulator:
 
     def step(self, indices: np.ndarray, actions: np.ndarray) -> Steps:
         results = [
-            self._environments[index].step(action)[:4]
+            self._environments[index].step(action)
             for index, action in zip(indices, actions, strict=True)
         ]
-        observations, rewards, terminated, truncated = zip(*results, strict=True)
+        observations, rewards, terminated, truncated, infos = zip(*results, strict=True)
         return Steps(
             np.asarray(observations, np.float64),
             np.asarray(rewards, np.float64),
             np.asarray(terminated, bool),
             np.asarray(truncated, bool),
+            _successes(infos),
         )
 
     def close(self) -> None:
         for env in self._environments:
             env.close()
+
+
+def _successes(infos: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Which steps their environments call a success, [n] bool; None: an environment does not say.
+
+    Robotics environments have an entry "success" or "is_success" in the information of a step.
+    """
+    for key in ("success", "is_success"):
+        if all(key in info for info in infos):
+            return np.array([bool(info[key]) for info in infos])
+    return None
 
 
 class _BatchSimulator:

@@ -59,6 +59,7 @@ class Task:
       batch_physics: equals the simulation of exactly `environment`; None steps one Gymnasium
         environment per copy.
       dataset: name of a dataset that ships with the package, or "".
+      tier: of the collected data that a configuration takes where no dataset ships.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Task:
     references: References | None = None
     batch_physics: BatchPhysics | None = None
     dataset: str = ""
+    tier: str = "medium"
 
 
 TASKS: Registry[Task] = Registry("task", setting="config.environment", rooms=("dawm_jax.envs",))

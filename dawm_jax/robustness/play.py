@@ -88,7 +88,7 @@ def play(
         action_low=policies.action_low,
         action_high=policies.action_high,
     )
-    returns = rollouts.run_episodes(
+    outcome = rollouts.run_episodes(
         NoisyPolicy(policies.act, noise, seed=seed),
         policies.environment,
         seeds=np.tile(starts, (1, len(levels))),
@@ -98,4 +98,4 @@ def play(
         stop=stop,
         report=report,
     )
-    return returns.reshape(policies.num_seeds, len(levels), episodes).transpose(1, 0, 2)
+    return outcome.returns.reshape(policies.num_seeds, len(levels), episodes).transpose(1, 0, 2)

@@ -12,6 +12,7 @@ import numpy as np
 
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.config import schema
+from dawm_jax.envs.rollouts import Outcome
 from dawm_jax.envs.scores import confidence_interval, normalised_score, reference_returns
 from dawm_jax.envs.tasks import References
 from dawm_jax.methods.base import METHODS
@@ -32,19 +33,20 @@ _DIGEST = "results_digest"
 
 
 def evaluation_entry(
-    environment: str, returns: np.ndarray, when: str, references: References | None = None
+    environment: str, outcome: Outcome, when: str, references: References | None = None
 ) -> dict[str, Any]:
     """What is recorded of an evaluation: all returns, and their summary for the log.
 
     Args:
       environment: Gymnasium id.
-      returns: [seeds, episodes], undiscounted.
+      outcome: of the episodes, [seeds, episodes].
       when: in the training, for the log.
       references: of the data; see `envs.scores.reference_returns`.
 
     Raises:
       UserError: a return is not a finite number.
     """
+    returns = outcome.returns
     if bad := int((~np.isfinite(returns)).sum()):
         raise UserError(
             f"{when}: expected finite returns of {environment}, got {bad} of {returns.size} "
@@ -56,6 +58,9 @@ def evaluation_entry(
     if scores is not None:
         entry["normalised_score"] = float(scores.mean())
         text = f"normalised score {scores.mean():.1f}, {text}"
+    if outcome.succeeded is not None:
+        entry["successes"] = outcome.succeeded.mean(axis=1).tolist()
+        text = f"success in {100.0 * outcome.succeeded.mean():.0f} % of episodes, {text}"
     seeds, episodes = returns.shape
     _log.info("%s: %s (%d seed(s) x %d episodes)", when, text, seeds, episodes)
     return entry
@@ -102,6 +107,8 @@ def finish(
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
+    if success := _success(log):
+        results["success"] = success
     if config.online.steps:
         results["online"] = _online(parts, log, summary, offline=results["final"])
     _write_returns(workdir / "returns.npz", returns)
@@ -301,6 +308,8 @@ def headline(results: Mapping[str, Any]) -> str:
             low, high = final["score_interval"]
             text += f" (95 % interval {low:.1f} to {high:.1f} over {results['num_seeds']} seeds)"
         text += ", "
+    if "success" in results:
+        text += f"success in {100.0 * results['success']['rate_mean']:.0f} % of episodes, "
     seconds = sum(
         stage["seconds"] + stage["compile_seconds"] for stage in results["stages"].values()
     )
@@ -388,6 +397,24 @@ def _online(
         "area": _area(curve),
         "updates": (settings.steps - settings.envs) * settings.updates_per_step,
         "seconds_per_step": seconds / settings.steps,
+    }
+
+
+def _success(log: MetricsFile) -> dict[str, Any]:
+    """Shares of successful episodes by seed, of every evaluation; empty if none was recorded."""
+    curve = [
+        {"update": entry["step"], "rate_per_seed": entry["successes"]}
+        for entry in _evaluations(log)
+        if "successes" in entry
+    ]
+    if not curve:
+        return {}
+    last = np.asarray(curve[-1]["rate_per_seed"])
+    return {
+        "rate_mean": float(last.mean()),
+        "rate_per_seed": last.tolist(),
+        "rate_interval": confidence_interval(last),
+        "curve": curve,
     }
 
 

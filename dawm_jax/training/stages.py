@@ -16,6 +16,7 @@ from dawm_jax.data.replay import Replay
 from dawm_jax.data.ring_buffer import Buffer
 from dawm_jax.envs import rollouts
 from dawm_jax.envs.resumable import ResumablePolicy, StepPolicyFn
+from dawm_jax.envs.rollouts import Outcome
 from dawm_jax.methods.base import MethodSpec
 from dawm_jax.models.base import Trainable
 from dawm_jax.models.optim import TrainState, scan_steps
@@ -352,7 +353,7 @@ def evaluator(
         section = config.evaluation
         last = step == total
 
-        def play() -> np.ndarray:
+        def play() -> Outcome:
             return rollouts.run_episodes(
                 functools.partial(act, agents),
                 config.environment,
@@ -368,11 +369,11 @@ def evaluator(
                 stop=stop,
             )
 
-        returns = distributed.on_first_process(play, meanwhile=stop.ask)
-        if returns is None:
+        outcome = distributed.on_first_process(play, meanwhile=stop.ask)
+        if outcome is None:
             return {}
         return artifacts.evaluation_entry(
-            config.environment, returns, f"{unit} {step}", parts.references
+            config.environment, outcome, f"{unit} {step}", parts.references
         )
 
     return evaluate
@@ -415,7 +416,7 @@ def _evaluate_plans(
         _log.info("planner: repeating %s steps of episodes", f"{policy.num_kept:,}")
     start = time.monotonic()
     try:
-        returns = rollouts.run_episodes(
+        outcome = rollouts.run_episodes(
             policy,
             config.environment,
             seeds=rollouts.reset_seeds(
@@ -433,7 +434,7 @@ def _evaluate_plans(
     except Interrupted as interruption:
         policy.save()
         raise Interrupted(f"planner, {interruption}") from interruption
-    entry = artifacts.evaluation_entry(config.environment, returns, "planner", parts.references)
+    entry = artifacts.evaluation_entry(config.environment, outcome, "planner", parts.references)
     seconds = time.monotonic() - start
     session.log.append("planner", "assess", 0, {**entry, "seconds": seconds})
     policy.discard()

@@ -54,6 +54,7 @@ def collect(tier, steps=600, seed=0, **options):
     ("tier", "expected"),
     [
         ("random", [(None, 1.0)]),
+        ("scripted", [(None, 1.0)]),
         ("medium", [("medium", 1.0)]),
         ("expert", [("expert", 1.0)]),
         ("medium-expert", [("medium", 0.5), ("expert", 0.5)]),
@@ -72,6 +73,7 @@ def test_sizes_of_tiers():
         "expert": 1_000_000,
         "medium-expert": 2_000_000,
         "medium-replay": 1234,
+        "scripted": 1_000_000,
     }
 
 
@@ -261,7 +263,7 @@ def test_processes_that_need_the_same_dataset_wait_for_the_one_that_collects_it(
         loaded = list(pool.map(lambda _: load_dataset(name, cache=False), range(3)))
     for other in loaded[1:]:
         np.testing.assert_array_equal(loaded[0].observations, other.observations)
-    assert caplog.text.count("is collected from the policies") == len(made)
+    assert caplog.text.count("is collected on first use") == len(made)
     assert "is being collected by another process; waiting for it" in caplog.text
 
 
@@ -290,8 +292,8 @@ def test_the_wait_for_another_process_can_be_stopped():
     other._lock.close()
 
 
-def test_only_the_random_tier_needs_no_policies():
-    with pytest.raises(UserError, match="only the random tier can be collected without policies"):
+def test_the_tiers_of_a_training_need_its_policies():
+    with pytest.raises(UserError, match="--tier=expert: expected policies"):
         tiers.make("test/hopper/it-v0", tiers.Recipe("Hopper-v5", "expert", 100), None, seed=0)
     assert not is_local("test/hopper/it-v0")
 

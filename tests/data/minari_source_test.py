@@ -14,6 +14,7 @@ from minari.data_collector import EpisodeBuffer
 
 from dawm_jax.data import minari_source
 from dawm_jax.data.load import load_dataset
+from dawm_jax.envs import simulate
 from dawm_jax.envs.recorded import Recorded
 from dawm_jax.envs.tasks import References
 from dawm_jax.types import UserError
@@ -62,6 +63,50 @@ def test_minari_collector_with_an_episode_left_open():
     np.testing.assert_allclose(dataset.rewards, after, atol=1e-6)
     np.testing.assert_array_equal(np.flatnonzero(dataset.terminations), [1])
     np.testing.assert_array_equal(np.flatnonzero(dataset.truncations), [4, 6])
+
+
+class _Goals(_Drift):
+    """Nested dictionaries of observations."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "state": _Drift.observation_space,
+            "goal": gym.spaces.Dict({"b": gym.spaces.Box(-1, 1, (2, 1)), "a": _Drift.action_space}),
+        }
+    )
+
+    def reset(self, *, seed=None, options=None):
+        state, info = super().reset(seed=seed)
+        return self._with_goal(state), info
+
+    def step(self, action):
+        state, *rest = super().step(action)
+        return self._with_goal(state), *rest
+
+    def _with_goal(self, state):
+        a = np.full(tiny.ACTION_SIZE, 0.5, np.float32)
+        return {"state": state, "goal": {"b": np.float32([[0.1], [0.2]]), "a": a}}
+
+
+def test_dictionaries_of_observations_are_vectors_as_in_the_environment(register):
+    """The dataset's rows equal what the simulator of the same environment returns."""
+    name = register("DawmGoals-v0", f"{__name__}:_Goals", max_episode_steps=3)
+    collector = minari.DataCollector(gym.make(name))
+    action = np.full(tiny.ACTION_SIZE, 0.1, np.float32)
+    collector.reset()
+    for _ in range(3):
+        collector.step(action)
+    collector.create_dataset("test/goals-v0")
+    collector.close()
+    dataset = load_dataset("test/goals-v0")
+    simulator = simulate.make_simulator(name, 1)
+    expected = [simulator.reset(0, 0)]
+    expected += [simulator.step(np.arange(1), action[None]).observations[0] for _ in range(3)]
+    simulator.close()
+    np.testing.assert_allclose(dataset.observations, expected[:-1])
+    np.testing.assert_allclose(dataset.next_observations, expected[1:])
+    goal = [0.5] * tiny.ACTION_SIZE + [0.1, 0.2]
+    np.testing.assert_allclose(dataset.observations[0], goal + [0.0] * tiny.STATE_SIZE)
 
 
 def test_minari_environment_is_the_recorded_one():
@@ -139,7 +184,7 @@ _WIDE = gym.spaces.Box(np.linspace(-9, -1, 60), np.linspace(1, 9, 60), dtype=np.
     [
         ({"action_space": gym.spaces.Discrete(2)}, "flat Box space of actions"),
         (
-            {"observation_space": gym.spaces.Dict(state=_WIDE, goal=_WIDE)},
+            {"observation_space": gym.spaces.Dict(state=_WIDE, kind=gym.spaces.Discrete(9))},
             "flat Box space of observations",
         ),
         ({"observation_space": gym.spaces.Tuple((_WIDE,))}, "flat Box space of observations"),

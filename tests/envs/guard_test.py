@@ -99,7 +99,8 @@ def test_a_guarded_simulator_changes_no_number(register, environment):
     actions = np.full((2, 3 if environment == "Hopper-v5" else 1), 0.25)
     expected, got = (simulator.step(np.arange(2), actions) for simulator in (plain, guarded))
     assert got.rewards.shape == (2,)
-    for a, b in zip(expected, got, strict=True):
+    for a, b in zip(expected[:4], got[:4], strict=True):
         np.testing.assert_array_equal(a.ravel(), b.ravel())
+    assert expected.succeeded is None and got.succeeded is None
     plain.close()
     guarded.close()

@@ -130,8 +130,8 @@ def test_level_one_gives_the_episodes_of_the_unchanged_simulator(kwargs):
         physics=columns,
         max_steps=60,
     )
-    np.testing.assert_array_equal(both[:, :2], unchanged)
-    assert (both[:, 2:] != unchanged).all()
+    np.testing.assert_array_equal(both.returns[:, :2], unchanged.returns)
+    assert (both.returns[:, 2:] != unchanged.returns).all()
 
 
 # --- as text ------------------------------------------------------------------------------

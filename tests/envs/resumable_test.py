@@ -15,12 +15,8 @@ def _noisy(observations, step):
 
 
 def _evaluate(policy, **options):
-    return rollouts.run_episodes(
-        policy,
-        "Hopper-v5",
-        seeds=rollouts.reset_seeds(5, 0, 0, num_policies=2, num_episodes=3),
-        **options,
-    )
+    seeds = rollouts.reset_seeds(5, 0, 0, num_policies=2, num_episodes=3)
+    return rollouts.run_episodes(policy, "Hopper-v5", seeds=seeds, **options).returns
 
 
 def test_a_stopped_evaluation_is_resumed_bit_for_bit(tmp_path):

@@ -47,8 +47,9 @@ def test_run_episodes_equals_a_plain_loop():
         assert observations.shape == (2, num_episodes, 11)
         return np.stack([[_act(p, row) for row in rows] for p, rows in enumerate(observations)])
 
-    returns = rollouts.run_episodes(policies, "Hopper-v5", seeds=seeds)
-    np.testing.assert_array_equal(returns, expected)
+    outcome = rollouts.run_episodes(policies, "Hopper-v5", seeds=seeds)
+    np.testing.assert_array_equal(outcome.returns, expected)
+    assert outcome.succeeded is None
     assert calls == lengths.max()  # one batched call a step
 
 
@@ -109,8 +110,30 @@ class _Count(gym.Env):
 @pytest.mark.parametrize(("limit", "expected"), [(4, 4.0), (20, 10.0)])
 def test_terminations_and_time_outs_both_end_an_episode(register, limit, expected):
     name = register("DawmCount-v0", _Count, max_episode_steps=limit)
-    returns = rollouts.run_episodes(lambda observations: np.zeros((1, 2, 1)), name, seeds=_TWO)
-    np.testing.assert_array_equal(returns, [[expected, expected]])
+    outcome = rollouts.run_episodes(lambda observations: np.zeros((1, 2, 1)), name, seeds=_TWO)
+    np.testing.assert_array_equal(outcome.returns, [[expected, expected]])
+
+
+class _Goal(_Count):
+    """A step succeeds where the action is above the seed's last digit; then fails again."""
+
+    def reset(self, *, seed=None, options=None):
+        self._needed = (seed % 10) / 10
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        state, reward, terminated, truncated, _ = super().step(action)
+        succeeds = self._clock == 2 and float(action[0]) > self._needed
+        return state, reward, terminated, truncated, {self.key: succeeds}
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+def test_an_episode_succeeds_if_any_of_its_steps_does(register, key):
+    name = register("DawmGoal-v0", type("Goal", (_Goal,), {"key": key}), max_episode_steps=4)
+    seeds = np.array([[11, 13], [17, 12]])
+    outcome = rollouts.run_episodes(lambda _: np.full((2, 2, 1), 0.25), name, seeds=seeds)
+    np.testing.assert_array_equal(outcome.succeeded, [[True, False], [False, True]])
+    np.testing.assert_array_equal(outcome.returns, np.full((2, 2), 4.0))
 
 
 # --- what cannot be evaluated -------------------------------------------------------------
@@ -168,8 +191,8 @@ def test_every_step_is_reported(register):
 )
 def test_episodes_are_cut(register, own, max_steps, expected):
     name = register("DawmCount-v0", _Count, max_episode_steps=own)
-    returns = rollouts.run_episodes(_still, name, seeds=_TWO, max_steps=max_steps)
-    np.testing.assert_array_equal(returns, [[expected, expected]])
+    outcome = rollouts.run_episodes(_still, name, seeds=_TWO, max_steps=max_steps)
+    np.testing.assert_array_equal(outcome.returns, [[expected, expected]])
 
 
 @pytest.mark.parametrize("kwargs", [None, {"max_episode_steps": -1}])

@@ -14,7 +14,8 @@ from dawm_jax.envs.tasks import TASKS, BatchPhysics, References, Task, find_task
 def test_names_are_those_of_files_and_datasets(task):
     assert task_name(task.environment) == task.name
     assert find_task(task.environment) is task
-    assert task.environment in gym.registry
+    if ":" not in task.environment:  # else a package that need not be installed registers it
+        assert task.environment in gym.registry
     assert task.dataset in ("", "bundled/hopper/medium-v0")
 
 

@@ -55,7 +55,7 @@ def test_one_batch_equals_each_level_alone_and_the_first_an_evaluation():
     for level, own in zip(LEVELS, together, strict=True):
         np.testing.assert_array_equal(returns([level])[0], own)
     seeds = rollouts.reset_seeds(5, 1, 0, num_policies=2, num_episodes=3)
-    plain = rollouts.run_episodes(act, "Hopper-v5", seeds=seeds, max_steps=40)
+    plain = rollouts.run_episodes(act, "Hopper-v5", seeds=seeds, max_steps=40).returns
     np.testing.assert_array_equal(together[0], plain)
     for changed in together[1:]:
         assert (changed != plain).all()

@@ -52,7 +52,8 @@ def _worker() -> None:
 
     def episodes(policy, environment, *, seeds, **options):
         observations = np.ones((*seeds.shape, 11), np.float32)
-        return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+        returns = np.asarray(policy(observations)).sum(-1).astype(np.float64)
+        return rollouts.Outcome(returns)
 
     def endless(policy, *arguments, stop, **options):
         (workdir / "evaluating").touch()

@@ -19,7 +19,7 @@ from dawm_jax.types import UserError
 def fake_episodes(policy, environment, *, seeds, **options):
     """An evaluation without physics, deterministic in the policy."""
     observations = np.ones((*seeds.shape, 11), np.float32)
-    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+    return rollouts.Outcome(np.asarray(policy(observations)).sum(-1).astype(np.float64))
 
 
 def plot(path, log, results):
@@ -196,7 +196,7 @@ def test_only_returns_that_are_not_finite_is_one_line(workdir):
 def test_returns_that_are_not_finite_are_refused_when_they_are_made(value):
     returns = np.array([[1.0, 2.0], [value, 3.0]])
     with pytest.raises(UserError, match=r"update 24: expected finite returns .* 1 of 4") as error:
-        artifacts.evaluation_entry("Hopper-v5", returns, "update 24")
+        artifacts.evaluation_entry("Hopper-v5", rollouts.Outcome(returns), "update 24")
     one_line(error)
 
 

@@ -19,7 +19,7 @@ from dawm_jax.types import UserError
 def fake_episodes(policy, environment, *, seeds, **options):
     """An evaluation without physics, deterministic in the policy."""
     observations = np.ones((*seeds.shape, 11), np.float32)
-    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+    return rollouts.Outcome(np.asarray(policy(observations)).sum(-1).astype(np.float64))
 
 
 @pytest.fixture(scope="module", autouse=True)

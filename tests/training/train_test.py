@@ -33,7 +33,7 @@ def tiny_config(**overrides):
 def fake_episodes(policy, environment, *, seeds, **options):
     """An evaluation without physics, deterministic in the policy and the seeds of the resets."""
     observations = np.repeat(seeds[..., None] / 2**32, 11, axis=-1).astype(np.float32)
-    return np.asarray(policy(observations)).sum(-1).astype(np.float64)
+    return rollouts.Outcome(np.asarray(policy(observations)).sum(-1).astype(np.float64))
 
 
 @pytest.fixture(scope="module", autouse=True)
