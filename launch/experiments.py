@@ -58,6 +58,11 @@ COMPLETION = {
         "--config.rollout.windows_per_round=56",
     ),
 }
+# Settings that docs/protocol.md was written with and that are no defaults of "quick" any more.
+OF_THE_PROTOCOL = (
+    "--config.rollout.prefill_transitions=20000",
+    "--config.rollout.buffer_capacity=100000",
+)
 # As many generated transitions before the first update as the data have, and room for twice as
 # many; returns over as many steps as a window has.
 VOLUME = (
@@ -318,6 +323,8 @@ def main() -> int:
     flags = [f"--config.num_seeds={arguments.seeds}"]
     if arguments.updates:
         flags.append(f"--config.training.updates={arguments.updates}")
+    if arguments.variant == "quick":
+        flags += OF_THE_PROTOCOL
     protocol = Protocol(arguments.variant, tuple(flags))
     runs = [run for part in parts for run in runs_of(part, folder, protocol)]
     todo = [run for run in runs if not run.is_done]

@@ -65,7 +65,7 @@ class Rollout(SamplerSettings):
         50_000,
         "transitions generated before the first update; value expansions fill their buffer as "
         "`expand` says",
-        quick=20_000,
+        quick=200_000,
         smoke=64,
         at_least=0,
     )
@@ -73,7 +73,7 @@ class Rollout(SamplerSettings):
         500_000,
         "latest synthetic transitions kept, per seed; for value expansions with expand=sweep at "
         "least all training steps",
-        quick=100_000,
+        quick=300_000,
         smoke=512,
         at_least=1,
     )
