@@ -10,7 +10,6 @@ The rest of the file is left alone.
 import dataclasses
 import itertools
 import json
-import math
 import pathlib
 import statistics
 import sys
@@ -470,6 +469,81 @@ def world_model_trials() -> str:
     )
 
 
+def equal_seconds() -> str:
+    """Trials of the world model at equal seconds of one core, judged by the quality report."""
+    rows = []
+    for trial in _json_lines(_RESULTS / "world-model" / "equal_seconds.jsonl"):
+        seconds = trial["core_seconds"]
+        rows.append(
+            [
+                trial["dataset"].split("/")[1],
+                trial["trial"],
+                f"{trial['steps']:,} x {trial['batch_size']}",
+                "" if seconds is None else number(seconds),
+                str(trial["evaluations"]),
+                f"{trial['state_auc']:.3f} ± {trial['state_auc_std']:.3f}",
+                f"{trial['auc']:.3f} ± {trial['auc_std']:.3f}",
+                f"{trial['auc_real_pairs']:.3f}",
+                f"{trial['change_ratio']:.2f}",
+                f"{number(trial['dynamics_error'])} ({number(trial['dynamics_error_median'])})",
+                f"{number(trial['reward_error'])} ({number(trial['reward_error_median'])})",
+            ]
+        )
+    head = ["set", "trial", "steps x batch", "s", "evaluations", "AUC of (s, r, s')", "AUC with a"]
+    errors = ["error of a step, mean (median)", "error of the reward"]
+    return table([*head, "AUC, real pairs", "change", *errors], rows)
+
+
+def best_of() -> str:
+    """What the best of several windows of a start claims, and what the simulator gives."""
+    names = ("claimed_spread_within", "claimed_gain_of_best", "true_gain_of_best", "corr_within")
+    rows = [
+        [
+            found["dataset"].split("/")[1],
+            *(f"{found[name]:.2f}" for name in names[:2]),
+            f"{found[names[2]]:.2f} ± {found['true_gain_se']:.2f}",
+            f"{found[names[3]]:.2f}",
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "best_of.jsonl")
+    ]
+    head = ["set", "deviation between windows of a start", "gain of the best, generated"]
+    return table([*head, "gain of the best, simulator", "correlation within a start"], rows)
+
+
+def disagreement() -> str:
+    """Dropping steps at which denoisers disagree more than on 95 % of held-out steps."""
+    rows = []
+    for found in _json_lines(_RESULTS / "world-model" / "disagreement.jsonl"):
+        beyond, floor = found["q95"], found["floor"]
+        rows.append(
+            [
+                found["kind"],
+                f"{found['rank_correlation']:.2f}",
+                f"{100 * beyond['beyond_share']:.1f} %",
+                *(number(value) for value in (found["error_all"], beyond["error_kept"])),
+                *(number(floor[name]) for name in ("all", "kept")),
+                *("{:.3f} ± {:.3f}".format(*found[f"auc_{name}"]) for name in ("all", "kept")),
+            ]
+        )
+    head = ["disagreement", "rank correlation with the error", "dropped"]
+    errors = ["error, all", "error, kept", "error of real steps, all", "the same, kept"]
+    return table([*head, *errors, "AUC, all", "AUC, kept"], rows)
+
+
+def advantages() -> str:
+    """Windows that aim at advantages: what they claim, and what the simulator gives."""
+    rows = [
+        [
+            "" if found["asked"] is None else f"{found['asked']:.1f}",
+            f"{found['claimed']:.2f}",
+            f"{found['true']:.2f} ± {found['true_se']:.2f}",
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "advantage.jsonl")
+        if found["asked"] is not None
+    ]
+    return table(["advantage asked for", "generated", "simulator"], rows)
+
+
 def recipes() -> str:
     """The quick variant's world model of version 0.1 and the present one."""
     rows = []
@@ -561,9 +635,7 @@ def start_weights() -> str:
     tasks = list(dict.fromkeys(trial["dataset"] for trial in found))
     cells: dict[float, dict[str, str]] = {}
     for trial in found:
-        score = np.asarray(trial["score_per_seed"])
-        low, high = scores.confidence_interval(score) or (math.nan, math.nan)
-        cell = f"{score.mean():.1f} ({low:.1f} to {high:.1f})"
+        cell = _with_interval(trial["score_per_seed"], "{:.1f}")
         cells.setdefault(trial["start_weight"], {})[trial["dataset"]] = cell
     rows = [[f"{weight:g}", *(row[t] for t in tasks)] for weight, row in sorted(cells.items())]
     return table(["start_weight", *tasks], rows)
@@ -653,6 +725,10 @@ BLOCKS = (
     Block("docs/choices.md", "cpu-devices", cpu_devices),
     Block("docs/choices.md", "world-model", world_model_trials),
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
+    Block("docs/choices.md", "equal-seconds", equal_seconds),
+    Block("docs/choices.md", "best-of", best_of),
+    Block("docs/choices.md", "disagreement", disagreement),
+    Block("docs/choices.md", "advantages", advantages),
     Block("docs/choices.md", "volume", volume),
     Block("docs/configuration.md", "configuration", help.table),
     Block("docs/results.md", "results", headline),
