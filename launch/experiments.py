@@ -9,8 +9,8 @@ python launch/experiments.py FOLDER --parts=main,few    some parts of the protoc
 With --jobs, trainings share a GPU. Every run is a folder PART/NAME below FOLDER; docs/protocol.md
 says what the parts are. Runs that are done are skipped. Models that several runs train alike are
 trained once and copied: a run that copies models starts after the run that trains them, which for
-some runs of the parts rivals and studies is one of the part main. The command ends with reports of
-the runs that are done: of each part in PART/report, and of the part main also in
+runs of the parts rivals, studies and volume may be one of the part main. The command ends with
+reports of the runs that are done: of each part in PART/report, and of the part main also in
 report-developed-on and report-untouched.
 """
 
@@ -43,8 +43,9 @@ VARIANTS = ("", "quick", "smoke")
 AGENTS = ("td3_bc", "iql")
 EPISODES = (5, 20, 80)
 HORIZONS = (1, 3, 15)  # 7 is the default, which the other parts run
-# Windows of 7 steps: 56 starts a round, of which all steps or only the first are kept, and as many
-# first steps as all steps. `real_actions_only` multiplies the windows by the horizon.
+# Three runs: 56 windows a round of which all 7 steps are kept, 56 windows of which the first step
+# is kept, and 392 of which the first step is kept, which are as many transitions as those of the
+# first run. With `real_actions_only` a round has windows_per_round x horizon windows: 8 x 7 = 56.
 COMPLETION = {
     "56-starts-completed": ("--config.rollout.windows_per_round=56",),
     "56-starts-first-steps": (
@@ -58,7 +59,7 @@ COMPLETION = {
         "--config.rollout.windows_per_round=56",
     ),
 }
-# Settings that docs/protocol.md was written with and that are no defaults of "quick" any more.
+# The protocol's values that differ from the defaults of "quick".
 OF_THE_PROTOCOL = (
     "--config.rollout.prefill_transitions=20000",
     "--config.rollout.buffer_capacity=100000",

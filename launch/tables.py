@@ -322,7 +322,7 @@ def _stage_row(stage: str, found: Mapping[str, Any]) -> list[str]:
 def speed_summary() -> str:
     """Ratios to stock and to the best PyTorch of each stage, one column a benchmark."""
     found = _benchmarks()
-    header = ["times PyTorch's speed: stock, best"]
+    header = ["speed / PyTorch's speed: stock, best"]
     header += [f"{one['device'].removeprefix('1 x ')}, {one['dtype']}" for one in found]
     rows = []
     for stage in dict.fromkeys(stage for one in found for stage in one["stages"]):

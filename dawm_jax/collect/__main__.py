@@ -134,7 +134,11 @@ def _train() -> None:
 
 
 def _check() -> None:
-    """Refuses --physics that are wrong, and where they would make standard data or policies."""
+    """Refuses policies that do not act, and --physics that are wrong or make standard data."""
+    if _POLICIES.value and _TIER.value in ("random", "scripted") and not _TRAIN.value:
+        raise ValueError(
+            f"--policies: no policy acts in the tier {_TIER.value}; leave the flag out"
+        )
     if _PHYSICS.value is None:
         return
     from dawm_jax.collect import tiers

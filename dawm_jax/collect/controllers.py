@@ -1,8 +1,8 @@
 """Scripted controllers as behaviour policies, for environments whose tasks a program can solve.
 
 A controller reads the simulator, not only the observation. Each episode adds Gaussian noise to the
-actions, whose deviation is drawn anew for each episode: some episodes reach the goal on a straight
-way, others wander.
+actions. The standard deviation of the noise is drawn for each episode, so that the data have nearly
+direct and strongly perturbed episodes.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from dawm_jax.data.minari_writer import Episode
 from dawm_jax.envs import guard, simulate
 from dawm_jax.envs.tasks import find_task
 from dawm_jax.runtime.registry import Registry
-from dawm_jax.runtime.stopping import StopFlag
+from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.types import UserError, first_line
 
-# Largest deviation of the noise of an episode, in half ranges of the actions.
+# Largest standard deviation of an episode's noise, as a share of half the actions' range.
 LARGEST_NOISE = 0.5
 
 
@@ -31,7 +31,7 @@ class Controller(Protocol):
 
 
 class MakeController(Protocol):
-    """Begins to act in an episode."""
+    """Makes the controller of one episode."""
 
     def __call__(self, env: Any) -> Controller:
         """A controller of the Gymnasium environment `env`, which has just been reset."""
@@ -43,7 +43,7 @@ class ControllerSpec:
 
     Attributes:
       name: of the task that it solves, `envs.tasks.Task.name`.
-      make: begins an episode.
+      make: makes the controller of one episode.
     """
 
     name: str
@@ -92,15 +92,17 @@ def episodes(
     env = simulate.make_environment(environment, kwargs)
     made = 0
     try:
-        for index in range(steps):  # an episode has at least one step
+        for index in range(steps):  # at most `steps` episodes, since each has at least one step
             if made >= steps:
                 break
             try:
                 episode = _episode(env, spec.make, seed, index, stop)
-            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            except Interrupted:
+                raise
+            except Exception as error:  # packages of other versions raise errors of many kinds
                 raise UserError(
-                    f"environment {environment}: its controller failed ({first_line(error)}); "
-                    "check the versions of the extra robotics"
+                    f"environment {environment}: it or its controller raised {first_line(error)} "
+                    f"in episode {index}; check the versions of the extra robotics"
                 ) from error
             made += len(episode.rewards)
             yield episode

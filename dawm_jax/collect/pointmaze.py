@@ -8,7 +8,7 @@ import numpy as np
 
 from dawm_jax.collect.controllers import CONTROLLERS, ControllerSpec
 
-# The point is a mass that actions push: the action is gain (target - position) - damping velocity.
+# Actions push a mass: the action is gain * (target - position) - damping * velocity.
 _GAIN, _DAMPING = 10.0, 1.0
 _WALL = 1
 # A waypoint is reached within this distance; a cell is 1 wide.
@@ -60,7 +60,7 @@ def shortest_way(cells: list[list[Any]], start: _Cell, goal: _Cell) -> list[_Cel
       goal: row and column.
 
     Raises:
-      ValueError: walls separate both.
+      ValueError: no open cells connect start and goal.
     """
     before: dict[_Cell, _Cell | None] = {start: None}
     queue = deque([start])

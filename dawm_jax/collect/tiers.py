@@ -40,10 +40,10 @@ _NAME = re.compile(r"dawm/([a-z0-9_.-]+)/(" + "|".join(TIERS) + r")(?:-(\d+)k)?-
 
 _POLICIES_OF = {
     "random": "uniformly random actions",
-    "medium": "soft actor-critic a third of the way from random to expert return",
-    "expert": "soft actor-critic at its best",
-    "medium-expert": "half medium, half expert",
-    "medium-replay": "the policies that soft actor-critic went through up to medium",
+    "medium": "sampled actions of soft actor-critic a third of the way from random to expert",
+    "expert": "sampled actions of soft actor-critic at its best",
+    "medium-expert": "half medium, half expert, sampled actions",
+    "medium-replay": "sampled actions of the policies of soft actor-critic up to medium",
     "scripted": "a scripted controller with noise of a deviation that differs between episodes",
 }
 # Of the tiers that no policies of soft actor-critic act in; the others have "SAC".
@@ -228,7 +228,7 @@ def _metadata(
     options += f" --physics={physics}" if physics.changed() else ""
     what = _POLICIES_OF[tier]
     return {
-        "description": f"{environment}, {what}; sampled actions, whole episodes.",
+        "description": f"{environment}, {what}; whole episodes.",
         "algorithm_name": _ALGORITHMS.get(tier, "SAC"),
         "code_permalink": "",
         "collection": {
@@ -254,17 +254,36 @@ class TierSource:
     priority = 20
 
     def matches(self, name: str) -> bool:
-        return recipe_of(name) is not None
+        match = _NAME.fullmatch(name)
+        return match is not None and match[1] in TASKS
 
     def fetch(self, name: str) -> tuple[pathlib.Path, ...]:
-        recipe = recipe_of(name)
-        if recipe is not None and not minari_source.is_local(name):
+        if not minari_source.is_local(name):
+            recipe = _recipe_or_refuse(name)
             with stop_on_signals() as stop:
                 _collect_once(name, recipe, stop)
         return MINARI.fetch(name)
 
     def load(self, name: str) -> OfflineDataset:
         return MINARI.load(name)
+
+
+def _recipe_or_refuse(name: str) -> Recipe:
+    """`recipe_of` a standard name of a registered task.
+
+    Raises:
+      UserError: the package cannot collect this tier of the task.
+    """
+    if (recipe := recipe_of(name)) is not None:
+        return recipe
+    match = _NAME.fullmatch(name)
+    assert match is not None
+    tiers = [tier for tier in TIERS if recipe_of(f"dawm/{match[1]}/{tier}-v1")]
+    raise UserError(
+        f"dataset {name}: the package can collect {', '.join(tiers)} of this task, not {match[2]}; "
+        "choose one of these, or collect it with policies of your own (python -m dawm_jax.collect "
+        "--train)"
+    )
 
 
 def _collect_once(name: str, recipe: Recipe, stop: StopFlag) -> None:

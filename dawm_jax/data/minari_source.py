@@ -71,8 +71,9 @@ class MinariSource:
     def load(self, name: str) -> OfflineDataset:
         dataset = _open(name)
         _check_spaces(name, dataset)
+        space = dataset.observation_space
         try:
-            episodes = list(dataset.iterate_episodes())
+            episodes = [_as_vectors(x, space) for x in dataset.iterate_episodes()]
         except Exception as error:
             raise UserError(
                 f"dataset {name}: its episodes cannot be read ({first_line(error)}); "
@@ -81,7 +82,7 @@ class MinariSource:
         spec, metadata = dataset.env_spec, dataset.storage.metadata
         return from_episodes(
             name,
-            [_as_vectors(episode, dataset.observation_space) for episode in episodes],
+            episodes,
             environment=None if spec is None else spec.id,
             made_with=None if spec is None else recorded(spec, _physics(metadata)),
             references=_references(metadata),
@@ -301,7 +302,7 @@ def _open(name: str) -> Any:
 def _as_vectors(episode: Any, space: Any) -> Any:
     """An episode of Minari whose dictionaries of observations are vectors.
 
-    The entries stand in the order of the space's keys, as in `simulate.make_environment`.
+    The entries stand in the order of the sorted keys, as in `simulate.make_environment`.
 
     Args:
       episode: of Minari.
@@ -314,10 +315,13 @@ def _as_vectors(episode: Any, space: Any) -> Any:
 
 
 def _concatenated(values: Any, space: Any, *, rows: int) -> np.ndarray:
-    """Arrays [rows, ...] in nested dictionaries as one array [rows, S], in the spaces' orders."""
+    """Arrays [rows, ...] in nested dictionaries as one array [rows, S], by sorted keys."""
     if not isinstance(values, dict):
-        return np.asarray(values).reshape(rows, -1)
-    parts = [_concatenated(values[key], space[key], rows=rows) for key in space.spaces]
+        array = np.asarray(values)
+        if len(array) != rows:
+            raise ValueError(f"{len(array)} observations in an episode of {rows - 1} steps")
+        return array.reshape(rows, -1)
+    parts = [_concatenated(values[key], space[key], rows=rows) for key in sorted(space.spaces)]
     return np.concatenate(parts, axis=1)
 
 

@@ -31,7 +31,7 @@ from dawm_jax.envs import simulate
 from dawm_jax.envs.scores import reference_returns
 from dawm_jax.types import UserError, first_line, one_line
 
-# The packages whose versions decide what the simulator computes.
+# Packages that every environment needs, besides the one that registers it.
 _REQUIREMENTS = ("gymnasium", "mujoco")
 # Of the hidden folder: the lock, the dataset in the making, and the one that it replaces.
 _LOCK, _NEW, _REPLACED = ".lock", "dataset", "replaced"
@@ -245,6 +245,15 @@ class DatasetWriter:
         )
         self._episodes = _EpisodeFile(self._file)
 
+    def _requirements(self) -> list[str]:
+        """The packages whose versions decide what the simulator computes."""
+        package = self._environment.rpartition(":")[0].partition(".")[0]
+        try:
+            importlib.metadata.version(package or "gymnasium")
+        except importlib.metadata.PackageNotFoundError:  # a module that is no package
+            package = ""
+        return [*_REQUIREMENTS, *([package] if package else [])]
+
     def _finish(self) -> None:
         """Completes the metadata and moves the dataset to its folder."""
         if self._storage is None:
@@ -256,7 +265,7 @@ class DatasetWriter:
         }
         references = reference_returns(self._environment)
         scores = dict(zip(("ref_min_score", "ref_max_score"), references or (), strict=False))
-        versions = ((name, importlib.metadata.version(name)) for name in _REQUIREMENTS)
+        versions = ((name, importlib.metadata.version(name)) for name in self._requirements())
         self._storage.update_metadata(
             {
                 **self.metadata,

@@ -5,6 +5,7 @@ computes (tested), and several times faster. Gymnasium steps every other environ
 """
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -13,7 +14,7 @@ import numpy as np
 
 from dawm_jax.envs import perturbed
 from dawm_jax.envs.perturbed import Physics
-from dawm_jax.envs.tasks import TASKS, BatchPhysics
+from dawm_jax.envs.tasks import TASKS, BatchPhysics, find_task
 from dawm_jax.runtime import provenance
 from dawm_jax.types import UserError, first_line, one_line
 
@@ -30,7 +31,7 @@ class Steps(NamedTuple):
     rewards: np.ndarray  # [n] float64
     terminated: np.ndarray  # [n] bool
     truncated: np.ndarray  # [n] bool
-    # [n] bool, whether the environment calls the step a success; None: it does not say.
+    # [n] bool, whether the environment calls the step a success; None: it does not say so of any.
     succeeded: np.ndarray | None = None
 
 
@@ -53,7 +54,7 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
     """A Gymnasium environment with flat Box observations and bounded flat Box actions.
 
     Dictionaries of Boxes become vectors by Gymnasium's `FlattenObservation`: the entries in the
-    order of the space's keys, which Gymnasium sorts.
+    order of the sorted keys, as in Minari datasets, which store no order.
 
     Args:
       environment: Gymnasium id.
@@ -68,12 +69,12 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
         with _warnings_of_models():
             env = gym.make(environment, **(kwargs or {}))
     except Exception as error:
-        given = f", config.environment_kwargs ({', '.join(kwargs)})" if kwargs else ""
         raise UserError(
             f"environment {environment!r} cannot be made ({first_line(error)}); "
-            f"check its name{given} and that gymnasium[mujoco] is installed"
+            f"{_advice(environment, kwargs)}"
         ) from error
     if is_dictionary_of_boxes(env.observation_space):
+        env.observation_space = _with_sorted_keys(env.observation_space)
         env = gym.wrappers.FlattenObservation(env)
     for kind, space in (("actions", env.action_space), ("observations", env.observation_space)):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
@@ -89,14 +90,37 @@ def make_environment(environment: str, kwargs: Mapping[str, Any] | None = None) 
     return env
 
 
+def _advice(environment: str, kwargs: Mapping[str, Any] | None) -> str:
+    """What to do about an environment that cannot be made."""
+    task = find_task(environment)
+    package, _, _ = (task.environment if task else environment).rpartition(":")
+    if package and package != environment.rpartition(":")[0]:
+        return f"name it {package}:{environment}"
+    if package and importlib.util.find_spec(package.partition(".")[0]) is None:
+        extra = ", with the extra robotics of dawm_jax" if task else ""
+        return f"install the package {package}{extra}"
+    given = f", config.environment_kwargs ({', '.join(kwargs)})" if kwargs else ""
+    return f"check its name{given} and that gymnasium[mujoco] is installed"
+
+
 def is_dictionary_of_boxes(space: Any) -> bool:
     """Whether a space of observations is a dictionary, perhaps nested, of Boxes."""
     import gymnasium as gym
 
-    if not isinstance(space, gym.spaces.Dict):
+    if not isinstance(space, gym.spaces.Dict) or not space.spaces:
         return False
     parts = space.spaces.values()
     return all(isinstance(part, gym.spaces.Box) or is_dictionary_of_boxes(part) for part in parts)
+
+
+def _with_sorted_keys(space: Any) -> Any:
+    """A dictionary of Boxes with the keys of every level sorted; other spaces as they are."""
+    import gymnasium as gym
+
+    if not isinstance(space, gym.spaces.Dict):
+        return space
+    parts = {key: _with_sorted_keys(space.spaces[key]) for key in sorted(space.spaces)}
+    return gym.spaces.Dict(parts)
 
 
 # MuJoCo warns of it for each copy of Gymnasium's HalfCheetah, on the terminal and in a file
@@ -216,13 +240,14 @@ class _GymnasiumSimulator:
 
 
 def _successes(infos: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-    """Which steps their environments call a success, [n] bool; None: an environment does not say.
+    """Which steps their environments call a success, [n] bool; None: no environment says.
 
-    Robotics environments have an entry "success" or "is_success" in the information of a step.
+    Robotics environments have an entry "success" or "is_success" in the information of a step,
+    some of them in an episode's last step alone.
     """
     for key in ("success", "is_success"):
-        if all(key in info for info in infos):
-            return np.array([bool(info[key]) for info in infos])
+        if any(key in info for info in infos):
+            return np.array([bool(np.all(info.get(key, False))) for info in infos])
     return None
 
 

@@ -319,8 +319,11 @@ def headline(results: Mapping[str, Any]) -> str:
         return text
     online = results["online"]
     name = "score" if "score_mean" in online["final"] else "return"
+    after = f"after {online['curve'][-1]['step']:,} environment steps"
+    if "success" in online:
+        after += f" success in {100.0 * online['success']['rate_mean']:.0f} % of episodes,"
     return (
-        f"{text}; after {online['curve'][-1]['step']:,} environment steps {name} "
+        f"{text}; {after} {name} "
         f"{online['final'][f'{name}_mean']:.1f}, on average over the steps "
         f"{online['area'][f'{name}_mean']:.1f}"
     )
@@ -390,7 +393,9 @@ def _online(
     curve += [{"step": step, **summary(values)} for step, values in returns.items()]
     trained = _stages(log)["online"]
     seconds = trained["seconds"]
+    success = _success(log, online=True)
     return {
+        **({"success": success} if success else {}),
         "settings": schema.to_dict(parts.config)["online"],
         "curve": curve,
         "final": summary(returns[settings.steps]),
@@ -400,11 +405,12 @@ def _online(
     }
 
 
-def _success(log: MetricsFile) -> dict[str, Any]:
+def _success(log: MetricsFile, *, online: bool = False) -> dict[str, Any]:
     """Shares of successful episodes by seed, of every evaluation; empty if none was recorded."""
+    entries = _evaluations(log, ("online",)) if online else _evaluations(log)
     curve = [
-        {"update": entry["step"], "rate_per_seed": entry["successes"]}
-        for entry in _evaluations(log)
+        {"step" if online else "update": entry["step"], "rate_per_seed": entry["successes"]}
+        for entry in entries
         if "successes" in entry
     ]
     if not curve:

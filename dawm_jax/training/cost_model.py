@@ -24,11 +24,11 @@ from dawm_jax.training.setup import Setup
 from dawm_jax.types import Metrics, ModelParams, Rows
 
 # Share of the matrix-multiply rate that the training programs reach: on two CPU cores 0.6 by the
-# world model and 0.7 by TD3+BC. The estimate tells minutes from hours.
+# world model and 0.7 by TD3+BC. One number for both tells a run of minutes from one of hours.
 _EFFICIENCY = 0.5
-# Of an operation of a lowered program on an accelerator, where small kernels take longer to launch
-# than to compute. One H100 takes 0.15 (TD3+BC) to 0.22 us (world model) at the full protocol's
-# sizes: rates in results/benchmark/h100, operations as `stages` counts them.
+# Seconds that one operation of a lowered program takes on an accelerator, where launching a small
+# kernel takes longer than computing it. One H100 takes 0.15 us (TD3+BC) to 0.22 us (world model) at
+# the full protocol's sizes: rates in results/benchmark/h100, operations as `stages` counts them.
 OPERATION_SECONDS = 2e-7
 _LONG_SECONDS = 3600.0
 

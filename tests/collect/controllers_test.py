@@ -106,6 +106,13 @@ def test_a_scripted_dataset_is_collected_on_first_use(line):
     assert tiers.recipe_of("dawm/dawmline/medium-v1") is None  # there are no policies
 
 
+def test_tiers_that_a_task_does_not_have(line):
+    with pytest.raises(UserError, match="can collect random, scripted of this task, not medium"):
+        load_dataset("dawm/dawmline/medium-10k-v1")
+    with pytest.raises(UserError, match=r"can collect random, .*expert of this task, not scripted"):
+        load_dataset("dawm/hopper/scripted-v1")
+
+
 def test_without_a_controller(line):
     with pytest.raises(UserError, match=r"expected an environment with a controller .*dawmline"):
         collected("Hopper-v5")
@@ -114,7 +121,7 @@ def test_without_a_controller(line):
 
 def test_a_controller_that_fails(line, monkeypatch):
     monkeypatch.setattr(Towards, "act", lambda self, info: info["missing"])
-    with pytest.raises(UserError, match=r"its controller failed .*missing"):
+    with pytest.raises(UserError, match=r"its controller raised .*missing.* in episode 0"):
         collected(line)
 
 

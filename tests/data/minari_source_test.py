@@ -109,6 +109,30 @@ def test_dictionaries_of_observations_are_vectors_as_in_the_environment(register
     np.testing.assert_allclose(dataset.observations[0], goal + [0.0] * tiny.STATE_SIZE)
 
 
+class _Unsorted(_Goals):
+    observation_space = gym.spaces.Dict(
+        [("z", gym.spaces.Box(-9, 9, (1,))), ("b", gym.spaces.Box(-9, 9, (2,)))]
+    )
+
+    def _with_goal(self, state):
+        return {"z": np.float32([3]), "b": np.float32([1, 2])}
+
+
+def test_keys_that_an_environment_does_not_sort(register):
+    """Minari stores no order of keys: the simulator and the data both sort them."""
+    name = register("DawmUnsorted-v0", f"{__name__}:_Unsorted", max_episode_steps=2)
+    collector = minari.DataCollector(gym.make(name))
+    collector.reset()
+    for _ in range(2):
+        collector.step(np.zeros(tiny.ACTION_SIZE, np.float32))
+    collector.create_dataset("test/unsorted-v0")
+    collector.close()
+    simulator = simulate.make_simulator(name, 1)
+    np.testing.assert_array_equal(simulator.reset(0, 0), [1, 2, 3])
+    simulator.close()
+    np.testing.assert_array_equal(load_dataset("test/unsorted-v0").observations[0], [1, 2, 3])
+
+
 def test_minari_environment_is_the_recorded_one():
     buffer = EpisodeBuffer(
         observations=[np.zeros(11)] * 3,

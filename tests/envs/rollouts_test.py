@@ -136,6 +136,25 @@ def test_an_episode_succeeds_if_any_of_its_steps_does(register, key):
     np.testing.assert_array_equal(outcome.returns, np.full((2, 2), 4.0))
 
 
+class _Late(_Count):
+    """Says whether it succeeded in its last step alone; episodes differ in length."""
+
+    def reset(self, *, seed=None, options=None):
+        self._last = seed % 10
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        state, reward, over, truncated, info = super().step(action)
+        return state, reward, over, truncated, {"is_success": np.array([True])} if over else info
+
+
+def test_a_success_that_is_told_at_the_end_alone(register):
+    name = register("DawmLate-v0", _Late, max_episode_steps=4, disable_env_checker=True)
+    seeds = np.array([[12, 13], [14, 19]])  # the last episode is cut before its end
+    outcome = rollouts.run_episodes(lambda _: np.zeros((2, 2, 1)), name, seeds=seeds)
+    np.testing.assert_array_equal(outcome.succeeded, [[True, True], [True, False]])
+
+
 # --- what cannot be evaluated -------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs import simulate
-from dawm_jax.envs.tasks import TASKS, find_task
+from dawm_jax.envs.tasks import TASKS, Task, find_task
 from dawm_jax.types import UserError
 
 ENVIRONMENTS = [task.environment for task in TASKS if task.batch_physics is not None]
@@ -219,12 +219,24 @@ def test_other_spaces(register, spaces, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_registered_task_is_named_with_its_package():
+    TASKS.register(Task(name="foo", environment="no_such_package:Foo-v0"))
+    try:
+        with pytest.raises(UserError, match=r"name it no_such_package:Foo-v0$"):
+            simulate.make_environment("Foo-v0")
+        with pytest.raises(UserError, match="install the package no_such_package, with the extra"):
+            simulate.make_environment("no_such_package:Foo-v0")
+    finally:
+        TASKS.unregister("foo")
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
         ("CartPole-v1", "flat Box space of actions"),
         ("NoSuchTask-v0", "cannot be made"),
         ("Hopper-v99", "cannot be made"),
+        ("no_such_package:Task-v0", "install the package no_such_package$"),
         ("not an id", "cannot be made"),
     ],
 )
