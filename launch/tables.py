@@ -116,7 +116,10 @@ def volume() -> str:
     folders = [
         _PROTOCOL / part / f"{task.replace('/', '-')}-{row}"
         for task in experiments.DEVELOPED_ON
-        for part, row in (*(("main", row) for row in _MAIN_ROWS), ("rivals", "dawm-alone-td3_bc"))
+        for part, row in (
+            *(("main", row) for row in _MAIN_ROWS),
+            *(("rivals", f"dawm-alone-{agent}") for agent in experiments.AGENTS),
+        )
     ]
     found = runs.load([*folders, *sorted((_RESULTS / "studies" / "volume").iterdir())])
     tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
