@@ -708,10 +708,10 @@ def robotics() -> str:
 
 
 def _with_interval(per_seed: Sequence[float], form: str) -> str:
-    """The mean with its 95 % interval by Student's t."""
+    """The mean with its 95 % interval by Student's t, which equal values do not have."""
     interval = scores.confidence_interval(np.asarray(per_seed))
     text = form.format(statistics.fmean(per_seed))
-    if interval is None:
+    if interval is None or interval[0] == interval[1]:
         return text
     return f"{text} ({form.format(interval[0])} to {form.format(interval[1])})"
 
