@@ -699,11 +699,11 @@ def robotics() -> str:
                 found["dataset"],
                 run.label,
                 f"{found['updates']:,}",
-                _with_interval([100.0 * x for x in success["rate_per_seed"]], "{:.0f}"),
+                ", ".join(f"{100 * rate:.0f}" for rate in success["rate_per_seed"]),
                 _with_interval(final["return_per_seed"], "{:.0f}"),
             ]
         )
-    header = ["dataset", "method", "updates", "success, %", "return"]
+    header = ["dataset", "method", "updates", "success by seed, %", "return"]
     return table(header, rows)
 
 
