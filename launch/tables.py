@@ -513,6 +513,23 @@ def best_of() -> str:
     return table([*head, "gain of the best, simulator", "correlation within a start"], rows)
 
 
+def open_loop() -> str:
+    """What the simulator makes of the actions of recorded and of generated windows."""
+    rows = [
+        [
+            found["dataset"].split("/")[1],
+            name,
+            f"{found[name]['difference']:.1f} ± {found[name]['se']:.1f}",
+            number(found[name]["state_error_median"]),
+        ]
+        for found in _json_lines(_RESULTS / "world-model" / "open_loop.jsonl")
+        for name in ("recorded actions", "inferred actions of recorded states", "generated")
+    ]
+    return table(
+        ["set", "window", "simulator's J minus its own", "median error of the state"], rows
+    )
+
+
 def disagreement() -> str:
     """Dropping steps at which denoisers disagree more than on 95 % of held-out steps."""
     rows = []
@@ -730,6 +747,7 @@ BLOCKS = (
     Block("docs/choices.md", "inverse-dynamics", inverse_dynamics_trials),
     Block("docs/choices.md", "equal-seconds", equal_seconds),
     Block("docs/choices.md", "best-of", best_of),
+    Block("docs/choices.md", "open-loop", open_loop),
     Block("docs/choices.md", "disagreement", disagreement),
     Block("docs/choices.md", "advantages", advantages),
     Block("docs/choices.md", "volume", volume),
