@@ -554,7 +554,7 @@ def advantages() -> str:
     """Windows that aim at advantages: what they claim, and what the simulator gives."""
     rows = [
         [
-            "" if found["asked"] is None else f"{found['asked']:.1f}",
+            f"{found['asked']:.1f}",
             f"{found['claimed']:.2f}",
             f"{found['true']:.2f} ± {found['true_se']:.2f}",
         ]

@@ -135,15 +135,17 @@ def _train() -> None:
 
 def _check() -> None:
     """Refuses policies that do not act, and --physics that are wrong or make standard data."""
-    if _POLICIES.value and _TIER.value in ("random", "scripted") and not _TRAIN.value:
+    if _PHYSICS.value is None and _POLICIES.value is None:
+        return
+    from dawm_jax.collect import tiers
+    from dawm_jax.envs import perturbed
+
+    if _POLICIES.value and not _TRAIN.value and not tiers.needs_policies(_TIER.value):
         raise ValueError(
             f"--policies: no policy acts in the tier {_TIER.value}; leave the flag out"
         )
     if _PHYSICS.value is None:
         return
-    from dawm_jax.collect import tiers
-    from dawm_jax.envs import perturbed
-
     perturbed.parse(_PHYSICS.value)
     if _TIER.value == "scripted":
         raise ValueError("--physics changes what policies meet: it cannot be used with scripted")

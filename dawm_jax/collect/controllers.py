@@ -55,10 +55,10 @@ CONTROLLERS: Registry[ControllerSpec] = Registry(
 )
 
 
-def controlled(environment: str) -> bool:
-    """Whether there is a controller for a Gymnasium id."""
+def find_controller(environment: str) -> ControllerSpec | None:
+    """The controller for a Gymnasium id, or None."""
     task = find_task(environment)
-    return task is not None and task.name in CONTROLLERS
+    return CONTROLLERS.get(task.name) if task is not None and task.name in CONTROLLERS else None
 
 
 def episodes(
@@ -81,13 +81,13 @@ def episodes(
         limit, or it raises an exception.
       Interrupted: `stop` was set.
     """
-    task = find_task(environment)
-    if task is None or task.name not in CONTROLLERS:
+    spec = find_controller(environment)
+    if spec is None:
         raise UserError(
             f"--tier=scripted: expected an environment with a controller "
             f"({', '.join(CONTROLLERS.names())}), got {environment}"
         )
-    spec, stop, kwargs = CONTROLLERS.get(task.name), stop or StopFlag(), limit_kwargs(max_steps)
+    stop, kwargs = stop or StopFlag(), limit_kwargs(max_steps)
     guard.episode_limit(environment, kwargs, setting="--max_steps")
     env = simulate.make_environment(environment, kwargs)
     made = 0

@@ -81,7 +81,7 @@ def recipe_of(name: str) -> Recipe | None:
         return None
     environment = TASKS.get(match[1]).environment
     if not needs_policies(match[2]):
-        known = match[2] == "random" or controllers.controlled(environment)
+        known = match[2] == "random" or controllers.find_controller(environment) is not None
     else:
         known = environment in shipped_environments()
     if not known:

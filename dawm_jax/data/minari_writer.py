@@ -245,15 +245,6 @@ class DatasetWriter:
         )
         self._episodes = _EpisodeFile(self._file)
 
-    def _requirements(self) -> list[str]:
-        """The packages whose versions decide what the simulator computes."""
-        package = self._environment.rpartition(":")[0].partition(".")[0]
-        try:
-            importlib.metadata.version(package or "gymnasium")
-        except importlib.metadata.PackageNotFoundError:  # a module that is no package
-            package = ""
-        return [*_REQUIREMENTS, *([package] if package else [])]
-
     def _finish(self) -> None:
         """Completes the metadata and moves the dataset to its folder."""
         if self._storage is None:
@@ -265,7 +256,6 @@ class DatasetWriter:
         }
         references = reference_returns(self._environment)
         scores = dict(zip(("ref_min_score", "ref_max_score"), references or (), strict=False))
-        versions = ((name, importlib.metadata.version(name)) for name in self._requirements())
         self._storage.update_metadata(
             {
                 **self.metadata,
@@ -273,7 +263,7 @@ class DatasetWriter:
                 **scores,
                 "dataset_id": self._id,
                 "minari_version": importlib.metadata.version("minari"),
-                "requirements": [f"{name}=={version}" for name, version in versions],
+                "requirements": _requirements(self._environment),
                 "total_episodes": self.episodes,
                 "total_steps": self.steps,
                 "dataset_size": float(self._storage.get_size()),
@@ -409,6 +399,15 @@ def _target(dataset_id: str, overwrite: bool) -> pathlib.Path:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(minari_folder.unwritable(existing, None))
     return target
+
+
+def _requirements(environment: str) -> list[str]:
+    """The packages whose versions decide what an environment computes, as NAME==VERSION."""
+    versions = {name: importlib.metadata.version(name) for name in _REQUIREMENTS}
+    if package := environment.rpartition(":")[0].partition(".")[0]:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a module on the path
+            versions[package] = importlib.metadata.version(package)
+    return [f"{name}=={version}" for name, version in versions.items()]
 
 
 def _check_spec(environment: str, spec: Any) -> None:
