@@ -71,6 +71,11 @@ VOLUME = (
     "--config.rollout.buffer_capacity=400000",
 )
 RETURNS = ("--config.training.return_steps=7",)
+# The part few: the defaults of "quick".
+FEW = (
+    "--config.rollout.prefill_transitions=200000",
+    "--config.rollout.buffer_capacity=300000",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +211,7 @@ def few_episodes() -> Iterator[Experiment]:
     rows = [("dawm", 0.5), ("dawm", 0.0), ("dwm", 0.5), ("joint", 0.5), ("", 1.0)]
     for task in DEVELOPED_ON:
         for count in EPISODES:
-            flags = (f"--config.episodes={count}",)
+            flags = (*FEW, f"--config.episodes={count}")
             suffix = f"{count}-episodes"
             yield from _rows(task, rows, models=_MODELS, flags=flags, suffix=suffix)
 

@@ -10,7 +10,7 @@ import numpy as np
 from dawm_jax.data.dataset import OfflineDataset, to_unit_range
 from dawm_jax.types import Normalizer, Transition
 
-# The constant of TD3+BC (2106.06860); it also keeps constant dimensions finite.
+# The constant of TD3+BC (2106.06860).
 STD_FLOOR = 1e-3
 # Keeps columns that never change finite; small against the changes of standardised states.
 CHANGE_STD_FLOOR = 1e-5
@@ -47,7 +47,10 @@ def fit(
     observations = dataset.observations[train].astype(np.float64)
     rewards = dataset.rewards[train].astype(np.float64)
     next_observations = dataset.next_observations[train].astype(np.float64)
-    observation_std = observations.std(0) + STD_FLOOR
+    # A simulator may change what the data keep constant, such as the contact forces of a body that
+    # never touched the ground. In units of STD_FLOOR such a change would be a thousand.
+    constant = observations.min(0) == observations.max(0)
+    observation_std = np.where(constant, 1.0, observations.std(0) + STD_FLOOR)
     changes = (next_observations - observations) / observation_std
     constants = {
         "observation_mean": observations.mean(0),

@@ -18,9 +18,9 @@ def scales(normalizer: Normalizer) -> list[str]:
     lines = []
     if constant.any():
         lines.append(
-            f"observation columns {_columns(constant)} are constant: where the simulator changes "
-            "them, evaluation observations are extreme (a change of 1 is "
-            f"{1 / STD_FLOOR:,.0f} standard deviations)"
+            f"observation columns {_columns(constant)} are constant: networks cannot learn what "
+            "they mean where the simulator changes them in the evaluation; leave out columns that "
+            "say nothing"
         )
     if small.any():
         lines.append(

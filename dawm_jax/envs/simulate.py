@@ -20,6 +20,8 @@ from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
+# Environments that `replay` works for, for its error message.
+_REPLAYED = ("Hopper-v5", "Walker2d-v5", "HalfCheetah-v5", "Ant-v5", "Humanoid-v5")
 # With fewer copies per thread, threads wait for each other longer than they compute.
 _COPIES_PER_THREAD = 8
 
@@ -321,6 +323,14 @@ class _BatchSimulator:
 # --- one-step replay ----------------------------------------------------------------------
 
 
+class _StateColumns(NamedTuple):
+    """Where an observation holds the state of the simulator: first positions, then velocities."""
+
+    skipped: int  # first positions, which are not observed: where the body is in the plane
+    positions: int  # observed positions
+    velocities: int
+
+
 def replay(
     environment: str,
     observations: np.ndarray,
@@ -331,12 +341,16 @@ def replay(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One simulator step from each observation, independent of all others.
 
-    The state is rebuilt from the observation, with three losses: the horizontal position is 0
-    (nothing depends on it), velocities beyond the observation's clipping are unknown, and the
-    contact solver starts cold. Errors measured against the replay contain these losses.
+    The state is rebuilt from the observation's positions and velocities, with four losses: the
+    horizontal position is 0 (nothing depends on it), velocities beyond the observation's clipping
+    are unknown, the contact solver starts cold, and rewards of Ant and Humanoid, which measure the
+    distance between body positions of one substep earlier, measure the first of them at the
+    observation. Errors measured against the replay contain these losses. Columns after the
+    velocities, such as contact forces, follow from the state and are not used.
 
     Args:
-      environment: a Gymnasium id whose observation is (qpos[1:], qvel).
+      environment: a Gymnasium id of MuJoCo whose observation begins with all positions but the
+        horizontal ones and all velocities: Hopper, Walker2d, HalfCheetah, Swimmer, Ant, Humanoid.
       observations: [N, S].
       actions: [N, A] in environment units.
       margin_scale: factor of the contact margins. MuJoCo 3.5 and later add the margins of two
@@ -352,10 +366,10 @@ def replay(
     env = make_environment(environment, kwargs)
     try:
         simulator: Any = env.unwrapped
-        _check_replayable(environment, env, observations)
+        columns = _state_columns(environment, env, observations)
         simulator.model.geom_margin[:] *= margin_scale
         results = [
-            _replay_one(simulator, observation, action)
+            _replay_one(simulator, columns, observation, action)
             for observation, action in zip(observations, actions, strict=True)
         ]
     finally:
@@ -364,31 +378,42 @@ def replay(
     return np.asarray(next_observations), np.asarray(rewards), np.asarray(terminated, bool)
 
 
-def _check_replayable(environment: str, env: Any, observations: np.ndarray) -> None:
-    """Raises UserError if `observations` are not (qpos[1:], qvel) of the environment."""
+def _state_columns(environment: str, env: Any, observations: np.ndarray) -> _StateColumns:
+    """Where observations [N, S] of the environment hold its state.
+
+    Raises:
+      UserError: they do not hold it, or have another size than the environment's.
+    """
     model = getattr(env.unwrapped, "model", None)
     layout = getattr(env.unwrapped, "observation_structure", {})
-    if model is None or layout.get("skipped_qpos") != 1 or len(layout) != 3:
-        known = (task.environment for task in TASKS if task.batch_physics is not None)
+    columns = _StateColumns(*(layout.get(name, 0) for name in ("skipped_qpos", "qpos", "qvel")))
+    complete = model is not None and (
+        columns.positions > 0
+        and columns.skipped + columns.positions == model.nq
+        and columns.velocities == model.nv
+    )
+    if not complete:
         raise UserError(
-            f"environment {environment}: its state cannot be rebuilt from an observation; "
-            "replay works for " + ", ".join(known)
+            f"environment {environment}: its state cannot be rebuilt from an observation; replay "
+            "works for MuJoCo environments that observe all velocities and all positions but the "
+            "horizontal ones: " + ", ".join(_REPLAYED)
         )
     if observations.shape[1:] != env.observation_space.shape:
         raise UserError(
             f"{environment} has {env.observation_space.shape[0]} observation dimensions, the "
             f"data {observations.shape[1]}; name the environment that the data is from"
         )
+    return columns
 
 
 def _replay_one(
-    simulator: Any, observation: np.ndarray, action: np.ndarray
+    simulator: Any, columns: _StateColumns, observation: np.ndarray, action: np.ndarray
 ) -> tuple[np.ndarray, float, bool]:
     import mujoco
 
-    qpos_size = simulator.model.nq - 1
     mujoco.mj_resetData(simulator.model, simulator.data)
-    qpos = np.concatenate([[0.0], observation[:qpos_size]])
-    simulator.set_state(qpos, np.asarray(observation[qpos_size:], np.float64))
+    state = np.asarray(observation[: columns.positions + columns.velocities], np.float64)
+    positions, velocities = np.split(state, [columns.positions])
+    simulator.set_state(np.concatenate([np.zeros(columns.skipped), positions]), velocities)
     next_observation, reward, terminated = simulator.step(action)[:3]
     return next_observation, reward, terminated

@@ -110,7 +110,7 @@ def test_other_environments_are_stepped_by_gymnasium(register):
 # --- one-step replay ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
+@pytest.mark.parametrize("environment", [*ENVIRONMENTS, "Ant-v5", "Humanoid-v5", "Swimmer-v5"])
 def test_replay_repeats_what_the_simulator_did(environment):
     env = gym.make(environment)
     rng = np.random.default_rng(2)
@@ -126,11 +126,15 @@ def test_replay_repeats_what_the_simulator_did(environment):
         np.array(column) for column in zip(*steps, strict=True)
     )
     # Walker2d's and Hopper's observed velocities are clipped at 10: such a state is lost.
-    known = (np.abs(observations) < 10.0).all(1) | (environment == "HalfCheetah-v5")
+    clipped = environment in ("Hopper-v5", "Walker2d-v5")
+    known = (np.abs(observations) < 10.0).all(1) | (not clipped)
     assert known.sum() >= 20
     got = simulate.replay(environment, observations[known], actions[known])
-    np.testing.assert_allclose(got[0], next_observations[known], atol=1e-4)
-    np.testing.assert_allclose(got[1], rewards[known], atol=1e-4)
+    np.testing.assert_allclose(got[0], next_observations[known], rtol=1e-5, atol=1e-4)
+    # These two measure the distance from where the body was one substep before the observation: a
+    # substep is a fifth of a step, and the velocity changes little within it.
+    atol = 0.1 if environment in ("Ant-v5", "Humanoid-v5") else 1e-4
+    np.testing.assert_allclose(got[1], rewards[known], atol=atol)
     np.testing.assert_array_equal(got[2], terminations[known])
 
 
@@ -153,7 +157,7 @@ def test_replay_with_other_margins_differs_for_hopper_in_contact():
 @pytest.mark.parametrize(
     ("environment", "size", "message"),
     [
-        ("Ant-v5", 105, "cannot be rebuilt"),
+        ("Reacher-v5", 10, "cannot be rebuilt"),
         ("Pendulum-v1", 3, "cannot be rebuilt"),
         ("Hopper-v5", 17, "has 11 observation dimensions, the data 17"),
     ],
