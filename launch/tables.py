@@ -452,7 +452,7 @@ def world_model_trials() -> str:
         alone = trial["states"] == "changes" and not trial["state_before"]
         rows.append(
             [
-                trial["dataset"].split("/")[1],
+                _short_task(trial),
                 f"{trial['denoiser']} {trial['width']}{blocks}",
                 trial["states"] + (" alone" if alone else ""),
                 f"{trial['steps']:,} x {trial['batch_size']}",
@@ -479,7 +479,7 @@ def equal_seconds() -> str:
         seconds = trial["core_seconds"]
         rows.append(
             [
-                trial["dataset"].split("/")[1],
+                _short_task(trial),
                 trial["trial"],
                 f"{trial['steps']:,} x {trial['batch_size']}",
                 "" if seconds is None else number(seconds),
@@ -502,7 +502,7 @@ def best_of() -> str:
     names = ("claimed_spread_within", "claimed_gain_of_best", "true_gain_of_best", "corr_within")
     rows = [
         [
-            found["dataset"].split("/")[1],
+            _short_task(found),
             *(f"{found[name]:.2f}" for name in names[:2]),
             f"{found[names[2]]:.2f} ± {found['true_gain_se']:.2f}",
             f"{found[names[3]]:.2f}",
@@ -517,7 +517,7 @@ def open_loop() -> str:
     """What the simulator makes of the actions of recorded and of generated windows."""
     rows = [
         [
-            found["dataset"].split("/")[1],
+            _short_task(found),
             name,
             f"{found[name]['difference']:.1f} ± {found[name]['se']:.1f}",
             number(found[name]["state_error_median"]),
@@ -572,7 +572,7 @@ def recipes() -> str:
         interval = lambda score: "{:.1f} ({:.1f} to {:.1f})".format(*score)
         rows.append(
             [
-                found["dataset"].split("/")[1],
+                _short_task(found),
                 found["recipe"],
                 number(found["cpu_seconds"]),
                 f"{found['state_auc']:.3f} ± {found['state_auc_std']:.3f}",
@@ -618,7 +618,7 @@ def terminations() -> str:
     """Where generated windows end, with and without the absorbed output."""
     rows = [
         [
-            found["dataset"].split("/")[1],
+            _short_task(found),
             found["classifier"],
             *(f"{found[name]}" for name in ("on_time", "early", "late", "missed", "false")),
             f"{found['reward_error']:.4f}",
@@ -638,7 +638,7 @@ def held_out_curves() -> str:
     wanted = (500, 1_000, 2_000, 4_000, 6_000, 8_000, 10_000)
     rows = [
         [
-            found["dataset"].split("/")[1],
+            _short_task(found),
             f"{point['step']:,}",
             *(number(point[name]) for name in names),
         ]
@@ -691,6 +691,11 @@ def inverse_dynamics_trials() -> str:
             for trial in trials
         ],
     )
+
+
+def _short_task(found: dict[str, Any]) -> str:
+    """The task of a raw number: "hopper" where its dataset is dawm/hopper/medium-200k-v1."""
+    return found["dataset"].split("/")[1]
 
 
 def _json_lines(path: pathlib.Path) -> list[dict[str, Any]]:

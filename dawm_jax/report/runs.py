@@ -76,6 +76,8 @@ class Run:
       evaluated: [evaluations] updates at each evaluation, increasing.
       curve: [evaluations, seeds] returns.
       best: [seeds] returns at the evaluation with the highest mean return.
+      success: share of the last evaluation's episodes that the environment calls a success; None
+        where it calls none so.
       seconds: duration of training, without compilation and evaluation.
       device: the devices in words.
       commit: git commit of the source, "" if unknown.
@@ -101,6 +103,7 @@ class Run:
     evaluated: np.ndarray
     curve: np.ndarray
     best: np.ndarray
+    success: float | None
     seconds: float
     device: str
     commit: str
@@ -249,6 +252,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         evaluated=evaluated,
         curve=curve,
         best=best,
+        success=_number(data["success"], "rate_mean") if "success" in data else None,
         seconds=sum(_number(stage, "seconds") for stage in _dict(data, "stages").values()),
         device=_text(data, "device"),
         commit=str(data["commit"] or ""),

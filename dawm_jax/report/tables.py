@@ -105,7 +105,12 @@ def summary(results: list[MethodResult], *, reference: str, heading: str = "##")
 
 
 def runs_table(found: Iterable[Run]) -> str:
-    """One row per run: what ran, its scores, its duration, its device and its source."""
+    """One row per run: what ran, its scores, its duration, its device and its source.
+
+    The column of successes is left out where no environment calls an episode a success.
+    """
+    found = list(found)
+    success = any(run.success is not None for run in found)
     header = (
         "dataset",
         "method",
@@ -114,14 +119,16 @@ def runs_table(found: Iterable[Run]) -> str:
         "score, final",
         "score, best",
         "return, final",
+        *(["success, final"] if success else []),
         "training s",
         "device",
         "commit",
     )
-    return markdown.table(header, map(_run_row, found))
+    return markdown.table(header, (_run_row(run, success=success) for run in found))
 
 
-def _run_row(run: Run) -> list[str]:
+def _run_row(run: Run, *, success: bool) -> list[str]:
+    succeeded = "" if run.success is None else f"{100.0 * run.success:.0f} %"
     score = normalised_score(run.environment, run.curve[-1], run.references)
     best = normalised_score(run.environment, run.best, run.references)
     return [
@@ -132,6 +139,7 @@ def _run_row(run: Run) -> list[str]:
         _mean_over_seeds(score),
         _mean_over_seeds(best),
         _mean_over_seeds(run.curve[-1], digits=0),
+        *([succeeded] if success else []),
         f"{run.seconds:.0f}",
         run.device,
         run.commit,

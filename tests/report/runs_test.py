@@ -318,6 +318,19 @@ def test_two_seeds_without_reference_returns_have_an_interval(tmp_path):
     assert " to " in text.splitlines()[-1]
 
 
+def test_successes_are_shown_of_the_runs_that_have_them(tmp_path):
+    plain = write_run(tmp_path / "a", [1.0, 2.0])
+    header = lambda *folders: tables.runs_table(runs.load(folders)).splitlines()[0]
+    assert "success" not in header(plain)
+    # Two seeds of four episodes, of which three and four succeeded.
+    success = {"rate_mean": 0.875, "rate_per_seed": [0.75, 1.0]}
+    other = write_run(tmp_path / "b", [1.0, 2.0], success=success)
+    assert "success, final" in header(plain, other)
+    column = [cell.strip() for cell in header(plain, other).split("|")].index("success, final")
+    rows = tables.runs_table(runs.load([plain, other])).splitlines()[2:]
+    assert [row.split("|")[column].strip() for row in rows] == ["", "88 %"]
+
+
 def test_the_files_of_a_report(tmp_path):
     write_run(tmp_path / "runs" / "a", [10.0, 30.0])
     write_run(
