@@ -411,6 +411,7 @@ def get_config(
     if tier or not dataset:
         tier = tier or ("medium" if task is None else task.tier)
         dataset = f"dawm/{task_name(environment)}/{tier}{_SIZES[scale]}-v1"
+    values["world_model"]["state_columns"] = 0 if task is None else task.state_columns
     values.update(variant=variant, environment=environment, dataset=dataset)
     if fast_planner:
         values["planner"].update(FAST_PLANNER)

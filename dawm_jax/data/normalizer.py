@@ -3,6 +3,8 @@
 Works on the host and inside jit; nothing relies on rank promotion.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,23 @@ def return_range(returns: np.ndarray) -> float:
     if found <= _EQUAL_RETURNS * magnitude:
         return _NO_RETURN_RANGE
     return max(found, _RANGE_FLOOR * magnitude)
+
+
+def leading(normalizer: Normalizer, columns: int) -> Normalizer:
+    """The constants of the first observation columns.
+
+    Args:
+      normalizer: of all S columns.
+      columns: how many; 0, or S and more, is all.
+    """
+    if not 0 < columns < normalizer.observation_mean.shape[0]:
+        return normalizer
+    names = [
+        field.name
+        for field in dataclasses.fields(normalizer)
+        if field.name.startswith(("observation_", "change_"))
+    ]
+    return normalizer.replace(**{name: getattr(normalizer, name)[:columns] for name in names})
 
 
 def normalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:

@@ -60,6 +60,8 @@ class Task:
         environment per copy.
       dataset: name of a dataset that ships with the package, or "".
       tier: of the collected data that a configuration takes where no dataset ships.
+      state_columns: default of `config.world_model.state_columns`: first observation columns,
+        from which the others follow; 0: all.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Task:
     batch_physics: BatchPhysics | None = None
     dataset: str = ""
     tier: str = "medium"
+    state_columns: int = 0
 
 
 TASKS: Registry[Task] = Registry("task", setting="config.environment", rooms=("dawm_jax.envs",))

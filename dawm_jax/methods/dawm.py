@@ -56,7 +56,9 @@ def make(config: Config, normalizer: Normalizer) -> Dawm:
     """DAWM with the run's settings."""
     return Dawm(
         world_model=diffusion_models.make(config, normalizer, tokens.DAWM),
-        inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),
+        inverse_dynamics=inverse_dynamics.make(
+            config.inverse_dynamics, normalizer, state_columns=config.world_model.state_columns
+        ),
         target=diffusion_models.target_return(config, normalizer),
         next_action=AGENTS.get(config.agent).needs_next_action,
     )

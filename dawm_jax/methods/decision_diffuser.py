@@ -162,7 +162,9 @@ def make(config: Config, normalizer: Normalizer) -> DecisionDiffuser:
             sampler=Sampler.of(planner),
             horizon=planner.horizon,
         ),
-        inverse_dynamics=inverse_dynamics.make(config.inverse_dynamics, normalizer),
+        inverse_dynamics=inverse_dynamics.make(
+            config.inverse_dynamics, normalizer, state_columns=config.world_model.state_columns
+        ),
         target=TargetReturn("max_fraction", planner.target_fraction, normalizer),
         normalizer=normalizer,
     )

@@ -6,6 +6,9 @@ states. Without the next state among its inputs the same model is a policy clone
 
 The network sees the next state as the change of the state, in units of the data's changes: a step
 changes positions by a small part of their spread, and the action shows in these changes.
+
+Where the world model generates the first columns of the observation alone (`models.derived`),
+actions are inferred from these columns: the others are inferred themselves.
 """
 
 import dataclasses
@@ -57,7 +60,8 @@ class ActionModel:
       settings: section of the model and its training.
       network: MLP from the concatenated inputs to the action.
       inputs: fields of a transition that the action is inferred from, standardised states.
-      normalizer: constants fitted on the training data.
+      normalizer: constants fitted on the training data, of the observation columns that the
+        action is inferred from (`normalizer.leading`).
     """
 
     settings: Settings
@@ -88,7 +92,8 @@ class ActionModel:
 
     def infer(self, params: Params, *states: jax.Array) -> jax.Array:
         """Actions in [-1, 1], [..., A], from the standardised states [..., S] of `inputs`."""
-        state, *following = states
+        size = self.normalizer.observation_mean.shape[0]
+        state, *following = (observation[..., :size] for observation in states)
         changes = [normalizing.normalise_change(self.normalizer, s - state) for s in following]
         return self.network.apply(params, state, *changes)
 
@@ -115,9 +120,15 @@ class ActionModel:
         return self.infer(params, *(getattr(batch, name) for name in self.inputs))
 
 
-def make(settings: Settings, normalizer: Normalizer) -> ActionModel:
-    """The inverse dynamics model: (s, s') -> a."""
-    return _make(settings, normalizer, BOTH_STATES)
+def make(settings: Settings, normalizer: Normalizer, *, state_columns: int = 0) -> ActionModel:
+    """The inverse dynamics model: (s, s') -> a.
+
+    Args:
+      settings: of the model and its training.
+      normalizer: constants fitted on the training data.
+      state_columns: first observation columns that the action is inferred from; 0: all.
+    """
+    return _make(settings, normalizing.leading(normalizer, state_columns), BOTH_STATES)
 
 
 def make_policy(settings: Settings, normalizer: Normalizer) -> ActionModel:

@@ -6,6 +6,8 @@ Token k > 0 holds what the k-th step arrives at, as its `Layout` says:
   its change     s_{t+k} - s_{t+k-1}, standardised by the data's changes of one step;
   the reward     r_{t+k-1}, standardised;
   the action     a_{t+k}, for models of actions.
+
+A state in a token may be the first columns of the observation alone, see `models.derived`.
 """
 
 import dataclasses
@@ -50,22 +52,27 @@ class Tokens:
 
     Attributes:
       layout: channels of a token.
-      normalizer: constants fitted on the training data.
+      normalizer: constants fitted on the training data, of the observation columns that tokens
+        hold (`normalizer.leading`). S is their number here.
     """
 
     layout: Layout
     normalizer: Normalizer
 
     @property
+    def state_size(self) -> int:
+        """S, observation columns in a token."""
+        return self.normalizer.observation_mean.shape[0]
+
+    @property
     def channels(self) -> int:
         """C, channels of a token."""
-        sizes = self.normalizer.observation_mean.shape[0], self.normalizer.action_low.shape[0]
-        return self.layout.channels(*sizes)
+        return self.layout.channels(self.state_size, self.normalizer.action_low.shape[0])
 
     @property
     def inputs(self) -> int:
         """Channels of a token as a denoiser sees it, see `denoiser_input`."""
-        return self.channels + self.layout.changes * self.normalizer.observation_mean.shape[0]
+        return self.channels + self.layout.changes * self.state_size
 
     def denoiser_input(self, tokens: jax.Array) -> jax.Array:
         """What a denoiser sees of noisy tokens, [B, H + 1, C] -> [B, H + 1, inputs].
@@ -81,8 +88,8 @@ class Tokens:
         return jnp.concatenate([tokens, before], axis=-1)
 
     def encode(self, window: Window) -> jax.Array:
-        """Windows [B] as clean tokens, [B, H + 1, C]."""
-        parts = [self._state_channels(window.states)]
+        """Windows [B] of whole observations as clean tokens, [B, H + 1, C]."""
+        parts = [self._state_channels(self.state_of(window.states))]
         if self.layout.actions:
             assert window.actions is not None
             parts.append(jnp.pad(window.actions, ((0, 0), (0, 1), (0, 0))))
@@ -91,9 +98,13 @@ class Tokens:
             parts.append(jnp.pad(reward, ((0, 0), (1, 0)))[..., None])
         return jnp.concatenate(parts, axis=-1)
 
+    def state_of(self, observations: jax.Array) -> jax.Array:
+        """The columns of whole observations that tokens hold, [..., any] -> [..., S]."""
+        return observations[..., : self.state_size]
+
     def first(self, condition: Condition) -> jax.Array:
         """Token 0 of windows that start at a condition, [B, C]."""
-        state, action = condition.state, condition.action
+        state, action = self.state_of(condition.state), condition.action
         parts = [state, action] if self.layout.actions else [state]
         parts.append(jnp.zeros((len(state), self.layout.rewards), state.dtype))
         return jnp.concatenate(parts, axis=-1)
@@ -110,8 +121,8 @@ class Tokens:
         assert window.actions is not None
         # A token's action exists where the next step does.
         acted = jnp.pad(window.mask[:, 1:], ((0, 0), (0, 1)))[..., None]
-        state_size, action_size = window.states.shape[-1], window.actions.shape[-1]
-        parts = [(arrived, state_size), (acted, action_size), (arrived, self.layout.rewards)]
+        action_size = window.actions.shape[-1]
+        parts = [(arrived, self.state_size), (acted, action_size), (arrived, self.layout.rewards)]
         return jnp.concatenate([jnp.repeat(part, size, axis=-1) for part, size in parts], axis=-1)
 
     def states(self, tokens: jax.Array) -> jax.Array:
@@ -130,12 +141,11 @@ class Tokens:
     def decode(self, tokens: jax.Array, terminated: jax.Array) -> GeneratedWindow:
         """Tokens of a layout with rewards as windows; `terminated` [B, H] marks their ends."""
         constants = self.normalizer
-        state_size = constants.observation_mean.shape[0]
         return GeneratedWindow(
             states=self.states(tokens),
             rewards=tokens[:, 1:, -1] * constants.reward_std + constants.reward_mean,
             terminated=terminated,
-            actions=tokens[:, :-1, state_size:-1] if self.layout.actions else None,
+            actions=tokens[:, :-1, self.state_size : -1] if self.layout.actions else None,
         )
 
     def clip(self, tokens: jax.Array) -> jax.Array:
@@ -173,7 +183,7 @@ class Tokens:
     def _reached(self, tokens: jax.Array) -> jax.Array:
         """Standardised states of tokens, not clipped, [B, H + 1, C] -> [B, H + 1, S]."""
         constants = self.normalizer
-        channels = tokens[..., : constants.observation_mean.shape[0]]
+        channels = self.state_of(tokens)
         if not self.layout.changes:
             return channels
         changes = normalizing.denormalise_change(constants, channels[:, 1:])

@@ -10,6 +10,8 @@ termination and leave the state as it is. Terminations are 0.1 to 0.2 % of the s
 dataset. A diffusion of terminations as one more channel of the tokens placed one in seven at the
 step at which the simulator ends (Walker2d, no raw file).
 
+Observation columns that follow from the state are not diffused either, see `models.derived`.
+
 A `Layout` chooses other tokens for other methods: actions too, or states alone.
 """
 
@@ -22,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replays
 from dawm_jax.data.replay import Replay
-from dawm_jax.models import diffusion, optim
+from dawm_jax.models import derived, diffusion, optim
 from dawm_jax.models.base import (
     DENOISERS,
     Denoiser,
@@ -34,6 +37,7 @@ from dawm_jax.models.base import (
     ShardFn,
     TokenShape,
 )
+from dawm_jax.models.derived import DerivedColumns
 from dawm_jax.models.diffusion import Process
 from dawm_jax.models.networks import Mlp
 from dawm_jax.models.optim import TrainState
@@ -90,6 +94,21 @@ class Settings(FitSettings):
         smoke=(16,),
         at_least=1,
     )
+    state_columns: int = setting(
+        0,
+        "first observation columns that are generated, and that actions are inferred from; the "
+        "others must follow from them, as contact forces do, and are inferred; 0 generates all",
+        absent=0,
+        at_least=0,
+    )
+    derived_hidden: tuple[int, ...] = setting(
+        (512, 512),
+        "units of the hidden layers of the regression of the other columns",
+        quick=(256, 256),
+        smoke=(16,),
+        absent=(512, 512),
+        at_least=1,
+    )
     diffusion_steps: int = setting(
         1_000,
         "diffusion steps K",
@@ -139,7 +158,8 @@ class EndLogits(NamedTuple):
 class DiffusionWorldModel:
     """p(window | s_t, a_t, return-to-go) by diffusion; a `Trainable`.
 
-    Its parameters are a dictionary: "denoiser" and, in a layout with rewards, "termination".
+    Its parameters are a dictionary: "denoiser" and, in a layout with rewards, "termination" and,
+    where the state is a part of the observation, "derived".
 
     Attributes:
       settings: section of the model and its training.
@@ -149,6 +169,8 @@ class DiffusionWorldModel:
       termination: (s, s') -> [2], see `end_logits`; not used without rewards.
       process: diffusion process.
       sampler: how windows are sampled.
+      derived: infers the columns that tokens leave out; None if tokens hold all of them, or in a
+        layout without rewards, whose states only tell actions.
     """
 
     settings: Settings
@@ -158,6 +180,7 @@ class DiffusionWorldModel:
     termination: Mlp
     process: Process
     sampler: Sampler
+    derived: DerivedColumns | None = None
 
     @property
     def layout(self) -> Layout:
@@ -166,7 +189,7 @@ class DiffusionWorldModel:
 
     @property
     def normalizer(self) -> Normalizer:
-        """Constants fitted on the training data."""
+        """Constants fitted on the training data, of the columns that tokens hold."""
         return self.tokens.normalizer
 
     # --- training ---
@@ -176,8 +199,10 @@ class DiffusionWorldModel:
         key_denoiser, key_termination = jax.random.split(key)
         params = {}
         if self.layout.rewards:
-            pair = jnp.zeros((1, 2 * self.normalizer.observation_mean.shape[0]))
+            pair = jnp.zeros((1, 2 * self.tokens.state_size))
             params["termination"] = self.termination.init(key_termination, pair)
+        if self.derived is not None:
+            params["derived"] = self.derived.init(jax.random.fold_in(key_termination, 0))
         params["denoiser"] = self.denoiser.init(key_denoiser)
         return optim.init_state(params, self._optimizer())
 
@@ -215,7 +240,8 @@ class DiffusionWorldModel:
         """Denoising loss (DDPM, eq. 14, for the process's prediction), over known tokens.
 
         What follows a time-out is unknown: the denoiser sees noise there. In a layout with
-        rewards the classifier's loss is added; it shares no parameters with the denoiser. Sums
+        rewards the losses of the classifier and of the derived columns are added; they share no
+        parameters with the denoiser. Sums
         are divided by the number of values B H C rather than of known ones, so that the mean of
         the losses of a batch's parts on several devices is the batch's loss.
 
@@ -239,8 +265,10 @@ class DiffusionWorldModel:
         value = squared.mean()
         if not self.layout.rewards:
             return value, {"loss": value}
-        ended = self.termination_loss(params, window)
-        return value + ended, {"loss": value, "termination_loss": ended}
+        others = {"termination_loss": self.termination_loss(params, window)}
+        if self.derived is not None:
+            others["derived_loss"] = self.derived.loss(params["derived"], window)
+        return value + sum(others.values()), {"loss": value, **others}
 
     def _denoise(
         self, params: Params, x: jax.Array, step: jax.Array, condition: DenoiserCondition
@@ -271,6 +299,7 @@ class DiffusionWorldModel:
 
     def end_logits(self, params: Params, states: jax.Array) -> EndLogits:
         """The classifier's outputs for each step of windows, [B, H + 1, S] -> [B, H] each."""
+        states = self.tokens.state_of(states)
         pairs = jnp.concatenate([states[:, :-1], states[:, 1:]], axis=-1)
         terminates, absorbed = jnp.split(
             self.termination.apply(params["termination"], pairs), 2, -1
@@ -293,7 +322,8 @@ class DiffusionWorldModel:
 
         Returns:
           `error_at_{k}` [] for diffusion step k, see `denoising_errors`; `termination_loss` [],
-          the classifier's; `return_moved` [], see `return_moved`.
+          the classifier's; `return_moved` [], see `return_moved`; `derived_loss` [], of the derived
+          columns, where there are some.
         """
         window = replays.gather_windows(replay, rows, horizon=self.horizon)
         shape = (len(rows), self.horizon + 1, self.tokens.channels)
@@ -304,6 +334,8 @@ class DiffusionWorldModel:
         if self.layout.rewards:
             found["termination_loss"] = self.termination_loss(params, window)
             found["return_moved"] = self.return_moved(params, window)
+        if self.derived is not None:
+            found["derived_loss"] = self.derived.loss(params["derived"], window)
         return found
 
     def return_moved(self, params: Params, window: Window) -> jax.Array:
@@ -363,7 +395,11 @@ class DiffusionWorldModel:
     def sample(self, params: Params, key: jax.Array, condition: Condition) -> GeneratedWindow:
         """Generates windows; only for layouts with rewards. See `sample_tokens`."""
         tokens = self.sample_tokens(params, key, condition)
-        return self.tokens.decode(tokens, self.ends(params, self.tokens.states(tokens)))
+        window = self.tokens.decode(tokens, self.ends(params, self.tokens.states(tokens)))
+        if self.derived is None:
+            return window
+        states = self.derived.complete(params["derived"], window.states, condition.state)
+        return window._replace(states=states)
 
     def sample_tokens(self, params: Params, key: jax.Array, condition: Condition) -> jax.Array:
         """Generates a window from each condition, as tokens [B, H + 1, channels].
@@ -426,7 +462,8 @@ def make(
     """
     process = Process.cosine(settings.diffusion_steps, settings.prediction)
     sampler.check_steps(process)
-    tokens = Tokens(layout, normalizer)
+    states = normalizing.leading(normalizer, settings.state_columns)
+    tokens = Tokens(layout, states)
     shape = TokenShape(
         tokens=horizon + 1,
         inputs=tokens.inputs,
@@ -446,4 +483,7 @@ def make(
         termination=Mlp(settings.termination_hidden, 2),
         process=process,
         sampler=sampler,
+        derived=(
+            derived.make(settings.derived_hidden, normalizer, states) if layout.rewards else None
+        ),
     )
