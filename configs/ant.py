@@ -7,7 +7,8 @@ Run with `python -m dawm_jax.main --config=configs/ant.py` and a variant behind 
   :smoke                 less than a minute; the score means nothing
   :medium-replay,quick   another tier of the data
 
-An installed package takes --config=ant:quick from any folder. docs/results.md has scores.
+An installed package takes --config=ant:quick from any folder. docs/many-dimensions.md has
+scores.
 """
 
 import ml_collections

@@ -7,7 +7,8 @@ Run with `python -m dawm_jax.main --config=configs/humanoid.py` and a variant be
   :smoke                 less than a minute; the score means nothing
   :medium-replay,quick   another tier of the data
 
-An installed package takes --config=humanoid:quick from any folder. docs/results.md has scores.
+An installed package takes --config=humanoid:quick from any folder. docs/many-dimensions.md has
+scores.
 """
 
 import ml_collections

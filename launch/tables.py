@@ -693,6 +693,19 @@ def inverse_dynamics_trials() -> str:
     )
 
 
+def derived_columns() -> str:
+    """World models of Ant with and without its contact forces in the tokens."""
+    trials = _json_lines(_RESULTS / "world-model" / "derived.jsonl")
+    names = ("auc_state_columns", "auc_all_columns", "dynamics_error", "reward_error")
+    return table(
+        ["form", "steps", "AUC, state", "AUC, all columns", "dynamics error", "reward error"],
+        [
+            [trial["form"], f"{trial['steps']:,}", *(f"{trial[name]:.3f}" for name in names)]
+            for trial in trials
+        ],
+    )
+
+
 def _short_task(found: dict[str, Any]) -> str:
     """The task of a raw number: "hopper" where its dataset is dawm/hopper/medium-200k-v1."""
     return found["dataset"].split("/")[1]
@@ -727,6 +740,26 @@ def robotics() -> str:
         )
     header = ["dataset", "method", "updates", "success by seed, %", "return"]
     return table(header, rows)
+
+
+def many_dimensions() -> str:
+    """Scores and returns of the runs on Ant and Humanoid."""
+    rows = []
+    for path in sorted((_RESULTS / "many-dimensions").glob("*/results.json")):
+        found = _read(path)
+        (run,) = runs.load([path.parent])
+        final = found["final"]
+        rows.append(
+            [
+                found["dataset"],
+                run.label,
+                f"{found['updates']:,}",
+                f"{run.num_seeds}",
+                _with_interval(final["score_per_seed"], "{:.1f}"),
+                _with_interval(final["return_per_seed"], "{:.0f}"),
+            ]
+        )
+    return table(["dataset", "method", "updates", "seeds", "score", "return"], rows)
 
 
 def _with_interval(per_seed: Sequence[float], form: str) -> str:
@@ -771,6 +804,8 @@ BLOCKS = (
     Block("docs/datasets.md", "datasets", datasets),
     Block("docs/reliability.md", "reliability", reliability),
     Block("docs/robotics.md", "robotics", robotics),
+    Block("docs/choices.md", "derived", derived_columns),
+    Block("docs/many-dimensions.md", "many-dimensions", many_dimensions),
 )
 
 

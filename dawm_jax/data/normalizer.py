@@ -103,7 +103,8 @@ def leading(normalizer: Normalizer, columns: int) -> Normalizer:
         for field in dataclasses.fields(normalizer)
         if field.name.startswith(("observation_", "change_"))
     ]
-    return normalizer.replace(**{name: getattr(normalizer, name)[:columns] for name in names})
+    first = {name: getattr(normalizer, name)[:columns] for name in names}
+    return dataclasses.replace(normalizer, **first)
 
 
 def normalise_observation(normalizer: Normalizer, observation: jax.Array) -> jax.Array:

@@ -63,7 +63,7 @@ def test_a_dataset_is_collected_and_read(tmp_path, policies, monkeypatch):
         (["--tier=medium"], 2, "--env"),
         (["--env=Hopper-v5", "--tier=best"], 2, "best"),
         (["--env=NoSuchTask-v0", "--tier=random"], 1, "cannot be made"),
-        (["--env=Ant-v5"], 1, "no policies are shipped for Ant-v5"),
+        (["--env=Swimmer-v5"], 1, "no policies are shipped for Swimmer-v5"),
         (["--env=Hopper-v5", "--steps=0"], 2, "0 is not an integer in the range [1, "),
         (["--env=Hopper-v5", "--steps=-5"], 2, "-5 is not an integer in the range [1, "),
         (["--env=Hopper-v5", "--seed=-1"], 2, "-1 is not an integer in the range [0, "),

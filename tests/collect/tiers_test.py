@@ -209,22 +209,27 @@ def test_standard_names_are_recipes():
     assert tiers.recipe_of("dawm/hopper/medium-v1") == tiers.Recipe("Hopper-v5", "medium", None)
     sized = tiers.Recipe("Walker2d-v5", "medium-replay", 200_000)
     assert tiers.recipe_of("dawm/walker2d/medium-replay-200k-v1") == sized
-    others = ("hopper/medium-v0", "ant/medium-v1", "humanoid/medium-v1", "hopper/best-v1")
+    others = (
+        "hopper/medium-v0",
+        "pointmaze_umaze/medium-v1",
+        "swimmer/medium-v1",
+        "hopper/best-v1",
+    )
     for other in ("mujoco/hopper/medium-v1", *(f"dawm/{name}" for name in others)):
         assert tiers.recipe_of(other) is None
 
 
 def test_policies_of_every_shipped_environment_make_datasets_of_standard_names():
     """Every one is a registered task."""
-    assert len(shipped_environments()) >= 3
+    assert len(shipped_environments()) >= 5
     for environment in shipped_environments():
         recipe = tiers.recipe_of(f"dawm/{task_name(environment)}/expert-v1")
         assert recipe == tiers.Recipe(environment, "expert", None)
 
 
-@pytest.mark.parametrize("task", ["hopper", "walker2d", "halfcheetah"])
+@pytest.mark.parametrize("task", ["hopper", "walker2d", "halfcheetah", "ant", "humanoid"])
 @pytest.mark.parametrize("tier", ["medium", "medium-replay", "medium-expert"])
-def test_the_nine_configured_datasets_need_no_network(task, tier):
+def test_the_configured_datasets_need_no_network(task, tier):
     import importlib
 
     module = importlib.import_module(f"configs.{task}")

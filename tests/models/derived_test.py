@@ -91,7 +91,7 @@ def test_observations_are_completed_and_clipped():
     np.testing.assert_allclose(got[:, 1:, STATES:], wanted, atol=1e-5)
     # Bounds of ± .01 standard deviations about the mean.
     near = lambda sign: NORMALIZER.observation_mean + sign * 0.01 * NORMALIZER.observation_std
-    narrow = NORMALIZER.replace(observation_low=near(-1), observation_high=near(1))
+    narrow = dataclasses.replace(NORMALIZER, observation_low=near(-1), observation_high=near(1))
     clipped = dataclasses.replace(MODEL, normalizer=narrow).complete(params, states, first)
     np.testing.assert_allclose(clipped[:, 1:, STATES:], np.clip(wanted, -0.01, 0.01), atol=1e-6)
     assert (np.abs(wanted) > 0.01).any()
