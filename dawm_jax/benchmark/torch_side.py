@@ -172,13 +172,14 @@ def check(config: Config) -> None:
 
     Raises:
       UserError: another method than DAWM, a denoiser that only JAX has, tokens of absolute
-        states, an agent that is not TD3+BC or IQL, or generated actions that are dropped,
-        or returns over several steps.
+        states, columns that are inferred, an agent that is not TD3+BC or IQL, generated actions
+        that are dropped, or returns over several steps.
     """
     expected = (
         ("method", config.method, "dawm"),
         ("world_model.denoiser", config.world_model.denoiser, *DENOISERS),
         ("world_model.states", config.world_model.states, "changes"),
+        ("world_model.state_columns", config.world_model.state_columns, 0),
         ("rollout.real_actions_only", config.rollout.real_actions_only, False),
         ("training.return_steps", config.training.return_steps, 1),
     )

@@ -49,16 +49,17 @@ def fit(
     observations = dataset.observations[train].astype(np.float64)
     rewards = dataset.rewards[train].astype(np.float64)
     next_observations = dataset.next_observations[train].astype(np.float64)
+    low = np.minimum(observations.min(0), next_observations.min(0))
+    high = np.maximum(observations.max(0), next_observations.max(0))
     # A simulator may change what the data keep constant, such as the contact forces of a body that
-    # never touched the ground. In units of STD_FLOOR such a change would be a thousand.
-    constant = observations.min(0) == observations.max(0)
-    observation_std = np.where(constant, 1.0, observations.std(0) + STD_FLOOR)
+    # never touched the ground. In units of STD_FLOOR a change of 1 would be a thousand.
+    observation_std = np.where(low == high, 1.0, observations.std(0) + STD_FLOOR)
     changes = (next_observations - observations) / observation_std
     constants = {
         "observation_mean": observations.mean(0),
         "observation_std": observation_std,
-        "observation_low": np.minimum(observations.min(0), next_observations.min(0)),
-        "observation_high": np.maximum(observations.max(0), next_observations.max(0)),
+        "observation_low": low,
+        "observation_high": high,
         "change_mean": changes.mean(0),
         "change_std": changes.std(0) + CHANGE_STD_FLOOR,
         "change_low": changes.min(0),

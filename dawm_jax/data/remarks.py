@@ -19,8 +19,7 @@ def scales(normalizer: Normalizer) -> list[str]:
     if constant.any():
         lines.append(
             f"observation columns {_columns(constant)} are constant: networks cannot learn what "
-            "they mean where the simulator changes them in the evaluation; leave out columns that "
-            "say nothing"
+            "they mean where the simulator changes them in the evaluation"
         )
     if small.any():
         lines.append(

@@ -323,12 +323,30 @@ class _BatchSimulator:
 # --- one-step replay ----------------------------------------------------------------------
 
 
-class _StateColumns(NamedTuple):
+class StateColumns(NamedTuple):
     """Where an observation holds the state of the simulator: first positions, then velocities."""
 
     skipped: int  # first positions, which are not observed: where the body is in the plane
     positions: int  # observed positions
     velocities: int
+
+    @property
+    def size(self) -> int:
+        """Columns of the state; those after them follow from the state and the last action."""
+        return self.positions + self.velocities
+
+
+def state_columns(env: Any) -> StateColumns | None:
+    """Where observations of an environment hold the state of MuJoCo; None where they do not."""
+    model = getattr(env.unwrapped, "model", None)
+    layout = getattr(env.unwrapped, "observation_structure", {})
+    columns = StateColumns(*(layout.get(name, 0) for name in ("skipped_qpos", "qpos", "qvel")))
+    complete = model is not None and (
+        columns.positions > 0
+        and columns.skipped + columns.positions == model.nq
+        and columns.velocities == model.nv
+    )
+    return columns if complete else None
 
 
 def replay(
@@ -343,14 +361,15 @@ def replay(
 
     The state is rebuilt from the observation's positions and velocities, with four losses: the
     horizontal position is 0 (nothing depends on it), velocities beyond the observation's clipping
-    are unknown, the contact solver starts cold, and rewards of Ant and Humanoid, which measure the
-    distance between body positions of one substep earlier, measure the first of them at the
-    observation. Errors measured against the replay contain these losses. Columns after the
-    velocities, such as contact forces, follow from the state and are not used.
+    are unknown, the contact solver starts cold, and where the body was one substep before the
+    observation is unknown. Ant and Humanoid reward the distance that the body moves from there, the
+    replay the distance from the observation. Errors measured against the replay contain these
+    losses. Columns after the velocities, such as contact forces, follow from the state and are not
+    used.
 
     Args:
       environment: a Gymnasium id of MuJoCo whose observation begins with all positions but the
-        horizontal ones and all velocities: Hopper, Walker2d, HalfCheetah, Swimmer, Ant, Humanoid.
+        horizontal ones and all velocities, such as Hopper, Walker2d, HalfCheetah, Ant, Humanoid.
       observations: [N, S].
       actions: [N, A] in environment units.
       margin_scale: factor of the contact margins. MuJoCo 3.5 and later add the margins of two
@@ -366,7 +385,7 @@ def replay(
     env = make_environment(environment, kwargs)
     try:
         simulator: Any = env.unwrapped
-        columns = _state_columns(environment, env, observations)
+        columns = _replayed_columns(environment, env, observations)
         simulator.model.geom_margin[:] *= margin_scale
         results = [
             _replay_one(simulator, columns, observation, action)
@@ -378,25 +397,18 @@ def replay(
     return np.asarray(next_observations), np.asarray(rewards), np.asarray(terminated, bool)
 
 
-def _state_columns(environment: str, env: Any, observations: np.ndarray) -> _StateColumns:
+def _replayed_columns(environment: str, env: Any, observations: np.ndarray) -> StateColumns:
     """Where observations [N, S] of the environment hold its state.
 
     Raises:
       UserError: they do not hold it, or have another size than the environment's.
     """
-    model = getattr(env.unwrapped, "model", None)
-    layout = getattr(env.unwrapped, "observation_structure", {})
-    columns = _StateColumns(*(layout.get(name, 0) for name in ("skipped_qpos", "qpos", "qvel")))
-    complete = model is not None and (
-        columns.positions > 0
-        and columns.skipped + columns.positions == model.nq
-        and columns.velocities == model.nv
-    )
-    if not complete:
+    columns = state_columns(env)
+    if columns is None:
         raise UserError(
             f"environment {environment}: its state cannot be rebuilt from an observation; replay "
             "works for MuJoCo environments that observe all velocities and all positions but the "
-            "horizontal ones: " + ", ".join(_REPLAYED)
+            "horizontal ones, such as " + ", ".join(_REPLAYED)
         )
     if observations.shape[1:] != env.observation_space.shape:
         raise UserError(
@@ -407,12 +419,12 @@ def _state_columns(environment: str, env: Any, observations: np.ndarray) -> _Sta
 
 
 def _replay_one(
-    simulator: Any, columns: _StateColumns, observation: np.ndarray, action: np.ndarray
+    simulator: Any, columns: StateColumns, observation: np.ndarray, action: np.ndarray
 ) -> tuple[np.ndarray, float, bool]:
     import mujoco
 
     mujoco.mj_resetData(simulator.model, simulator.data)
-    state = np.asarray(observation[: columns.positions + columns.velocities], np.float64)
+    state = np.asarray(observation[: columns.size], np.float64)
     positions, velocities = np.split(state, [columns.positions])
     simulator.set_state(np.concatenate([np.zeros(columns.skipped), positions]), velocities)
     next_observation, reward, terminated = simulator.step(action)[:3]

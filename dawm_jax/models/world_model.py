@@ -102,11 +102,9 @@ class Settings(FitSettings):
         at_least=0,
     )
     derived_hidden: tuple[int, ...] = setting(
-        (512, 512),
+        (256, 256),
         "units of the hidden layers of the regression of the other columns",
-        quick=(256, 256),
-        smoke=(16,),
-        absent=(512, 512),
+        absent=(256, 256),
         at_least=1,
     )
     diffusion_steps: int = setting(
@@ -197,12 +195,13 @@ class DiffusionWorldModel:
     def init(self, key: jax.Array) -> TrainState:
         """A fresh training state; `key` is consumed."""
         key_denoiser, key_termination = jax.random.split(key)
+        key_derived = jax.random.fold_in(key, 2)
         params = {}
         if self.layout.rewards:
             pair = jnp.zeros((1, 2 * self.tokens.state_size))
             params["termination"] = self.termination.init(key_termination, pair)
         if self.derived is not None:
-            params["derived"] = self.derived.init(jax.random.fold_in(key_termination, 0))
+            params["derived"] = self.derived.init(key_derived)
         params["denoiser"] = self.denoiser.init(key_denoiser)
         return optim.init_state(params, self._optimizer())
 

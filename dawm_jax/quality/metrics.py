@@ -6,7 +6,7 @@ steps that exist, which are those up to the window's first termination.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,7 @@ from dawm_jax.quality.types import (
 from dawm_jax.quality.windows import Steps
 from dawm_jax.types import Params
 
-# Added to standard deviations, so that a constant dimension does not divide by 0. The models'
-# normalizer adds the same.
+# Added to standard deviations, as the models' normalizer does.
 _STD_FLOOR = 1e-3
 _CLASSIFIER_UPDATES = 600
 _CLASSIFIER_BATCH = 256
@@ -56,9 +55,22 @@ class Scales(NamedTuple):
 
 
 def fit_scales(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarray) -> Scales:
-    """Scales of [N, S] observations, [N, A] actions and [N] rewards."""
-    fit = lambda x: (x.mean(0, dtype=np.float64), x.std(0, dtype=np.float64) + _STD_FLOOR)
-    return Scales(*fit(observations), *fit(actions), *fit(rewards))
+    """Scales of [N, S] observations, [N, A] actions and [N] rewards; of constant columns 1."""
+
+    mean = lambda x: x.mean(0, dtype=np.float64)
+
+    def std(x: np.ndarray) -> Any:
+        found = x.std(0, dtype=np.float64) + _STD_FLOOR
+        return np.where(x.min(0) == x.max(0), 1.0, found)
+
+    return Scales(
+        observation_mean=mean(observations),
+        observation_std=std(observations),
+        action_mean=mean(actions),
+        action_std=std(actions),
+        reward_mean=mean(rewards),
+        reward_std=std(rewards),
+    )
 
 
 def columns(steps: Steps, scales: Scales) -> np.ndarray:

@@ -237,7 +237,9 @@ def _replay_real(
     real = dataset_steps(dataset, rows)
     replay: _ReplayFn = functools.partial(simulate.replay, environment, kwargs=kwargs)
     # A clipped observation does not hold the velocity: its step tells nothing of the physics.
-    unclipped = ~metrics.clipped(dataset.observations)[rows]
+    # Columns after the state, such as contact forces, may rest at a bound.
+    state = dataset.observations[:, : _state_size(environment, kwargs)]
+    unclipped = ~metrics.clipped(state)[rows]
     try:
         margin_scale, note = _fit_margin_scale(
             dataset_steps(dataset, rows[unclipped][:num_contact]), replay, scales
@@ -257,6 +259,14 @@ def _replay_real(
         termination=metrics.precision_recall(real.terminated, terminated),
     )
     return _RealReplay(margin_scale, errors, (*note, *_physics_note(errors, environment)))
+
+
+def _state_size(environment: str, kwargs: Mapping[str, Any]) -> int | None:
+    """Number of the first observation columns, which hold the state; None if that is unknown."""
+    env = simulate.make_environment(environment, kwargs)
+    columns = simulate.state_columns(env)
+    env.close()
+    return None if columns is None else columns.size
 
 
 def _fit_margin_scale(

@@ -104,6 +104,9 @@ def _empty(run: Run) -> Record:
 
 def _policies(run: LoadedRun) -> Policies:
     config, normalizer = run.config, run.normalizer
+    # The normalizer's scale of a constant column is 1, its standard deviation 0.
+    varies = normalizer.observation_low < normalizer.observation_high
+    std = np.where(varies, normalizer.observation_std, 0.0).astype(np.float64)
     return Policies(
         act=run.act,
         num_seeds=config.num_seeds,
@@ -111,7 +114,7 @@ def _policies(run: LoadedRun) -> Policies:
         environment=config.environment,
         environment_kwargs=config.environment_arguments,
         max_steps=config.evaluation.max_steps,
-        observation_std=np.asarray(normalizer.observation_std, np.float64),
+        observation_std=std,
         action_low=np.asarray(normalizer.action_low),
         action_high=np.asarray(normalizer.action_high),
     )

@@ -267,8 +267,9 @@ class LoadedRun:
         replay, normalizer = setup.build_replay(self.config, dataset)
         if not loop.equal_constants(normalizer, self.normalizer):
             raise UserError(
-                f"dataset {self.config.dataset}: the data is not what the run was trained on: its "
-                "statistics differ; restore it, or train a new run"
+                f"dataset {self.config.dataset}: the data is not what the run was trained on, or "
+                "another version of dawm_jax trained it: statistics of the data differ; restore "
+                "the data, load the run with its version, or train a new run"
             )
         return replay
 

@@ -228,7 +228,7 @@ def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Norma
     env = simulate.make_environment(config.environment, config.environment_arguments)
     try:
         _check_sizes(config, dataset, env)
-        lines = _origin_lines(config, dataset, env)
+        lines = [*_origin_lines(config, dataset, env), *_state_lines(config, env)]
     finally:
         env.close()
     used = random_episodes(dataset, config.episodes, seed=config.seed)
@@ -259,6 +259,37 @@ def _check_sizes(config: Config, dataset: OfflineDataset, env: Any) -> None:
                 f"dataset {dataset.name} has {array.shape[1]} {kind} dimensions, "
                 f"{config.environment} {space.shape[0]}; {_size_advice(dataset, env)}"
             )
+
+
+def _state_lines(config: Config, env: Any) -> list[str]:
+    """A line if observation columns that follow from the state would be generated.
+
+    Raises:
+      UserError: `world_model.state_columns` is above the number of columns, or not the number of
+        the environment's positions and velocities.
+    """
+    name, got = "config.world_model.state_columns", config.world_model.state_columns
+    size = env.observation_space.shape[0]
+    if got > size:
+        raise UserError(
+            f"{name}: expected 0 to {size}, the observation columns of {config.environment}, got "
+            f"{got}; 0 generates all"
+        )
+    columns = simulate.state_columns(env)
+    if columns is None or columns.size == size or got == size:
+        return []
+    if got == 0 and methods.METHODS.get(config.method).trains_models(config):
+        return [
+            f"observation columns {columns.size} to {size - 1} of {config.environment} follow from "
+            f"the others and are generated too: --{name}={columns.size} infers them"
+        ]
+    if got not in (0, columns.size):
+        raise UserError(
+            f"{name}: expected {columns.size}, the positions and velocities in an observation of "
+            f"{config.environment} with the given keyword arguments, or 0 to generate all columns, "
+            f"got {got}"
+        )
+    return []
 
 
 def _size_advice(dataset: OfflineDataset, env: Any) -> str:

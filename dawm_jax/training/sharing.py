@@ -190,8 +190,11 @@ def _different_fields(name: str, there: object, here: object) -> list[str]:
 
 def _fields(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """(dotted name, value in words) of everything that a model's training depends on."""
-    if isinstance(value, Sampler | Normalizer):
-        return  # how the model is used, and what the data decide
+    if isinstance(value, Sampler):
+        return  # how the model is used
+    if isinstance(value, Normalizer):  # the data decide its values
+        yield path, f"{value.observation_mean.shape[0]} observation columns"
+        return
     if dataclasses.is_dataclass(value):
         yield path, type(value).__name__
         # A module of flax also has a parent and a name.

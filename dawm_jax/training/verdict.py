@@ -33,6 +33,11 @@ def _says(stage: str, errors: Mapping[str, Any]) -> str:
         text = f"has a denoising error of {middle:.2g} at mid noise (a guess of the mean has 1)"
         if "termination_loss" in errors:
             text += f" and a cross-entropy of {errors['termination_loss']:.2g} for terminations"
+        if "derived_loss" in errors:
+            text += (
+                f", and a squared error of {errors['derived_loss']:.2g} variances for the columns "
+                "that follow from the state"
+            )
         if "return_moved" in errors:
             text += (
                 f"; a target of the largest return instead of the smallest moves the return of a "

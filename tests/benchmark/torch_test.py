@@ -727,6 +727,7 @@ def make_stage(stage="td3_bc", units=2, **changes):
         ("denoiser: expected temporal_resnet or unet", {"world_model__denoiser": "transformer"}),
         ("real_actions_only: expected False", {"rollout__real_actions_only": True}),
         ("return_steps: expected 1", {"training__return_steps": 3}),
+        ("state_columns: expected 0", {"world_model__state_columns": 2}),
     ],
 )
 def test_what_cannot_be_timed_is_refused(message, arguments):

@@ -4,6 +4,7 @@ The wrong values are made from the declarations, so that a new setting is tested
 named here.
 """
 
+import copy
 import dataclasses
 import json
 import math
@@ -239,6 +240,24 @@ def test_a_task_without_a_bundled_set_takes_its_medium_tier():
     config = schema.get_config("smoke", environment="Walker2d-v5")
     assert config.dataset == "dawm/walker2d/medium-10k-v1"
     assert schema.get_config("", environment="Walker2d-v5", dataset="x").dataset == "x"
+
+
+def test_a_task_says_which_columns_are_generated():
+    columns = lambda environment: (
+        schema.get_config(environment=environment).world_model.state_columns
+    )
+    assert (columns("Hopper-v5"), columns("Pendulum-v1")) == (0, 0)
+    assert (columns("Ant-v5"), columns("Humanoid-v5")) == (27, 45)
+
+
+@pytest.mark.parametrize("variant", ["", "quick", "smoke"])
+def test_runs_from_before_columns_were_inferred_are_those_that_generate_all(variant):
+    """They can be resumed, and their models shared."""
+    values = schema.to_dict(schema.parse(schema.get_config(variant)))
+    old = copy.deepcopy(values)
+    for name in ("state_columns", "derived_hidden"):
+        del old["world_model"][name]
+    assert schema.migrate(old) == values
 
 
 def test_the_fast_planner():

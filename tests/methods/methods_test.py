@@ -167,6 +167,39 @@ def test_terminations_are_learnt_and_checked_where_windows_are_generated(method)
     assert ("termination" in params, "termination_loss" in found) == (not plans, not plans)
 
 
+@pytest.mark.parametrize("method", ["dawm", "dwm", "joint"])
+def test_windows_of_a_part_of_the_columns_are_whole_observations(method):
+    """The other columns reach neither the generated state nor the inferred action."""
+    parts = make_parts(method, world_model__state_columns=2)
+    world_model = parts.method.models["world_model"]
+    assert (world_model.tokens.state_size, world_model.derived.state_size) == (2, 2)
+    if method == "dawm":
+        assert len(parts.method.models["inverse_dynamics"].normalizer.observation_mean) == 2
+    condition, models = (
+        replaying.gather_conditions(make_data()[0], jnp.arange(B)),
+        make_models(parts),
+    )
+    program = reference.jit(parts.training.generator(policy).generate)
+    rows = [
+        program(models, jax.random.key(1), start).rows
+        for start in (condition, condition._replace(state=condition.state.at[:, 2:].add(1.0)))
+    ]
+    first, second = rows
+    assert first.next_observation.shape[-1] == S
+    np.testing.assert_array_equal(first.next_observation, second.next_observation)
+    assert (np.asarray(first.observation)[..., 2:] != np.asarray(second.observation)[..., 2:]).any()
+    if method != "dwm":
+        np.testing.assert_array_equal(first.action, second.action)
+
+
+def test_plans_of_a_part_of_the_columns_have_actions():
+    parts = make_parts("decision_diffuser", world_model__state_columns=2)
+    assert len(parts.method.models["inverse_dynamics"].normalizer.observation_mean) == 2
+    observation = make_data()[0].transitions.observation[:B]
+    action = parts.method.plan(make_models(parts), jax.random.key(0), observation)
+    assert action.shape == (B, A) and np.isfinite(action).all()
+
+
 @pytest.mark.parametrize("method", ["joint", "one_step_cloned"])
 def test_generated_actions_are_within_bounds_and_the_first_is_real(method):
     condition, transitions, valid = generate(method)

@@ -41,6 +41,15 @@ def test_columns_of_the_fitted_data_are_standardised(rng):
     np.testing.assert_allclose(table[:, 7], expected)
 
 
+def test_scales_are_standard_deviations_and_1_for_constants(rng):
+    values = np.concatenate([rng.normal(3.0, 2.0, (50, 2)), np.full((50, 1), 7.0)], axis=1)
+    scales = metrics.fit_scales(values, values[:, :1], values[:, 2])
+    expected = [*(values[:, :2].std(0) + 1e-3), 1.0]
+    np.testing.assert_allclose(scales.observation_std, expected)
+    np.testing.assert_allclose(scales.observation_mean, values.mean(0))
+    assert scales.reward_std == 1.0
+
+
 def test_clipped_rows_are_those_at_a_repeated_bound(rng):
     values = rng.normal(size=(500, 3))
     cut = np.clip(values, [-1.0, -np.inf, -np.inf], [np.inf, 1.5, np.inf])

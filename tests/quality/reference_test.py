@@ -33,6 +33,13 @@ def test_real_steps_replay(environment, rollouts, prepared):
     assert found.measures.simulator.reward.all_steps.mean < 1e-7
 
 
+def test_contact_forces_do_not_count_as_clipped(rollouts, prepared):
+    """Most of Ant's contact forces rest at a bound of their columns, in every step."""
+    errors = prepared(rollouts("Ant-v5", 200)).measures.simulator
+    assert errors.clipped_share == 0.0
+    assert errors.dynamics_unclipped.median < 1e-10
+
+
 def test_halved_contact_margins_are_recognised(rollouts, prepared):
     def halve(model):
         model.geom_margin[:] *= 0.5

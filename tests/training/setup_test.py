@@ -1,6 +1,8 @@
 """What `build_replay` tells and refuses before anything is trained."""
 
 import dataclasses
+import types
+import typing
 
 import gymnasium as gym
 import numpy as np
@@ -131,6 +133,40 @@ def test_other_sizes_are_refused_with_what_can_help(data, message):
     with pytest.raises(UserError) as error:
         setup.build_replay(config(), dataclasses.replace(wide, **data))
     tiny.assert_one_line(error, "5 observation dimensions, DawmRoom-v0 3", message)
+
+
+class Robot(Room):
+    """Its observation is a position, a velocity and what follows from them."""
+
+    model = types.SimpleNamespace(nq=1, nv=1)
+    observation_structure: typing.ClassVar = {"qpos": 1, "qvel": 1, "forces": tiny.STATE_SIZE - 2}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (1, "expected 2, the positions and velocities in an observation of DawmRobot-v0"),
+        (4, "expected 0 to 3, the observation columns of DawmRobot-v0, got 4; 0 generates all"),
+    ],
+)
+def test_other_state_columns_than_the_environments_are_refused(register, columns, message):
+    register("DawmRobot-v0", Robot, max_episode_steps=4)
+    with pytest.raises(UserError) as error:
+        changed = config(environment="DawmRobot-v0", world_model__state_columns=columns)
+        setup.build_replay(changed, dataset())
+    tiny.assert_one_line(error, "config.world_model.state_columns", message)
+
+
+def test_columns_that_could_be_inferred_are_told(caplog, register):
+    register("DawmRobot-v0", Robot, max_episode_steps=4)
+    told = lambda **changes: build(dataset(), caplog, environment="DawmRobot-v0", **changes)[2]
+    (message,) = told()
+    assert "columns 2 to 2 of DawmRobot-v0 follow from the others" in message
+    assert "--config.world_model.state_columns=2 infers them" in message
+    for columns in (2, 3):  # 3 says that all are to be generated
+        assert told(world_model__state_columns=columns) == []
+    # Agents on real data alone train no models.
+    assert told(training__real_fraction=1.0) == []
 
 
 def test_another_number_of_actions_is_refused():

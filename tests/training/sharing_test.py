@@ -143,6 +143,10 @@ def test_what_is_shared(source, tmp_path, changes, shared):
         ({"world_model.denoiser": "residual_mlp"}, "world_model.denoiser"),
         ({"temporal_resnet.width": 24}, "world_model.denoiser"),
         ({"inverse_dynamics.hidden": (9,)}, "inverse_dynamics"),
+        (
+            {"world_model.state_columns": 5},
+            "inverse_dynamics.normalizer: 11 observation columns there, 5 observation columns here",
+        ),
         ({"method": "joint"}, "world_model.tokens.layout.actions: False there, True here"),
         ({"method": "one_step"}, "world_model: DiffusionWorldModel there, GaussianDynamics here"),
         ({"training.real_fraction": 1.0}, "trains no models"),

@@ -44,6 +44,13 @@ WORLD_MODEL = {
             "and a cross-entropy of 0.0012 for terminations",
         ),
         (
+            "world_model",
+            {**WORLD_MODEL, "termination_loss": 0.0012, "derived_loss": 0.3012},
+            "world model has a denoising error of 0.088 at mid noise (a guess of the mean has 1) "
+            "and a cross-entropy of 0.0012 for terminations, and a squared error of 0.3 variances "
+            "for the columns that follow from the state",
+        ),
+        (
             "planner",
             WORLD_MODEL,
             "planner has a denoising error of 0.088 at mid noise (a guess of the mean has 1)",
