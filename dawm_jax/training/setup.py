@@ -276,9 +276,13 @@ def _state_lines(config: Config, env: Any) -> list[str]:
             f"{got}; 0 generates all"
         )
     columns = simulate.state_columns(env)
-    if columns is None or columns.size == size or got == size:
+    if columns is None or got == size:
         return []
-    if got == 0 and methods.METHODS.get(config.method).trains_models(config):
+    if (
+        got == 0
+        and columns.size < size
+        and methods.METHODS.get(config.method).trains_models(config)
+    ):
         return [
             f"observation columns {columns.size} to {size - 1} of {config.environment} follow from "
             f"the others and are generated too: --{name}={columns.size} infers them"

@@ -11,7 +11,8 @@ import pytest
 from dawm_jax.config import schema
 from dawm_jax.data.load import load_dataset
 from dawm_jax.envs import rollouts
-from dawm_jax.training import artifacts, cost_model, sharing, stages, train
+from dawm_jax.models import inverse_dynamics
+from dawm_jax.training import artifacts, cost_model, setup, sharing, stages, train
 from dawm_jax.training.load_run import load_run
 from dawm_jax.types import UserError
 
@@ -102,8 +103,6 @@ def test_models_that_both_methods_train_alike_are_shared(source, tmp_path, monke
 
 
 def parts_of(settings):
-    from dawm_jax.training import setup
-
     dataset = load_dataset(settings.dataset)
     _, normalizer = setup.build_replay(settings, dataset)
     return setup.make(settings, normalizer), train._record(settings, dataset)
@@ -144,8 +143,8 @@ def test_what_is_shared(source, tmp_path, changes, shared):
         ({"temporal_resnet.width": 24}, "world_model.denoiser"),
         ({"inverse_dynamics.hidden": (9,)}, "inverse_dynamics"),
         (
-            {"world_model.state_columns": 5},
-            "inverse_dynamics.normalizer: 11 observation columns there, 5 observation columns here",
+            {"world_model.state_columns": 11},
+            "world_model.settings.state_columns: 0 there, 11 here",
         ),
         ({"method": "joint"}, "world_model.tokens.layout.actions: False there, True here"),
         ({"method": "one_step"}, "world_model: DiffusionWorldModel there, GaussianDynamics here"),
@@ -154,6 +153,18 @@ def test_what_is_shared(source, tmp_path, changes, shared):
 )
 def test_other_models_are_refused_with_the_difference(source, tmp_path, changes, part):
     refuse(config(**changes), tmp_path / "run", source, f"--models_from={source}", part)
+
+
+def test_inverse_dynamics_of_fewer_columns_is_another_model():
+    settings = config()
+    _, normalizer = setup.build_replay(settings, load_dataset(settings.dataset))
+    models = [
+        inverse_dynamics.make(settings.inverse_dynamics, normalizer, state_columns=columns)
+        for columns in (0, 5)
+    ]
+    assert sharing._different_fields("inverse_dynamics", *models) == [
+        "inverse_dynamics.normalizer: 11 observation columns there, 5 observation columns here"
+    ]
 
 
 def test_models_of_other_data_are_refused(source, tmp_path):
