@@ -13,7 +13,7 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import experiments
@@ -23,12 +23,13 @@ from _command import ROOT, Parser
 # This folder leaves the import path: its modules have names of installed packages.
 sys.path[0] = str(ROOT)
 
+from dawm_jax.collect.policies import shipped_policies  # noqa: E402
 from dawm_jax.config import help  # noqa: E402
 from dawm_jax.envs import scores  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
-from dawm_jax.report.runs import MethodResult  # noqa: E402
+from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
 from dawm_jax.runtime.markdown import number, table  # noqa: E402
 from dawm_jax.types import UserError  # noqa: E402
 
@@ -140,6 +141,22 @@ def volume() -> str:
         [*row, *(found.get(task, "") for task in tasks)] for row, found in sorted(cells.items())
     ]
     return table(header, rows)
+
+
+def few() -> str:
+    """Last scores and gains of the part few's runs that are done, by number of episodes."""
+    results = runs.group(runs.load([_PROTOCOL / "few"]))
+    rows = [
+        [
+            result.task.removeprefix("dawm/"),
+            result.method,
+            f"{result.num_seeds}",
+            _last_score(result),
+        ]
+        for result in results
+    ]
+    scores_of = table(["episodes of", "method", "seeds", "score"], rows)
+    return f"{scores_of}\n\n{report_tables.comparison_table(results, 'dawm', 'DAWM')}"
 
 
 def _task(result: MethodResult) -> str:
@@ -700,7 +717,11 @@ def derived_columns() -> str:
     return table(
         ["form", "steps", "AUC, state", "AUC, all columns", "dynamics error", "reward error"],
         [
-            [trial["form"], f"{trial['steps']:,}", *(f"{trial[name]:.3f}" for name in names)]
+            [
+                trial["form"],
+                "" if trial["steps"] is None else f"{trial['steps']:,}",
+                *("" if trial[name] is None else f"{trial[name]:.3f}" for name in names),
+            ]
             for trial in trials
         ],
     )
@@ -722,12 +743,17 @@ def _read(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: expected readable JSON ({error})") from error
 
 
+def _runs_of(folder: str) -> Iterator[tuple[dict[str, Any], Run]]:
+    """results.json of every run below results/FOLDER, as it is and as the report reads it."""
+    for path in sorted((_RESULTS / folder).glob("*/results.json")):
+        (run,) = runs.load([path.parent])
+        yield _read(path), run
+
+
 def robotics() -> str:
     """Successes and returns of the runs on robotics tasks."""
     rows = []
-    for path in sorted((_RESULTS / "robotics").glob("*/results.json")):
-        found = _read(path)
-        (run,) = runs.load([path.parent])
+    for found, run in _runs_of("robotics"):
         success, final = found["success"], found["final"]
         rows.append(
             [
@@ -742,16 +768,25 @@ def robotics() -> str:
     return table(header, rows)
 
 
+def policies() -> str:
+    """Steps and returns of the shipped policies of Ant and Humanoid, from their cards."""
+    rows = []
+    for environment in ("Ant-v5", "Humanoid-v5"):
+        card = shipped_policies(environment).card
+        chosen = (card["policies"][name] for name in ("medium", "expert"))
+        shown = [f"{x['return_mean']:,.0f} at {x['step']:,}" for x in chosen]
+        rows.append([environment, f"{card['trained_steps']:,}", *shown])
+    return table(["task", "steps of the training", "medium: return at step", "expert"], rows)
+
+
 def many_dimensions() -> str:
     """Scores and returns of the runs on Ant and Humanoid."""
     rows = []
-    for path in sorted((_RESULTS / "many-dimensions").glob("*/results.json")):
-        found = _read(path)
-        (run,) = runs.load([path.parent])
+    for found, run in _runs_of("many-dimensions"):
         final = found["final"]
         rows.append(
             [
-                found["dataset"],
+                _episodes_of(run),
                 run.label,
                 f"{found['updates']:,}",
                 f"{run.num_seeds}",
@@ -759,7 +794,13 @@ def many_dimensions() -> str:
                 _with_interval(final["return_per_seed"], "{:.0f}"),
             ]
         )
-    return table(["dataset", "method", "updates", "seeds", "score", "return"], rows)
+    return table(["data", "method", "updates", "seeds", "score", "return"], rows)
+
+
+def _episodes_of(run: Run) -> str:
+    """What the run's log said of its data: name, steps, episodes and returns."""
+    summary = _read(run.path / "dataset.json")["summary"]
+    return ", ".join(summary.split(", ")[:-2])
 
 
 def _with_interval(per_seed: Sequence[float], form: str) -> str:
@@ -804,7 +845,9 @@ BLOCKS = (
     Block("docs/datasets.md", "datasets", datasets),
     Block("docs/reliability.md", "reliability", reliability),
     Block("docs/robotics.md", "robotics", robotics),
+    Block("docs/results.md", "few", few),
     Block("docs/choices.md", "derived", derived_columns),
+    Block("docs/many-dimensions.md", "policies", policies),
     Block("docs/many-dimensions.md", "many-dimensions", many_dimensions),
 )
 

@@ -240,9 +240,9 @@ class DiffusionWorldModel:
 
         What follows a time-out is unknown: the denoiser sees noise there. In a layout with
         rewards the losses of the classifier and of the derived columns are added; they share no
-        parameters with the denoiser. Sums
-        are divided by the number of values B H C rather than of known ones, so that the mean of
-        the losses of a batch's parts on several devices is the batch's loss.
+        parameters with the denoiser. Sums are divided by the number of values B H C rather than of
+        known ones, so that the mean of the losses of a batch's parts on several devices is the
+        batch's loss.
 
         Args:
           params: parameters of the model.
