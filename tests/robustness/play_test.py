@@ -1,11 +1,14 @@
 """All levels in one batch against each level alone."""
 
+import types
+
 import numpy as np
 import pytest
 
+from dawm_jax.config import schema
 from dawm_jax.envs import rollouts
 from dawm_jax.envs.perturbed import Physics
-from dawm_jax.robustness import play
+from dawm_jax.robustness import play, run
 from dawm_jax.robustness.play import Policies
 from dawm_jax.robustness.sweeps import Level
 from dawm_jax.runtime.stopping import Interrupted, StopFlag
@@ -47,6 +50,22 @@ def returns(levels, stop=None):
         stop=stop or StopFlag(),
         report=lambda step, limit, running: None,
     )
+
+
+def test_constant_columns_get_no_noise():
+    """The normalizer scales them by 1, and their standard deviation in the data is 0."""
+    low, high = np.array([0.0, 3.0, -1.0]), np.array([2.0, 3.0, 1.0])
+    constants = types.SimpleNamespace(
+        observation_std=np.array([0.5, 1.0, 0.25]),
+        observation_low=low,
+        observation_high=high,
+        action_low=-np.ones(1),
+        action_high=np.ones(1),
+    )
+    loaded = types.SimpleNamespace(
+        config=schema.parse(schema.get_config("smoke")), normalizer=constants, act=act
+    )
+    np.testing.assert_array_equal(run._policies(loaded).observation_std, [0.5, 0.0, 0.25])
 
 
 def test_one_batch_equals_each_level_alone_and_the_first_an_evaluation():
