@@ -31,10 +31,11 @@ def _dataset(**fields):
     terminations[ends] = TERMINATED
     truncations[ends] = ~np.array(TERMINATED)
     observations = rng.normal(2.0, 3.0, (steps, 3)).astype(np.float32)
-    observations[:, 2] = 7.0  # a constant dimension
+    next_observations = observations + rng.normal(size=(steps, 3)).astype(np.float32)
+    observations[:, 2] = next_observations[:, 2] = 7.0  # a constant dimension
     arrays = {
         "observations": observations,
-        "next_observations": observations + rng.normal(size=(steps, 3)).astype(np.float32),
+        "next_observations": next_observations,
         "actions": rng.uniform(LOW, HIGH, (steps, 2)).astype(np.float32),
         "rewards": rng.normal(0.5, 1.0, steps).astype(np.float32),
         "terminations": terminations,
@@ -271,7 +272,8 @@ def test_split_keeps_episodes_whole_and_statistics_see_training_only(fraction, h
     close = lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-5)
     close(normalizer.observation_mean, observations.mean(0))
     std = observations.std(0, dtype=float) + 1e-3
-    std[[len(set(column)) == 1 for column in observations.T]] = 1.0  # constant dimensions
+    both = np.concatenate([observations, successors])
+    std[[len(set(column)) == 1 for column in both.T]] = 1.0  # constant dimensions
     close(normalizer.observation_std, std)
     close(normalizer.observation_low, np.minimum(observations, successors).min(0))
     close(normalizer.observation_high, np.maximum(observations, successors).max(0))
