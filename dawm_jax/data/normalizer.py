@@ -51,9 +51,7 @@ def fit(
     next_observations = dataset.next_observations[train].astype(np.float64)
     low = np.minimum(observations.min(0), next_observations.min(0))
     high = np.maximum(observations.max(0), next_observations.max(0))
-    # A simulator may change what the data keep constant, such as the contact forces of a body that
-    # never touched the ground. In units of STD_FLOOR a change of 1 would be a thousand.
-    observation_std = np.where(low == high, 1.0, observations.std(0) + STD_FLOOR)
+    observation_std = column_scales(observations, constant=low == high)
     changes = (next_observations - observations) / observation_std
     constants = {
         "observation_mean": observations.mean(0),
@@ -76,6 +74,22 @@ def fit(
         "action_high": action_high,
     }
     return Normalizer(**{key: jnp.asarray(x, jnp.float32) for key, x in constants.items()})
+
+
+def column_scales(values: np.ndarray, *, constant: np.ndarray) -> np.ndarray:
+    """What columns are divided by: their standard deviation plus `STD_FLOOR`, constant ones 1.
+
+    A simulator may change what the data keep constant, such as the contact forces of a body that
+    never touched the ground. In units of `STD_FLOOR` a change of 1 would be a thousand.
+
+    Args:
+      values: [N, ...] values, raw units.
+      constant: [...] bool, which columns never change.
+
+    Returns:
+      [...] float64, above 0.
+    """
+    return np.where(constant, 1.0, values.std(0, dtype=np.float64) + STD_FLOOR)
 
 
 def return_range(returns: np.ndarray) -> float:

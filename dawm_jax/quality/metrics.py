@@ -6,7 +6,7 @@ steps that exist, which are those up to the window's first termination.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from scipy import stats
 
+from dawm_jax.data import normalizer as normalizing
 from dawm_jax.models import networks, optim
 from dawm_jax.quality.types import (
     LinearFit,
@@ -27,8 +28,6 @@ from dawm_jax.quality.types import (
 from dawm_jax.quality.windows import Steps
 from dawm_jax.types import Params
 
-# Added to standard deviations, as the models' normalizer does.
-_STD_FLOOR = 1e-3
 _CLASSIFIER_UPDATES = 600
 _CLASSIFIER_BATCH = 256
 
@@ -59,17 +58,14 @@ def fit_scales(observations: np.ndarray, actions: np.ndarray, rewards: np.ndarra
 
     mean = lambda x: x.mean(0, dtype=np.float64)
 
-    def std(x: np.ndarray) -> Any:
-        found = x.std(0, dtype=np.float64) + _STD_FLOOR
-        return np.where(x.min(0) == x.max(0), 1.0, found)
-
+    std = lambda x: normalizing.column_scales(x, constant=x.min(0) == x.max(0))
     return Scales(
         observation_mean=mean(observations),
         observation_std=std(observations),
         action_mean=mean(actions),
         action_std=std(actions),
         reward_mean=mean(rewards),
-        reward_std=std(rewards),
+        reward_std=float(std(rewards)),
     )
 
 
@@ -209,7 +205,7 @@ def two_sample_auc(
     """
     size = min(len(first), len(second))
     steps = lambda table: table[:size, -state_size:] - table[:size, :state_size]
-    scale = steps(second).std(axis=0) + _STD_FLOOR
+    scale = steps(second).std(axis=0) + normalizing.STD_FLOOR
     rows = np.stack(
         [np.hstack([table[:size, :-state_size], steps(table) / scale]) for table in (first, second)]
     ).astype(np.float32)

@@ -116,7 +116,9 @@ def prepare(
       UserError: the environment is unknown, or refuses the keyword arguments.
     """
     kwargs = environment_kwargs or {}
-    simulate.make_environment(environment, kwargs).close()
+    env = simulate.make_environment(environment, kwargs)
+    state = simulate.state_columns(env)
+    env.close()
     order, num_train = split_episodes(dataset.episode_ends, held_out_fraction)
     if num_train == len(order):
         num_train -= max(num_train // 20, 1)
@@ -127,7 +129,15 @@ def prepare(
     columns = metrics.columns(dataset_steps(dataset, sample_rows(rng, train, sizes.real)), scales)
     held_out_columns = metrics.columns(dataset_steps(dataset, held_out), scales)
     replayed = sample_rows(rng, train, sizes.replayed)
-    replay = _replay_real(dataset, environment, kwargs, replayed, scales, num_contact=sizes.contact)
+    replay = _replay_real(
+        dataset,
+        environment,
+        kwargs,
+        replayed,
+        scales,
+        state_size=None if state is None else state.size,
+        num_contact=sizes.contact,
+    )
     distances = nearest_distances(held_out_columns, columns, scales)
     return Reference(
         dataset=dataset,
@@ -231,15 +241,19 @@ def _replay_real(
     rows: np.ndarray,
     scales: Scales,
     *,
+    state_size: int | None,
     num_contact: int,
 ) -> _RealReplay:
-    """Replays the rows [n] with the contact margins that fit the data."""
+    """Replays the rows [n] with the contact margins that fit the data.
+
+    `state_size` is the number of the first observation columns, which hold the state; None if that
+    is unknown.
+    """
     real = dataset_steps(dataset, rows)
     replay: _ReplayFn = functools.partial(simulate.replay, environment, kwargs=kwargs)
     # A clipped observation does not hold the velocity: its step tells nothing of the physics.
     # Columns after the state, such as contact forces, may rest at a bound.
-    state = dataset.observations[:, : _state_size(environment, kwargs)]
-    unclipped = ~metrics.clipped(state)[rows]
+    unclipped = ~metrics.clipped(dataset.observations[:, :state_size])[rows]
     try:
         margin_scale, note = _fit_margin_scale(
             dataset_steps(dataset, rows[unclipped][:num_contact]), replay, scales
@@ -259,14 +273,6 @@ def _replay_real(
         termination=metrics.precision_recall(real.terminated, terminated),
     )
     return _RealReplay(margin_scale, errors, (*note, *_physics_note(errors, environment)))
-
-
-def _state_size(environment: str, kwargs: Mapping[str, Any]) -> int | None:
-    """Number of the first observation columns, which hold the state; None if that is unknown."""
-    env = simulate.make_environment(environment, kwargs)
-    columns = simulate.state_columns(env)
-    env.close()
-    return None if columns is None else columns.size
 
 
 def _fit_margin_scale(
