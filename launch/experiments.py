@@ -76,6 +76,20 @@ FEW = (
     "--config.rollout.prefill_transitions=200000",
     "--config.rollout.buffer_capacity=300000",
 )
+# The part online.
+ONLINE = ("--config.online.steps=50000",)
+LOOSENED = ("--config.online.cloning_decay=0.1",)
+HALF_ONLINE = (
+    "--config.online.offline_fraction=0.5",
+    "--config.online.generated_fraction=0",
+)
+# Without offline training: one round of updates, whose agents are thrown away.
+RLPD = (
+    "--config.training.updates=100",
+    "--config.online.fresh_agent=True",
+    "--config.online.envs=1",
+    "--config.online.updates_per_step=20",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +253,17 @@ def volume() -> Iterator[Experiment]:
             yield Experiment(task, real_name, (*real, *RETURNS), "", "returns")
 
 
+def online() -> Iterator[Experiment]:
+    """Fine-tuning in the environment, and RLPD, on the tasks that were developed on."""
+    for task in DEVELOPED_ON:
+        name, dawm = _row("dawm", "td3_bc", 0.5)
+        yield Experiment(task, name, (*dawm, *ONLINE, *LOOSENED), "main/dawm-td3_bc", "online")
+        name, real = _row("", "td3_bc", 1.0)
+        yield Experiment(task, name, (*real, *ONLINE, *LOOSENED, *HALF_ONLINE), "", "online")
+        name, rlpd = _row("", "rlpd", 1.0)
+        yield Experiment(task, name, (*rlpd, *ONLINE, *HALF_ONLINE, *RLPD), "", "online")
+
+
 PARTS = {
     "main": main_part,
     "few": few_episodes,
@@ -246,6 +271,7 @@ PARTS = {
     "second": second_models,
     "studies": studies,
     "volume": volume,
+    "online": online,
 }
 
 
