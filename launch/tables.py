@@ -27,6 +27,8 @@ from dawm_jax.collect.policies import shipped_policies  # noqa: E402
 from dawm_jax.config import help  # noqa: E402
 from dawm_jax.envs import scores  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
+from dawm_jax.report import cells as report_cells  # noqa: E402
+from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
@@ -106,7 +108,7 @@ def gains() -> str:
     cells: dict[tuple[str, str], list[str]] = {}
     for chosen in sets.values():
         for found in runs.comparisons(chosen, "dawm"):
-            gain = report_tables.gain_with_interval(found)
+            gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
             cells.setdefault((found.method, found.other), []).append(gain)
     rows = [[mine, other, *gains] for (mine, other), gains in cells.items()]
     return table(["gain of the average", "against", *sets], rows)
@@ -159,6 +161,11 @@ def few() -> str:
     return f"{scores_of}\n\n{report_tables.comparison_table(results, 'dawm', 'DAWM')}"
 
 
+def fine_tuning() -> str:
+    """The part online's runs that are done."""
+    return report_fine_tuning.section(runs.load([_PROTOCOL / "online"]), reference="dawm")
+
+
 def _task(result: MethodResult) -> str:
     """Name of a task of the protocol, as in "hopper medium-replay"."""
     _, name, tier = result.task.split("/")
@@ -171,7 +178,7 @@ def _mean_score(result: MethodResult) -> float:
 
 
 def _last_score(result: MethodResult) -> str:
-    return report_tables.mean_with_interval(result, result.last)
+    return report_cells.mean_with_interval(result, result.last)
 
 
 def comparison() -> str:

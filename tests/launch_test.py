@@ -386,6 +386,11 @@ def test_the_parts_of_the_protocol_have_the_promised_rows(tmp_path):
     few = _planned(tmp_path, "--parts=few")
     assert {flags["--config.episodes"] for flags in few.values()} == {"5", "20", "80"}
     assert not set(main) & set(few)
+    online = _planned(tmp_path, "--parts=online")
+    assert len(online) == 2 * 3
+    assert {flags["--config.online.steps"] for flags in online.values()} == {"50000"}
+    rlpd = online["runs/online/hopper-medium-real-rlpd-online"]
+    assert rlpd["--config.training.updates"] == "100"
 
 
 def test_every_source_of_models_is_a_run_of_the_same_task_that_trains_them(tmp_path):

@@ -8,8 +8,9 @@ Every argument is a run's folder, its results.json, or a folder of run folders. 
 results.json is skipped with a warning. Runs of the same method, task, settings and number of
 updates but different root seeds are pooled, and each counts as one more world model. The command
 writes into --out and replaces files of these names there: report.md, report.csv (one row per
-method and task), report.png (scores), curves.png (learning curves with intervals) and profiles.png
-(performance profiles: the share of runs above each score).
+method and task), report.png (scores), curves.png (learning curves with intervals), profiles.png
+(performance profiles: the share of runs above each score) and fine_tuning.png (learning curves over
+environment steps, of runs that were fine-tuned).
 """
 
 from absl import flags

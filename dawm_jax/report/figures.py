@@ -24,10 +24,16 @@ Band = tuple[np.ndarray, np.ndarray]
 
 
 def plot(results: Sequence[MethodResult], path: pathlib.Path) -> None:
-    """One panel per task: curves along the setting that a study varies, else one row a method."""
+    """One panel per task: curves along the setting that a study varies, else one row a method.
+
+    Without results there is no file.
+    """
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(result.task for result in results))
+    if not tasks:
+        path.unlink(missing_ok=True)
+        return
     setting = runs.studied(results)
     height = 4.0 if setting else 1.2 + 0.3 * len(runs.method_names(results))
     figure = Figure(figsize=(8, height * len(tasks)), layout="constrained")
@@ -96,15 +102,25 @@ def _last(result: MethodResult) -> np.ndarray:
 # --- learning curves ----------------------------------------------------------------------
 
 
-def plot_curves(results: Sequence[MethodResult], path: pathlib.Path) -> None:
+def plot_curves(
+    results: Sequence[MethodResult], path: pathlib.Path, *, unit: str = "updates"
+) -> None:
     """Means over seeds at every evaluation, with 95 % intervals by bootstrap; one panel a task.
 
     A result with one evaluation, as that of a method that plans, is a dashed line. All panels have
-    one legend, below them.
+    one legend, below them. Without results there is no file.
+
+    Args:
+      results: of all methods.
+      path: of the file.
+      unit: of `MethodResult.evaluated`.
     """
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(result.task for result in results))
+    if not tasks:
+        path.unlink(missing_ok=True)
+        return
     columns = min(_MAX_COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
     figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
@@ -118,7 +134,7 @@ def plot_curves(results: Sequence[MethodResult], path: pathlib.Path) -> None:
         for result in own:
             _plot_curve(axis, result, colours[result.method])
         quantity = "return" if own[0].last is None else "normalised score"
-        axis.set(title=markdown.shorten_path(task), xlabel="updates", ylabel=quantity)
+        axis.set(title=markdown.shorten_path(task), xlabel=unit, ylabel=quantity)
         axis.grid(alpha=0.3)
         handles, labels = axis.get_legend_handles_labels()
         lines.update(zip(labels, handles, strict=True))

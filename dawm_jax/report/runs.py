@@ -36,6 +36,8 @@ _ABSENT: dict[str, object] = {
     "dataset_digest": "",
     "value_check": {},
 }
+# Settings of the fine-tuning that change no number of it.
+_ONLINE_UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
 _LABELS = {
     "dawm": "DAWM",
     "dwm": "DWM",
@@ -52,8 +54,35 @@ Setting = str | int | float | bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class OnlineStage:
+    """What a run recorded of its fine-tuning in the environment.
+
+    Attributes:
+      evaluated: [evaluations] environment steps of each seed, increasing; the first is 0, the
+        agents trained offline.
+      curve: [evaluations, seeds] returns.
+      best: [seeds] returns at the evaluation with the highest mean return.
+      updates: gradient updates of the critics.
+      seconds_per_step: duration of an environment step of a seed, without compilation and
+        evaluation.
+      fresh_agent: whether the stage began with new agents in place of those trained offline.
+      settings: values of the section `online` by name, without those of logging and saving.
+    """
+
+    evaluated: np.ndarray
+    curve: np.ndarray
+    best: np.ndarray
+    updates: int
+    seconds_per_step: float
+    fresh_agent: bool
+    settings: Mapping[str, Setting]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run. Returns are undiscounted and averaged over a seed's episodes.
+    """One finished run, by its offline training unless said otherwise.
+
+    Returns are undiscounted and averaged over a seed's episodes.
 
     Attributes:
       path: folder of the run.
@@ -81,6 +110,7 @@ class Run:
       seconds: duration of training, without compilation and evaluation.
       device: the devices in words.
       commit: git commit of the source, "" if unknown.
+      online: the fine-tuning in the environment; None if there was none.
     """
 
     path: pathlib.Path
@@ -107,6 +137,7 @@ class Run:
     seconds: float
     device: str
     commit: str
+    online: OnlineStage | None
 
     @property
     def num_seeds(self) -> int:
@@ -256,6 +287,25 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         seconds=sum(_number(stage, "seconds") for stage in _dict(data, "stages").values()),
         device=_text(data, "device"),
         commit=str(data["commit"] or ""),
+        online=_online(data["online"]) if "online" in data else None,
+    )
+
+
+def _online(data: object) -> OnlineStage:
+    points, settings = _list(data, "curve"), _dict(data, "settings")
+    curve = np.array([_returns(point) for point in points])
+    evaluated = np.array([_number(point, "step") for point in points])
+    if curve.ndim != 2 or len(curve) < 2 or (np.diff(evaluated) <= 0).any():
+        raise ValueError(f"a curve of fine-tuning with returns of shape {curve.shape}")
+    shown = {name: value for name, value in settings.items() if name not in _ONLINE_UPKEEP}
+    return OnlineStage(
+        evaluated=evaluated,
+        curve=curve,
+        best=curve[curve.mean(axis=1).argmax()],
+        updates=int(_number(data, "updates")),
+        seconds_per_step=_number(data, "seconds_per_step"),
+        fresh_agent=bool(_field(settings, "fresh_agent")),
+        settings=dict(_leaves(shown, "")),
     )
 
 
@@ -404,6 +454,31 @@ def group(runs: Iterable[Run]) -> list[MethodResult]:
     runs = list(runs)
     varied = _varied(runs)
     return [_result(members, varied) for members in pooled(runs).values()]
+
+
+def offline(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose offline training counts: not those that begin anew in the environment."""
+    return [run for run in runs if run.online is None or not run.online.fresh_agent]
+
+
+def fine_tuned(runs: Iterable[Run]) -> list[Run]:
+    """The runs that were fine-tuned, each by its steps in the environment.
+
+    `evaluated` holds environment steps, `settings` those of the fine-tuning, and `updates` the
+    updates made there.
+    """
+    return [
+        dataclasses.replace(
+            run,
+            updates=run.online.updates,
+            settings=run.online.settings,
+            evaluated=run.online.evaluated,
+            curve=run.online.curve,
+            best=run.online.best,
+        )
+        for run in runs
+        if run.online is not None
+    ]
 
 
 def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:

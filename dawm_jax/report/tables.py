@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dawm_jax.envs.scores import normalised_score
-from dawm_jax.report import figures, published, runs, statistics
+from dawm_jax.report import cells, figures, fine_tuning, published, runs, statistics
 from dawm_jax.report.runs import Aggregate, Comparison, MethodResult, Run
 from dawm_jax.runtime import markdown
 from dawm_jax.types import UserError
@@ -38,7 +38,9 @@ _AGAINST = (
 
 
 def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
-    """Writes report.md, report.csv, report.png, curves.png and profiles.png.
+    """Writes report.md, report.csv, report.png, curves.png, profiles.png and fine_tuning.png.
+
+    A figure of which no run has anything is left out.
 
     Args:
       found: finished runs.
@@ -51,7 +53,7 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
     Raises:
       UserError: the folder cannot be written.
     """
-    results = runs.group(found)
+    results = runs.group(runs.offline(found))
     text = report(found, results, reference=reference)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,7 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
         figures.plot(results, out / "report.png")
         figures.plot_curves(results, out / "curves.png")
         figures.plot_profiles(results, out / "profiles.png")
+        fine_tuning.plot(found, out / "fine_tuning.png")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
     return text
@@ -68,16 +71,20 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
 # --- text ---------------------------------------------------------------------------------
 
 
-def report(found: Iterable[Run], results: list[MethodResult], *, reference: str) -> str:
-    """The whole report."""
-    parts = [
-        "# Comparison",
-        summary(results, reference=reference),
-        "## Published scores",
-        _published(results),
-        "## Runs",
-        runs_table(found),
-    ]
+def report(found: Sequence[Run], results: list[MethodResult], *, reference: str) -> str:
+    """The whole report.
+
+    Args:
+      found: finished runs.
+      results: of their offline trainings.
+      reference: registered name of the method to compare with the others.
+    """
+    parts = ["# Comparison"]
+    if results:
+        parts += [summary(results, reference=reference), "## Published scores", _published(results)]
+    if runs.fine_tuned(found):
+        parts += ["## Fine-tuning", fine_tuning.section(found, reference=reference)]
+    parts += ["## Runs", runs_table(found)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -151,9 +158,9 @@ def _task_table(results: Iterable[MethodResult]) -> str:
     header += ["return, last", "return, best"]
 
     def row(result: MethodResult) -> list[str]:
-        scores = [mean_with_interval(result, values) for values in (result.last, result.best)]
+        scores = [cells.mean_with_interval(result, values) for values in (result.last, result.best)]
         returns = [
-            mean_with_interval(result, values, digits=0)
+            cells.mean_with_interval(result, values, digits=0)
             for values in (result.last_return, result.best_return)
         ]
         identity = [markdown.shorten_path(result.task), result.method, f"{result.updates:,}"]
@@ -167,7 +174,7 @@ def aggregate_table(results: list[MethodResult]) -> str:
 
     def row(found: Aggregate) -> list[str]:
         means = [*found.by_task, found.average, found.iqm]
-        interval = _interval(found.iqm_interval, found.seeds)
+        interval = cells.interval(found.iqm_interval, found.seeds)
         return [found.method, str(found.tasks), str(found.seeds), *map(_score, means), interval]
 
     tasks = map(markdown.shorten_path, runs.scored_tasks(results))
@@ -191,7 +198,7 @@ def comparison_table(results: list[MethodResult], reference: str, label: str) ->
             str(len(found.tasks)),
             str(found.seeds),
             _probability(found),
-            gain_with_interval(found),
+            cells.gain(found.gain, found.gain_interval, found.seeds),
             _interval_of_tasks(found),
         ]
         for found in runs.comparisons(results, reference)
@@ -205,18 +212,11 @@ def comparison_table(results: list[MethodResult], reference: str, label: str) ->
 
 def _probability(found: Comparison) -> str:
     interval = found.probability_interval
-    text = _interval(interval, found.seeds, digits=2)
+    text = cells.interval(interval, found.seeds, digits=2)
     if interval is not None and statistics.is_degenerate(interval):
         by_task = zip(found.tasks, found.probability_by_task, strict=True)
         text += "".join(f"; {markdown.shorten_path(task)}: {x:.2f}" for task, x in by_task)
     return f"{found.probability:.2f} ({text})"
-
-
-def gain_with_interval(found: Comparison) -> str:
-    """The gain with its interval in brackets, "" where bootstrap samples have no gain."""
-    if found.gain is None or (found.gain_interval is None and found.seeds > 1):
-        return ""
-    return f"{found.gain:+.1f} % ({_interval(found.gain_interval, found.seeds)})"
 
 
 def _interval_of_tasks(found: Comparison) -> str:
@@ -224,7 +224,7 @@ def _interval_of_tasks(found: Comparison) -> str:
         return "one task"
     if found.gain is None or (found.gain_interval_of_tasks is None and found.seeds > 1):
         return ""
-    return _interval(found.gain_interval_of_tasks, found.seeds)
+    return cells.interval(found.gain_interval_of_tasks, found.seeds)
 
 
 def _published(results: Iterable[MethodResult]) -> str:
@@ -278,41 +278,24 @@ def csv_text(results: Iterable[MethodResult]) -> str:
     identity = ["task", "environment", "method", "source", "agent", "updates", "seeds"]
     writer.writerow([*identity, *columns])
     for result in results:
-        cells: list[str | float] = []
+        numbers: list[str | float] = []
         for values in (result.last, result.best, result.last_return, result.best_return):
             mean = _mean_of(values)
             interval = None if values is None else statistics.mean_interval(result.by_model(values))
-            cells += ["" if mean is None else mean, *(interval or ("", ""))]
+            numbers += ["" if mean is None else mean, *(interval or ("", ""))]
         names = [
             markdown.shorten_path(result.task),
             result.environment,
             result.method,
             result.source,
         ]
-        writer.writerow([*names, result.agent, result.updates, result.num_seeds, *cells])
+        writer.writerow([*names, result.agent, result.updates, result.num_seeds, *numbers])
     return out.getvalue()
-
-
-def mean_with_interval(result: MethodResult, values: np.ndarray | None, *, digits: int = 1) -> str:
-    """Mean over the seeds of a result with its interval in brackets, "" without values.
-
-    Args:
-      result: whose world models the seeds belong to.
-      values: [seeds], one of the result's arrays.
-      digits: after the decimal point.
-    """
-    return "" if values is None else _mean(result.by_model(values), digits)
 
 
 def _mean_over_seeds(values: np.ndarray | None, *, digits: int = 1) -> str:
     """Likewise of the seeds of one run."""
-    return "" if values is None else _mean([values], digits)
-
-
-def _mean(models: Sequence[np.ndarray], digits: int) -> str:
-    values, interval = np.concatenate(models), statistics.mean_interval(models)
-    text = f"{values.mean():.{digits}f}"
-    return f"{text} ({_interval(interval, len(values), digits=digits)})" if interval else text
+    return "" if values is None else cells.mean([values], digits)
 
 
 def _mean_of(values: np.ndarray | None) -> float | None:
@@ -321,12 +304,3 @@ def _mean_of(values: np.ndarray | None) -> float | None:
 
 def _score(value: float | None) -> str:
     return markdown.number(value, ".1f", missing="")
-
-
-def _interval(interval: statistics.Interval | None, seeds: int, *, digits: int = 1) -> str:
-    """An interval; the number of seeds where they are too few for one, n/a without width."""
-    if interval is None:
-        return "one seed" if seeds == 1 else f"{seeds} seeds"
-    if statistics.is_degenerate(interval):
-        return "n/a"
-    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"

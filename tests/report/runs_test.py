@@ -360,6 +360,95 @@ def test_a_task_without_references_is_reported_by_returns(tmp_path):
     assert not (tmp_path / "report" / "profiles.png").exists()
 
 
+def _online(curve, *, step=100, fresh_agent=False, **settings):
+    """The field `online` of a run whose evaluations have these scores, [evaluations, seeds]."""
+    points = [[LOW + (HIGH - LOW) * score / 100 for score in scores] for scores in curve]
+    return {
+        "settings": {"fresh_agent": fresh_agent, "envs": 10, "log_steps": 50, **settings},
+        "curve": [
+            {"step": step * index, "return_per_seed": point} for index, point in enumerate(points)
+        ],
+        "updates": 2 * (step * (len(curve) - 1) - 10),
+        "seconds_per_step": 0.25,
+    }
+
+
+def _cells(text, start):
+    """Cells of the first row of a table that begins with `start`."""
+    row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
+    online = _online([[10.0, 20.0], [20.0, 40.0], [50.0, 70.0]])
+    write_run(tmp_path / "runs" / "a", [10.0, 20.0], real_fraction=0.5, online=online)
+    online = _online([[10.0, 30.0], [20.0, 20.0], [30.0, 10.0]])
+    write_run(tmp_path / "runs" / "b", [10.0, 30.0], real_fraction=1.0, online=online)
+    out = tmp_path / "report"
+    text = tables.write(runs.load([tmp_path / "runs"]), out, reference="dawm")
+    before, section = text.split("## Fine-tuning")
+    row = _cells(section, "dawm/hopper/medium-v0 | DAWM")
+    # Mean heights by hand: (10 + 2 x 20 + 50) / 4 and (20 + 2 x 40 + 70) / 4.
+    means = [np.mean([10.0, 20.0]), np.mean([50.0, 70.0]), np.mean([25.0, 42.5])]
+    for cell, mean in zip(row[5:8], means, strict=True):
+        assert cell.startswith(f"{mean:.1f} ("), row
+    low, high = confidence_interval(np.array([25.0, 42.5]))
+    assert row[7] == f"{np.mean([25.0, 42.5]):.1f} ({low:.1f} to {high:.1f})"
+    assert row[2:5] == ["200", "2", "2"] and row[8] == "250"
+    gains = _cells(section, "DAWM-TD3+BC, 50 % real | TD3+BC")
+    assert gains[2] == "1"
+    assert gains[3].startswith("+200.0 % (")  # 60 against 20
+    assert gains[4].startswith("+68.8 % (")  # 33.75 against 20
+    # The offline training's scores stay in the table of the offline trainings.
+    assert _cells(before, "dawm/hopper/medium-v0 | DAWM")[4].startswith("15.0 (")
+    assert (out / "fine_tuning.png").stat().st_size > 1_000
+
+
+def test_agents_that_begin_anew_have_no_offline_scores(tmp_path):
+    online = _online([[1.0, 2.0], [20.0, 30.0]], fresh_agent=True)
+    write_run(tmp_path / "a", [1.0, 2.0], real_fraction=1.0, agent="rlpd", online=online)
+    out = tmp_path / "report"
+    text = tables.write(runs.load([tmp_path / "a"]), out, reference="dawm")
+    assert "## By task" not in text
+    row = _cells(text, "dawm/hopper/medium-v0 | rlpd")
+    assert row[5] == "" and row[6].startswith("25.0 (")
+    assert (out / "fine_tuning.png").exists() and not (out / "curves.png").exists()
+
+
+def test_fine_tunings_with_other_settings_are_told_apart(tmp_path):
+    for name, decay in (("a", 1.0), ("b", 0.1)):
+        online = _online([[1.0, 2.0], [20.0, 30.0]], cloning_decay=decay)
+        write_run(tmp_path / name, [1.0, 2.0], real_fraction=0.5, online=online)
+    found = runs.group(runs.fine_tuned(runs.load([tmp_path])))
+    names = [f"DAWM-TD3+BC, 50 % real, cloning_decay {decay}" for decay in (0.1, 1.0)]
+    assert sorted(result.method for result in found) == names
+
+
+def test_a_report_without_fine_tuning_does_not_speak_of_it(tmp_path):
+    write_run(tmp_path / "a", [1.0, 2.0])
+    text = tables.write(runs.load([tmp_path / "a"]), tmp_path / "report", reference="dawm")
+    assert "Fine-tuning" not in text
+    assert not (tmp_path / "report" / "fine_tuning.png").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda online: online.pop("curve"),
+        lambda online: online.update(curve=online["curve"][:1]),
+        lambda online: online["curve"].reverse(),
+        lambda online: online.pop("seconds_per_step"),
+        lambda online: online.update(settings=[]),
+    ],
+)
+def test_a_damaged_fine_tuning_is_one_line(tmp_path, damage):
+    online = _online([[1.0], [2.0]])
+    damage(online)
+    write_run(tmp_path / "a", [1.0], online=online)
+    with pytest.raises(UserError, match=r"a/results\.json: expected a run's results\.json, got "):
+        runs.load([tmp_path / "a"])
+
+
 def test_an_unfinished_run_is_skipped_with_a_warning(tmp_path, caplog):
     write_run(tmp_path / "runs" / "a", [1.0])
     unfinished = tmp_path / "runs" / "b"

@@ -1,0 +1,53 @@
+"""Numbers of a comparison as the text of a table's cell, with their intervals in brackets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dawm_jax.report import statistics
+from dawm_jax.report.runs import MethodResult
+
+
+def mean_with_interval(result: MethodResult, values: np.ndarray | None, *, digits: int = 1) -> str:
+    """Mean over the seeds of a result with its interval in brackets, "" without values.
+
+    Args:
+      result: whose world models the seeds belong to.
+      values: [seeds], one of the result's arrays.
+      digits: after the decimal point.
+    """
+    return "" if values is None else mean(result.by_model(values), digits)
+
+
+def mean(models: Sequence[np.ndarray], digits: int) -> str:
+    """Mean over all seeds with its interval in brackets; the mean alone of one seed.
+
+    Args:
+      models: of each world model, values of its seeds.
+      digits: after the decimal point.
+    """
+    values, found = np.concatenate(models), statistics.mean_interval(models)
+    text = f"{values.mean():.{digits}f}"
+    return f"{text} ({interval(found, len(values), digits=digits)})" if found else text
+
+
+def gain(value: float | None, found: statistics.Interval | None, seeds: int) -> str:
+    """A gain in per cent with its interval in brackets, "" where bootstrap samples have none.
+
+    Args:
+      value: of the averages; None or NaN where the other average is not positive.
+      found: its interval.
+      seeds: fewest seeds of a method on a task.
+    """
+    if value is None or np.isnan(value) or (found is None and seeds > 1):
+        return ""
+    return f"{value:+.1f} % ({interval(found, seeds)})"
+
+
+def interval(found: statistics.Interval | None, seeds: int, *, digits: int = 1) -> str:
+    """An interval; the number of seeds where they are too few for one, n/a without width."""
+    if found is None:
+        return "one seed" if seeds == 1 else f"{seeds} seeds"
+    if statistics.is_degenerate(found):
+        return "n/a"
+    return f"{found[0]:.{digits}f} to {found[1]:.{digits}f}"
