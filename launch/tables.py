@@ -8,6 +8,7 @@ The rest of the file is left alone.
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import pathlib
@@ -32,6 +33,10 @@ from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
+from dawm_jax.robustness import curves as robustness_curves  # noqa: E402
+from dawm_jax.robustness import report as robustness_report  # noqa: E402
+from dawm_jax.robustness import store as robustness_store  # noqa: E402
+from dawm_jax.robustness.sweeps import SWEEPS  # noqa: E402
 from dawm_jax.runtime.markdown import number, table  # noqa: E402
 from dawm_jax.types import UserError  # noqa: E402
 
@@ -775,6 +780,21 @@ def robotics() -> str:
     return table(header, rows)
 
 
+def robustness() -> str:
+    """Areas below the curves of return against change, of each method."""
+    folder = _RESULTS / "robustness" / "hopper-medium-200k"
+    records = robustness_store.read(
+        folder / "robustness.json", robustness_store.Protocol(10, 10_000)
+    )
+    found = {
+        hashlib.sha256((run.path / "results.json").read_bytes()).hexdigest(): run
+        for run in runs.load([_PROTOCOL / "cpu"])
+    }
+    returns = {found[digest]: record.returns for digest, record in records.items()}
+    drawn = robustness_curves.curves(list(returns), returns, SWEEPS)
+    return robustness_report.overview(drawn)
+
+
 def policies() -> str:
     """Steps and returns of the shipped policies of Ant and Humanoid, from their cards."""
     rows = []
@@ -854,6 +874,7 @@ BLOCKS = (
     Block("docs/robotics.md", "robotics", robotics),
     Block("docs/results.md", "few", few),
     Block("docs/choices.md", "derived", derived_columns),
+    Block("docs/robustness.md", "robustness", robustness),
     Block("docs/many-dimensions.md", "policies", policies),
     Block("docs/many-dimensions.md", "many-dimensions", many_dimensions),
 )

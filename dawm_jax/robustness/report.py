@@ -15,6 +15,7 @@ _ABOUT = (
     "curve divided by the axis's width; the axis of a factor is logarithmic. *Kept* is the area "
     "in per cent of the unchanged value."
 )
+_OVERVIEW = "The area of each change, and in brackets its 95 % interval and the share that is kept."
 
 
 def report(curves: Sequence[Curve], protocol: Protocol) -> str:
@@ -28,10 +29,27 @@ def report(curves: Sequence[Curve], protocol: Protocol) -> str:
     for task, environment in dict.fromkeys((own.task, own.environment) for own in curves):
         mine = [own for own in curves if (own.task, own.environment) == (task, environment)]
         parts += [f"## {markdown.shorten_path(task)}, {environment}", quantity(mine[0])]
+        parts += ["### All changes", _OVERVIEW, overview(mine)]
         for sweep in dict.fromkeys(own.sweep for own in mine):
             along = [own for own in mine if own.sweep == sweep]
             parts += [f"### {sweep.label}", _table(along, sweep)]
     return "\n\n".join(parts) + "\n"
+
+
+def overview(curves: Sequence[Curve]) -> str:
+    """Areas of one task: one row for each change, one column for each method.
+
+    Args:
+      curves: of the task, each method along the same changes.
+    """
+    methods = list(dict.fromkeys(own.method for own in curves))
+    cells: dict[str, list[str]] = {}
+    for own in curves:
+        digits, interval = 0 if own.references is None else 1, own.area_interval
+        notes = [] if interval is None else [_span(interval, digits)]
+        text = f"{own.area:.{digits}f} ({'; '.join([*notes, _kept(own)])})"
+        cells.setdefault(own.sweep.label, []).append(text)
+    return markdown.table(("change", *methods), ([label, *row] for label, row in cells.items()))
 
 
 def quantity(curve: Curve) -> str:
@@ -55,13 +73,20 @@ def _row(curve: Curve) -> list[str]:
     band = curve.band
     intervals = [None] * len(curve.mean) if band is None else list(zip(*band, strict=True))
     cells = [_cell(*pair, digits) for pair in zip(curve.mean, intervals, strict=True)]
-    kept = "n/a" if curve.kept is None else f"{100 * curve.kept:.0f} %"
     area = _cell(curve.area, curve.area_interval, digits)
-    return [curve.method, str(curve.num_seeds), *cells, area, kept]
+    return [curve.method, str(curve.num_seeds), *cells, area, _kept(curve)]
 
 
 def _cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
     text = f"{mean:.{digits}f}"
     if interval is None:
         return text
-    return f"{text} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+    return f"{text} ({_span(interval, digits)})"
+
+
+def _span(interval: tuple[float, float], digits: int) -> str:
+    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def _kept(curve: Curve) -> str:
+    return "n/a" if curve.kept is None else f"{100 * curve.kept:.0f} %"

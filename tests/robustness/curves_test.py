@@ -1,8 +1,11 @@
 """Curves and areas against hand computation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from dawm_jax.robustness import report
 from dawm_jax.robustness.curves import Curve, normalised_area
 from dawm_jax.robustness.sweeps import Sweep
 
@@ -54,3 +57,14 @@ def test_one_seed_has_no_interval_and_a_negative_return_no_share():
     found = curve([[-10.0, -20.0, -30.0]])
     assert found.band is None and found.area_interval is None
     assert found.kept is None
+
+
+def test_the_overview_has_a_row_for_each_change_and_a_column_for_each_method():
+    other = dataclasses.replace(curve([[4.0, 2.0, 0.0]]), method="other")
+    along = [curve([[10.0, 6.0, 0.0]]), curve([[-1.0] * 5], sweep=FACTORS)]
+    curves = [*along, other, dataclasses.replace(other, sweep=FACTORS, models=(np.ones((2, 5)),))]
+    header, _, *rows = report.overview(curves).splitlines()
+    assert header == "| change | method | other |"
+    # Areas by hand: 1.7 / 0.4 = 4.25, 0.6 / 0.4 = 1.5; kept 4.25 / 10 and 1.5 / 4.
+    assert rows[0] == "| action noise | 4 (42 %) | 2 (38 %) |"
+    assert rows[1] == "| factor of gravity | -1 (n/a) | 1 (1 to 1; 100 %) |"
