@@ -2,7 +2,7 @@
 
 Run with `python -m dawm_jax.main --config=configs/halfcheetah.py` and a variant behind it:
 
-  (none)                 the full protocol, for a GPU
+  (none)                 full size, for a GPU
   :quick                 minutes on two CPU cores
   :smoke                 less than a minute; the score means nothing
   :medium-replay,quick   another tier of the data

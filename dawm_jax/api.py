@@ -22,7 +22,7 @@ def get_config(name: str) -> ml_collections.ConfigDict:
     """The configuration of a task that ships with the package, to be changed and trained.
 
     Args:
-      name: "hopper" for the full protocol, or with a variant: "hopper:quick".
+      name: "hopper" for full size, or with a variant: "hopper:quick".
 
     Raises:
       ValueError: an unknown task or variant.

@@ -15,7 +15,7 @@ Several processes, each with its devices: under SLURM's srun and on the hosts of
 slice they find each other; elsewhere each gets --coordinator_address=HOST:PORT
 --num_processes=N --process_id=I and a --workdir that all can write.
 
-The same command on the same --workdir resumes the run. Variants: hopper (the full protocol, for
+The same command on the same --workdir resumes the run. Variants: hopper (full size, for
 a GPU), hopper:quick (minutes on a CPU), hopper:smoke (seconds).
 """
 

@@ -9,8 +9,8 @@ python launch/experiments.py FOLDER --parts=main,few    some parts of the protoc
 With --jobs, trainings share a GPU. Every run is a folder PART/NAME below FOLDER; docs/protocol.md
 says what the parts are. Runs that are done are skipped. Models that several runs train alike are
 trained once and copied: a run that copies models starts after the run that trains them, which for
-runs of the parts rivals, studies and volume may be one of the part main. The command ends with
-reports of the runs that are done: of each part in PART/report, and of the part main also in
+runs of the parts rivals, studies, volume and online may be one of the part main. The command ends
+with reports of the runs that are done: of each part in PART/report, and of the part main also in
 report-developed-on and report-untouched.
 """
 
@@ -97,7 +97,7 @@ class Protocol:
     """What all runs have in common.
 
     Attributes:
-      variant: of the configuration, behind the tier: "quick", or "" for the full protocol.
+      variant: of the configuration, behind the tier: "quick", or "" for full size.
       flags: of every run.
     """
 

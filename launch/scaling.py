@@ -1,7 +1,7 @@
 """Bytes that programs exchange between devices, and predicted durations on several chips.
 
 python launch/scaling.py --count OUT.json      compiles the programs for 1, 2, 4 and 8 devices
-python launch/scaling.py --predict OUT.json    evaluates the cost model for the full protocol
+python launch/scaling.py --predict OUT.json    evaluates the cost model at full size
 
 Devices are virtual: threads of the host. The bytes are those of any devices, because they are read
 from the compiled programs. The predictions are a model, not a measurement. The files
@@ -153,7 +153,7 @@ def count(variant: str) -> dict[int, Any]:
 
 
 def predict() -> list[dict[str, Any]]:
-    """Durations of the full protocol's stages by machine and number of seeds."""
+    """Durations of the full-size stages by machine and number of seeds."""
     from dawm_jax.benchmark import scaling
     from dawm_jax.training import cost_model
 

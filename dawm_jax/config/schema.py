@@ -390,7 +390,7 @@ def get_config(
     """The default protocol, a shorter variant of it, or either on one of D4RL's tiers.
 
     Args:
-      variant: "" is the full protocol, for a GPU; "quick" takes minutes on two CPU cores;
+      variant: "" is full size, for a GPU; "quick" takes minutes on two CPU cores;
         "smoke" takes seconds and only proves that everything runs. A tier, alone or before
         one of these ("medium-replay", "medium-replay,quick"), takes the dataset of that tier,
         which the first run that needs it collects. "fast-planner" at the end plans (method

@@ -55,3 +55,18 @@ def confidence_interval(values: np.ndarray) -> tuple[float, float] | None:
         return None
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
+
+
+def mean_height(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The area below curves by the trapezoidal rule, divided by its width.
+
+    Args:
+      values: [n, ...] along the curves.
+      at: [n] positions, increasing; of one position the height is its value.
+
+    Returns:
+      [...].
+    """
+    if len(at) == 1:
+        return np.asarray(values[0])
+    return np.asarray(np.trapezoid(values, at, axis=0) / (at[-1] - at[0]))

@@ -29,7 +29,7 @@ from dawm_jax.types import Condition, ModelParams, Normalizer
 class Settings(SamplerSettings):
     """Section `planner`: overrides the settings of the same name in `rollout`, `world_model`.
 
-    The full protocol has the values and the network of the authors' code. The quick one plans
+    At full size it has the values and the network of the authors' code. The quick one plans
     with the tokens, the denoiser and the sampler of this package's world model: changes of the
     state in place of states, and eight second-order steps at temperature 1. The published
     temperature 0.5 scales the noise of every ancestral step; a deterministic solver has only the

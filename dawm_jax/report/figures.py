@@ -24,16 +24,10 @@ Band = tuple[np.ndarray, np.ndarray]
 
 
 def plot(results: Sequence[MethodResult], path: pathlib.Path) -> None:
-    """One panel per task: curves along the setting that a study varies, else one row a method.
-
-    Without results there is no file.
-    """
+    """One panel per task: curves along the setting that a study varies, else one row a method."""
     from matplotlib.figure import Figure
 
     tasks = list(dict.fromkeys(result.task for result in results))
-    if not tasks:
-        path.unlink(missing_ok=True)
-        return
     setting = runs.studied(results)
     height = 4.0 if setting else 1.2 + 0.3 * len(runs.method_names(results))
     figure = Figure(figsize=(8, height * len(tasks)), layout="constrained")

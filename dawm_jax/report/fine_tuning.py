@@ -1,119 +1,157 @@
-"""The part of a comparison about fine-tuning in the environment: a table, gains and a figure."""
+"""The part of a comparison about fine-tuning in the environment: a table and gains."""
 
-import functools
-import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dawm_jax.report import cells, figures, runs, statistics
-from dawm_jax.report.runs import MethodResult, Run
+from dawm_jax.envs.scores import mean_height, normalised_score
+from dawm_jax.report import cells, runs, statistics
+from dawm_jax.report.runs import MethodResult, OnlineStage, Run
 from dawm_jax.runtime import markdown
 
 _SCORES = (
     "Normalised scores, or returns where a task has no references, over the environment steps of "
-    "each seed: of the agents trained offline (step 0), of the last evaluation, and the mean "
-    "height of the curve by the trapezoidal rule. Brackets hold the 95 % interval of the mean over "
-    "seeds. Agents that begin anew were not evaluated at step 0: the cell is empty, and their "
-    "curve begins with the agents of the shortest offline training. Durations hold for the run's "
-    "device alone."
+    "each seed: of the agents trained offline, of the last evaluation, and the mean height of the "
+    "curve by the trapezoidal rule. Brackets hold the 95 % interval of the mean over seeds. The "
+    "curve of agents that begin anew starts at their first evaluation. Durations hold for the "
+    "run's device alone."
 )
 _GAINS = (
-    "On the tasks of both, after as many environment steps: the gain of the first method's average "
-    "over the other's (100 % times the ratio less one), with its 95 % interval by stratified "
-    "bootstrap over seeds."
+    "On the tasks of both that have scores, after as many environment steps: the gain of the first "
+    "method's average over the other's (100 % times the ratio less one), with its 95 % interval by "
+    "stratified bootstrap over seeds. Mean heights are over the steps at which both were evaluated."
 )
 
+# A result's values, [seeds], at environment steps [n].
+Measure = Callable[[MethodResult, np.ndarray], np.ndarray]
 
-def section(found: Iterable[Run], *, reference: str) -> str:
+
+def results(found: Iterable[Run]) -> list[MethodResult]:
+    """The fine-tuned runs by their fine-tuning, runs of one method and task as one result."""
+    return runs.group(run for run in runs.latest(found) if run.is_tuned)
+
+
+def section(tuned: Sequence[MethodResult], *, reference: str) -> str:
     """The table and the gains.
 
     Args:
-      found: finished runs; those that were not fine-tuned are left out.
+      tuned: what `results` gives.
       reference: registered name of the method to compare with the others.
     """
-    stages = runs.fine_tuned(found)
-    parts = [_SCORES, table(stages)]
-    gains = list(_gain_rows(runs.group(stages), reference))
+    parts = [_SCORES, table(tuned)]
+    gains = list(_gain_rows(tuned, reference))
     if gains:
         parts += [_GAINS, markdown.table(("method", "against", "tasks", "last", "mean"), gains)]
     return "\n\n".join(parts)
 
 
-def plot(found: Iterable[Run], path: pathlib.Path) -> None:
-    """Learning curves over environment steps; no file where no run was fine-tuned."""
-    figures.plot_curves(runs.group(runs.fine_tuned(found)), path, unit="environment steps")
-
-
-def table(stages: Sequence[Run]) -> str:
+def table(tuned: Sequence[MethodResult]) -> str:
     """One row for each method and task.
 
-    Args:
-      stages: what `runs.fine_tuned` gives.
+    The column of successes is left out where no environment calls an episode a success.
     """
+    success = any(run.success is not None for result in tuned for run in result.runs)
     header = ["task", "method", "environment steps", "updates a step", "seeds"]
-    header += ["before", "last", "mean of the curve", "ms a step", "device"]
-    groups = runs.pooled(stages).values()
-    rows = zip(groups, runs.group(stages), strict=True)
-    return markdown.table(header, (_row(members, result) for members, result in rows))
+    header += ["before", "last", "mean of the curve", *(["success, last"] if success else [])]
+    header += ["ms a step", "device"]
+    return markdown.table(header, (_row(result, success=success) for result in tuned))
 
 
-def _row(members: Sequence[Run], result: MethodResult) -> list[str]:
-    online = [run.online for run in members if run.online is not None]
-    steps = int(online[0].evaluated[-1])
-    # The first turn of all copies makes no updates: nothing was lived through before it.
-    per_step = round(online[0].updates / steps)
-    cell = functools.partial(cells.mean_with_interval, result)
+def _row(result: MethodResult, *, success: bool) -> list[str]:
+    stages = _stages(result)
+    rates = [run.success for run in result.runs if run.success is not None]
+    before = "" if stages[0].fresh_agent else cells.mean_with_interval(result, _first(result))
+    succeeded = f"{100.0 * np.mean(rates):.0f} %" if rates else ""
     return [
         markdown.shorten_path(result.task),
         result.method,
-        f"{steps:,}",
-        f"{per_step:,}",
+        f"{_steps(result):,}",
+        f"{stages[0].updates_per_step:,}",
         str(result.num_seeds),
-        "" if online[0].fresh_agent else cell(result.curve[:, 0]),
-        cell(result.curve[:, -1]),
-        cell(height(result)),
-        f"{1e3 * np.mean([one.seconds_per_step for one in online]):.0f}",
-        ", ".join(dict.fromkeys(run.device for run in members)),
+        before,
+        cells.mean_with_interval(result, _last(result)),
+        cells.mean_with_interval(result, heights(result)),
+        *([succeeded] if success else []),
+        f"{1e3 * np.mean([stage.seconds_per_step for stage in stages]):.3g}",
+        ", ".join(dict.fromkeys(run.device for run in result.runs)),
     ]
 
 
-def height(result: MethodResult) -> np.ndarray:
-    """Mean height of each seed's curve over its steps by the trapezoidal rule, [seeds]."""
-    steps = result.evaluated
-    return np.asarray(np.trapezoid(result.curve, steps, axis=1) / (steps[-1] - steps[0]))
+# --- values of seeds ----------------------------------------------------------------------
 
 
-def _gain_rows(results: Sequence[MethodResult], reference: str) -> Iterator[list[str]]:
-    """Rows of the reference method against every other with its agent or an agent of its own."""
-    mine = [result for result in results if result.source == reference]
-    others = [result for result in results if result.source != reference]
-    agents = {result.agent for result in mine}
+def heights(result: MethodResult) -> np.ndarray:
+    """Mean height of each seed's curve over all of its run's evaluations, [seeds]."""
+    return np.concatenate([mean_height(_scores(run), run.evaluated) for run in result.runs])
+
+
+def _scores(run: Run) -> np.ndarray:
+    """[evaluations, seeds] scores, or returns where there are no references."""
+    found = normalised_score(run.environment, run.curve, run.references)
+    return run.curve if found is None else found
+
+
+def _first(result: MethodResult) -> np.ndarray:
+    return np.concatenate([_scores(run)[0] for run in result.runs])
+
+
+def _last(result: MethodResult) -> np.ndarray:
+    return np.concatenate([_scores(run)[-1] for run in result.runs])
+
+
+def _stages(result: MethodResult) -> list[OnlineStage]:
+    return [run.online for run in result.runs if run.online is not None]
+
+
+def _steps(result: MethodResult) -> int:
+    return int(_stages(result)[0].evaluated[-1])
+
+
+# --- gains --------------------------------------------------------------------------------
+
+
+def _gain_rows(tuned: Sequence[MethodResult], reference: str) -> Iterator[list[str]]:
+    """Rows of the reference method against others with its agent or with agents that begin anew."""
+    scored = [result for result in tuned if result.last is not None]
+    mine = [result for result in scored if result.source == reference]
+    others = [result for result in scored if result.source != reference]
     for method in runs.method_names(mine):
-        own = {result.task: result for result in mine if result.method == method}
-        (agent,) = {result.agent for result in own.values()}
         for other in runs.method_names(others):
-            rivals = {result.task: result for result in others if result.method == other}
-            (rival,) = {result.agent for result in rivals.values()}
             pairs = [
-                (own[task], rivals[task])
-                for task in own
-                if task in rivals and own[task].evaluated[-1] == rivals[task].evaluated[-1]
+                (own, rival)
+                for own in mine
+                for rival in others
+                if (own.method, rival.method) == (method, other) and _is_comparable(own, rival)
             ]
-            if pairs and (rival == agent or rival not in agents):
-                last = [[result.curve[:, -1] for result in pair] for pair in pairs]
-                mean = [[height(result) for result in pair] for pair in pairs]
-                yield [method, other, str(len(pairs)), _gain(pairs, last), _gain(pairs, mean)]
+            if pairs:
+                gains = [_gain(pairs, measure) for measure in (_at_the_end, _over_shared_steps)]
+                yield [method, other, str(len(pairs)), *gains]
 
 
-def _gain(
-    pairs: Sequence[tuple[MethodResult, MethodResult]], values: Sequence[Sequence[np.ndarray]]
-) -> str:
+def _is_comparable(own: MethodResult, rival: MethodResult) -> bool:
+    same = (own.task, own.environment, _steps(own)) == (
+        rival.task,
+        rival.environment,
+        _steps(rival),
+    )
+    return same and (own.agent == rival.agent or _stages(rival)[0].fresh_agent)
+
+
+def _at_the_end(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+    return result.curve[:, result.evaluated == shared[-1]][:, 0]
+
+
+def _over_shared_steps(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+    return mean_height(result.curve[:, np.isin(result.evaluated, shared)].T, shared)
+
+
+def _gain(pairs: Sequence[tuple[MethodResult, MethodResult]], measure: Measure) -> str:
     """Gain of the first results' average over the second ones' with its interval."""
-    models = [
-        [pair[side].by_model(value[side]) for pair, value in zip(pairs, values, strict=True)]
-        for side in (0, 1)
-    ]
-    mine, others = map(statistics.pooled, models)
-    interval = statistics.bootstrap_interval(statistics.gain, *models)
+    own_models, rival_models = [], []
+    for own, rival in pairs:
+        shared = np.intersect1d(own.evaluated, rival.evaluated)
+        own_models.append(own.by_model(measure(own, shared)))
+        rival_models.append(rival.by_model(measure(rival, shared)))
+    mine, others = statistics.pooled(own_models), statistics.pooled(rival_models)
+    interval = statistics.bootstrap_interval(statistics.gain, own_models, rival_models)
     return cells.gain(statistics.gain(mine, others), interval, min(map(len, [*mine, *others])))

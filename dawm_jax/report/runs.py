@@ -36,7 +36,7 @@ _ABSENT: dict[str, object] = {
     "dataset_digest": "",
     "value_check": {},
 }
-# Settings of the fine-tuning that change no number of it.
+# Settings of the fine-tuning that change no agent.
 _ONLINE_UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
 _LABELS = {
     "dawm": "DAWM",
@@ -58,29 +58,29 @@ class OnlineStage:
     """What a run recorded of its fine-tuning in the environment.
 
     Attributes:
-      evaluated: [evaluations] environment steps of each seed, increasing; the first is 0, the
-        agents trained offline.
+      evaluated: [evaluations] environment steps of each seed, increasing; 0 are the agents trained
+        offline.
       curve: [evaluations, seeds] returns.
-      best: [seeds] returns at the evaluation with the highest mean return.
-      updates: gradient updates of the critics.
       seconds_per_step: duration of an environment step of a seed, without compilation and
         evaluation.
       fresh_agent: whether the stage began with new agents in place of those trained offline.
-      settings: values of the section `online` by name, without those of logging and saving.
+      updates_per_step: gradient updates of the critics.
+      settings: "online." and the name of a setting that changes the agents -> its value.
+      success: see `Run.success`.
     """
 
     evaluated: np.ndarray
     curve: np.ndarray
-    best: np.ndarray
-    updates: int
     seconds_per_step: float
     fresh_agent: bool
+    updates_per_step: int
     settings: Mapping[str, Setting]
+    success: float | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run, by its offline training unless said otherwise.
+    """One finished run by its offline training, or by its fine-tuning: see `latest`.
 
     Returns are undiscounted and averaged over a seed's episodes.
 
@@ -102,15 +102,17 @@ class Run:
       episodes: number of randomly drawn episodes that are used; 0 is all.
       learns_values: whether the agent has a critic.
       settings: values of the settings that a study may vary, by name.
-      evaluated: [evaluations] updates at each evaluation, increasing.
+      evaluated: [evaluations] updates at each evaluation, increasing; environment steps in a run
+        by its fine-tuning.
       curve: [evaluations, seeds] returns.
       best: [seeds] returns at the evaluation with the highest mean return.
       success: share of the last evaluation's episodes that the environment calls a success; None
         where it calls none so.
-      seconds: duration of training, without compilation and evaluation.
+      seconds: duration of the offline training, without compilation and evaluation.
       device: the devices in words.
       commit: git commit of the source, "" if unknown.
       online: the fine-tuning in the environment; None if there was none.
+      is_tuned: whether the run stands here by its fine-tuning.
     """
 
     path: pathlib.Path
@@ -138,6 +140,7 @@ class Run:
     device: str
     commit: str
     online: OnlineStage | None
+    is_tuned: bool = False
 
     @property
     def num_seeds(self) -> int:
@@ -159,7 +162,7 @@ class Run:
         """The method, the agent, the shares of data and the returns in words.
 
         For example "DAWM-TD3+BC, 50 % real", "DWM-IQL, 0 % real", "IQL" and "10 % BC" (real data),
-        "IQL, 7-step returns", "Decision Diffuser" (its plans have no minibatches).
+        "IQL, 7-step returns", "Decision Diffuser" (its plans have no minibatches), "IQL, online".
         """
         real, plans = self.real_fraction == 1.0, self.updates == 0
         if plans:
@@ -170,7 +173,9 @@ class Run:
             text = f"{100 * self.top_fraction:g} % {text}"
         if not real and not plans:
             text = f"{text}, {100 * self.real_fraction:g} % real"
-        return f"{text}, {self.return_steps}-step returns" if self.return_steps > 1 else text
+        if self.return_steps > 1:
+            text = f"{text}, {self.return_steps}-step returns"
+        return f"{text}, online" if self.is_tuned else text
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -283,29 +288,50 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         evaluated=evaluated,
         curve=curve,
         best=best,
-        success=_number(data["success"], "rate_mean") if "success" in data else None,
-        seconds=sum(_number(stage, "seconds") for stage in _dict(data, "stages").values()),
+        success=_success(data),
+        seconds=sum(
+            _number(stage, "seconds")
+            for name, stage in _dict(data, "stages").items()
+            if name != "online"
+        ),
         device=_text(data, "device"),
         commit=str(data["commit"] or ""),
-        online=_online(data["online"]) if "online" in data else None,
+        online=_online(data, num_seeds=curve.shape[1]) if "online" in data else None,
     )
 
 
-def _online(data: object) -> OnlineStage:
-    points, settings = _list(data, "curve"), _dict(data, "settings")
+def _success(data: Mapping[str, object]) -> float | None:
+    return _number(data["success"], "rate_mean") if "success" in data else None
+
+
+def _online(data: Mapping[str, object], *, num_seeds: int) -> OnlineStage:
+    online = _dict(data, "online")
+    points, settings = _list(online, "curve"), _dict(online, "settings")
     curve = np.array([_returns(point) for point in points])
     evaluated = np.array([_number(point, "step") for point in points])
-    if curve.ndim != 2 or len(curve) < 2 or (np.diff(evaluated) <= 0).any():
-        raise ValueError(f"a curve of fine-tuning with returns of shape {curve.shape}")
-    shown = {name: value for name, value in settings.items() if name not in _ONLINE_UPKEEP}
+    if curve.ndim != 2 or not curve.size or curve.shape[1] != num_seeds:
+        raise ValueError(f"returns of fine-tuning of shape {curve.shape}, of {num_seeds} seeds")
+    if evaluated[0] < 0 or (np.diff(evaluated) <= 0).any():
+        raise ValueError(f"steps of fine-tuning {one_line(evaluated.tolist())}")
+    if evaluated[-1] != (steps := _number(settings, "steps")):
+        raise ValueError(f"a last evaluation at step {evaluated[-1]:g} of {steps:g}")
+    if not isinstance(fresh := _field(settings, "fresh_agent"), bool):
+        raise TypeError(f"fresh_agent = {one_line(fresh, 40)}, expected true or false")
+    # On real data alone there are no models to refit.
+    without = ("refit_",) if data["real_fraction"] == 1.0 else ()
+    shown = {
+        name: value
+        for name, value in _leaves(settings, "")
+        if name not in _ONLINE_UPKEEP and not name.startswith(without)
+    }
     return OnlineStage(
         evaluated=evaluated,
         curve=curve,
-        best=curve[curve.mean(axis=1).argmax()],
-        updates=int(_number(data, "updates")),
-        seconds_per_step=_number(data, "seconds_per_step"),
-        fresh_agent=bool(_field(settings, "fresh_agent")),
-        settings=dict(_leaves(shown, "")),
+        seconds_per_step=_number(online, "seconds_per_step"),
+        fresh_agent=fresh,
+        updates_per_step=int(_number(settings, "updates_per_step")),
+        settings={f"online.{name}": value for name, value in shown.items()},
+        success=_success(online),
     )
 
 
@@ -416,6 +442,7 @@ class MethodResult:
         agents on real data have none, and all their seeds count as those of one.
       evaluated: [evaluations] updates at which all its runs were evaluated.
       curve: [seeds, evaluations] scores at these updates, returns without reference returns.
+      runs: the runs.
     """
 
     task: str
@@ -438,6 +465,7 @@ class MethodResult:
     model_seeds: tuple[int, ...]
     evaluated: np.ndarray
     curve: np.ndarray
+    runs: tuple[Run, ...]
 
     @property
     def num_seeds(self) -> int:
@@ -456,29 +484,25 @@ def group(runs: Iterable[Run]) -> list[MethodResult]:
     return [_result(members, varied) for members in pooled(runs).values()]
 
 
-def offline(runs: Iterable[Run]) -> list[Run]:
-    """The runs whose offline training counts: not those that begin anew in the environment."""
-    return [run for run in runs if run.online is None or not run.online.fresh_agent]
+def latest(runs: Iterable[Run]) -> list[Run]:
+    """The runs, those that were fine-tuned by their fine-tuning.
 
-
-def fine_tuned(runs: Iterable[Run]) -> list[Run]:
-    """The runs that were fine-tuned, each by its steps in the environment.
-
-    `evaluated` holds environment steps, `settings` those of the fine-tuning, and `updates` the
-    updates made there.
+    Their `evaluated`, `curve`, `best` and `success` are those of the steps in the environment.
+    `settings` holds what a study may vary in either stage.
     """
-    return [
-        dataclasses.replace(
-            run,
-            updates=run.online.updates,
-            settings=run.online.settings,
-            evaluated=run.online.evaluated,
-            curve=run.online.curve,
-            best=run.online.best,
-        )
-        for run in runs
-        if run.online is not None
-    ]
+    return [run if run.online is None else _tuned(run, run.online) for run in runs]
+
+
+def _tuned(run: Run, online: OnlineStage) -> Run:
+    return dataclasses.replace(
+        run,
+        settings={**run.settings, **online.settings},
+        evaluated=online.evaluated,
+        curve=online.curve,
+        best=online.curve[online.curve.mean(axis=1).argmax()],
+        success=online.success,
+        is_tuned=True,
+    )
 
 
 def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
@@ -547,6 +571,7 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
         model_seeds=(sum(sizes),) if first.source == "real" else tuple(sizes),
         evaluated=evaluated,
         curve=curve if curve_scores is None else curve_scores,
+        runs=tuple(runs),
     )
 
 

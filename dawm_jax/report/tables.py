@@ -53,8 +53,8 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
     Raises:
       UserError: the folder cannot be written.
     """
-    results = runs.group(runs.offline(found))
-    text = report(found, results, reference=reference)
+    results, tuned = runs.group(found), fine_tuning.results(found)
+    text = report(found, results, tuned, reference=reference)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "report.md").write_text(text)
@@ -62,7 +62,7 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
         figures.plot(results, out / "report.png")
         figures.plot_curves(results, out / "curves.png")
         figures.plot_profiles(results, out / "profiles.png")
-        fine_tuning.plot(found, out / "fine_tuning.png")
+        figures.plot_curves(tuned, out / "fine_tuning.png", unit="environment steps")
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
     return text
@@ -71,20 +71,30 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
 # --- text ---------------------------------------------------------------------------------
 
 
-def report(found: Sequence[Run], results: list[MethodResult], *, reference: str) -> str:
+def report(
+    found: Sequence[Run],
+    results: list[MethodResult],
+    tuned: list[MethodResult],
+    *,
+    reference: str,
+) -> str:
     """The whole report.
 
     Args:
       found: finished runs.
       results: of their offline trainings.
+      tuned: of their fine-tuning; a report without these does not speak of fine-tuning.
       reference: registered name of the method to compare with the others.
     """
-    parts = ["# Comparison"]
-    if results:
-        parts += [summary(results, reference=reference), "## Published scores", _published(results)]
-    if runs.fine_tuned(found):
-        parts += ["## Fine-tuning", fine_tuning.section(found, reference=reference)]
-    parts += ["## Runs", runs_table(found)]
+    parts = [
+        "# Comparison",
+        summary(results, reference=reference),
+        *(["## Fine-tuning", fine_tuning.section(tuned, reference=reference)] if tuned else []),
+        "## Published scores",
+        _published(results),
+        "## Runs",
+        runs_table(found),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

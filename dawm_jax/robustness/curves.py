@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dawm_jax.envs.scores import normalised_score, reference_returns
+from dawm_jax.envs.scores import mean_height, normalised_score, reference_returns
 from dawm_jax.envs.tasks import References
 from dawm_jax.report import runs, statistics
 from dawm_jax.report.runs import Run
@@ -81,7 +81,7 @@ def normalised_area(values: np.ndarray, sweep: Sweep) -> float:
       sweep: the change.
     """
     axis = np.log(sweep.values) if sweep.is_factor else np.asarray(sweep.values)
-    return float(np.trapezoid(values, axis) / (axis[-1] - axis[0]))
+    return float(mean_height(values, axis))
 
 
 def curves(

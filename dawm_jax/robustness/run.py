@@ -58,7 +58,7 @@ def make_report(request: Request, stop: StopFlag) -> str:
         cannot be written.
       Interrupted: `stop` was set; the runs that were complete are kept.
     """
-    found = runs.load(request.folders)
+    found = runs.latest(runs.load(request.folders))
     for run in found:
         if run.updates == 0:
             raise UserError(

@@ -179,7 +179,7 @@ def setting(
     """A field of a section.
 
     Args:
-      default: default of the full protocol.
+      default: default at full size, without a variant.
       help: meaning, with its unit.
       quick: default of the quick variant, if it differs.
       smoke: default of the smoke variant, if it differs from the quick one's.

@@ -13,7 +13,12 @@ import numpy as np
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.config import schema
 from dawm_jax.envs.rollouts import Outcome
-from dawm_jax.envs.scores import confidence_interval, normalised_score, reference_returns
+from dawm_jax.envs.scores import (
+    confidence_interval,
+    mean_height,
+    normalised_score,
+    reference_returns,
+)
 from dawm_jax.envs.tasks import References
 from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime import provenance, sharding
@@ -378,7 +383,9 @@ class Summary(Protocol):
 def _online(
     parts: Setup, log: MetricsFile, summary: Summary, *, offline: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The learning curve over environment steps, which begins with the offline agents.
+    """The learning curve over environment steps.
+
+    It begins with the agents trained offline, unless new ones took their place.
 
     Raises:
       UserError: metrics.jsonl has no last evaluation of the fine-tuning.
@@ -389,7 +396,7 @@ def _online(
             f"metrics.jsonl: expected an evaluation at online step {settings.steps}, got none with "
             "finite returns; run the same command again"
         )
-    curve = [{"step": 0, **offline}]
+    curve = [] if settings.fresh_agent else [{"step": 0, **offline}]
     curve += [{"step": step, **summary(values)} for step, values in returns.items()]
     trained = _stages(log)["online"]
     seconds = trained["seconds"]
@@ -435,7 +442,7 @@ def _area(curve: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ("return", "score"):
         if f"{name}_per_seed" in curve[0]:
             values = np.asarray([point[f"{name}_per_seed"] for point in curve])
-            per_seed = np.trapezoid(values, steps, axis=0) / (steps[-1] - steps[0])
+            per_seed = mean_height(values, steps)
             found[f"{name}_per_seed"] = per_seed.tolist()
             found[f"{name}_mean"] = float(per_seed.mean())
     return found

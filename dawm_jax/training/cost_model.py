@@ -28,7 +28,7 @@ from dawm_jax.types import Metrics, ModelParams, Rows
 _EFFICIENCY = 0.5
 # Seconds that one operation of a lowered program takes on an accelerator, where launching a small
 # kernel takes longer than computing it. One H100 takes 0.15 us (TD3+BC) to 0.22 us (world model) at
-# the full protocol's sizes: rates in results/benchmark/h100, operations as `stages` counts them.
+# full size: rates in results/benchmark/h100, operations as `stages` counts them.
 OPERATION_SECONDS = 2e-7
 _LONG_SECONDS = 3600.0
 

@@ -48,3 +48,14 @@ def test_confidence_interval_is_scipys(count):
 
 def test_no_interval_from_one_seed():
     assert scores.confidence_interval(np.array([3.0])) is None
+
+
+def test_the_mean_height_is_the_area_divided_by_its_width():
+    """The trapezoidal rule by hand, and exact on straight lines whatever the positions."""
+    values = np.array([[1.0, 0.0], [3.0, 4.0], [5.0, 2.0]])
+    found = scores.mean_height(values, np.array([0.0, 1.0, 4.0]))
+    np.testing.assert_allclose(found, [(2.0 + 12.0) / 4.0, (2.0 + 9.0) / 4.0])
+    at = np.sort(np.random.default_rng(0).uniform(size=9))
+    line = 3.0 - 2.0 * at
+    np.testing.assert_allclose(scores.mean_height(line, at), (line[0] + line[-1]) / 2)
+    np.testing.assert_array_equal(scores.mean_height(values[:1], np.array([7.0])), values[0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs.scores import confidence_interval, reference_returns
-from dawm_jax.report import figures, published, runs, statistics, tables
+from dawm_jax.report import figures, fine_tuning, published, runs, statistics, tables
 from dawm_jax.types import UserError
 
 LOW, HIGH = reference_returns("Hopper-v5")
@@ -360,15 +360,14 @@ def test_a_task_without_references_is_reported_by_returns(tmp_path):
     assert not (tmp_path / "report" / "profiles.png").exists()
 
 
-def _online(curve, *, step=100, fresh_agent=False, **settings):
+def _online(curve, *, step=100, first=0, fresh_agent=False, **settings):
     """The field `online` of a run whose evaluations have these scores, [evaluations, seeds]."""
     points = [[LOW + (HIGH - LOW) * score / 100 for score in scores] for scores in curve]
+    at = [first + step * index for index in range(len(curve))]
+    defaults = {"fresh_agent": fresh_agent, "steps": at[-1], "updates_per_step": 2, "log_steps": 50}
     return {
-        "settings": {"fresh_agent": fresh_agent, "envs": 10, "log_steps": 50, **settings},
-        "curve": [
-            {"step": step * index, "return_per_seed": point} for index, point in enumerate(points)
-        ],
-        "updates": 2 * (step * (len(curve) - 1) - 10),
+        "settings": {**defaults, **settings},
+        "curve": [{"step": k, "return_per_seed": p} for k, p in zip(at, points, strict=True)],
         "seconds_per_step": 0.25,
     }
 
@@ -377,6 +376,12 @@ def _cells(text, start):
     """Cells of the first row of a table that begins with `start`."""
     row = next(line for line in text.splitlines() if line.startswith(f"| {start}"))
     return [cell.strip() for cell in row.split("|")[1:-1]]
+
+
+def _fine_tuning(*folders):
+    """The section of these runs, and the method of every row of its table."""
+    tuned = fine_tuning.results(runs.load(folders))
+    return fine_tuning.section(tuned, reference="dawm"), sorted(x.method for x in tuned)
 
 
 def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
@@ -395,7 +400,7 @@ def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
     low, high = confidence_interval(np.array([25.0, 42.5]))
     assert row[7] == f"{np.mean([25.0, 42.5]):.1f} ({low:.1f} to {high:.1f})"
     assert row[2:5] == ["200", "2", "2"] and row[8] == "250"
-    gains = _cells(section, "DAWM-TD3+BC, 50 % real | TD3+BC")
+    gains = _cells(section, "DAWM-TD3+BC, 50 % real, online | TD3+BC, online")
     assert gains[2] == "1"
     assert gains[3].startswith("+200.0 % (")  # 60 against 20
     assert gains[4].startswith("+68.8 % (")  # 33.75 against 20
@@ -404,24 +409,102 @@ def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
     assert (out / "fine_tuning.png").stat().st_size > 1_000
 
 
-def test_agents_that_begin_anew_have_no_offline_scores(tmp_path):
-    online = _online([[1.0, 2.0], [20.0, 30.0]], fresh_agent=True)
-    write_run(tmp_path / "a", [1.0, 2.0], real_fraction=1.0, agent="rlpd", online=online)
-    out = tmp_path / "report"
-    text = tables.write(runs.load([tmp_path / "a"]), out, reference="dawm")
-    assert "## By task" not in text
+def test_the_curve_of_agents_that_begin_anew_starts_at_their_first_evaluation(tmp_path):
+    anew = _online([[20.0, 30.0], [40.0, 50.0]], first=100, fresh_agent=True)
+    write_run(tmp_path / "a", [1.0, 2.0], real_fraction=1.0, agent="rlpd", online=anew)
+    tuned = _online([[0.0, 0.0], [60.0, 70.0], [70.0, 90.0]])
+    write_run(tmp_path / "b", [1.0, 2.0], real_fraction=0.5, online=tuned)
+    text, _ = _fine_tuning(tmp_path)
     row = _cells(text, "dawm/hopper/medium-v0 | rlpd")
-    assert row[5] == "" and row[6].startswith("25.0 (")
-    assert (out / "fine_tuning.png").exists() and not (out / "curves.png").exists()
+    assert row[5] == "" and row[6].startswith("45.0 (") and row[7].startswith("35.0 (")
+    # Over steps 100 and 200 alone: (65 + 80) / 2 against 35.
+    gains = _cells(text, "DAWM-TD3+BC, 50 % real, online | rlpd, online")
+    assert gains[3].startswith("+77.8 % (") and gains[4].startswith("+107.1 % (")
+
+
+def test_mean_heights_do_not_depend_on_the_evaluations_of_other_runs(tmp_path):
+    often = _online([[10.0], [90.0], [90.0], [90.0], [90.0]])
+    write_run(tmp_path / "a", [10.0], real_fraction=0.5, online=often)
+    seldom = _online([[10.0], [90.0]], step=400)
+    write_run(tmp_path / "b", [10.0], real_fraction=0.5, seed=1, online=seldom)
+    write_run(tmp_path / "c", [10.0], real_fraction=1.0, online=seldom)
+    text, _ = _fine_tuning(tmp_path)
+    # Each on its own evaluations, 80 and 50; a gain is over the evaluations of both.
+    assert _cells(text, "dawm/hopper/medium-v0 | DAWM")[7].startswith("65.0 (")
+    assert _cells(text, "DAWM-TD3+BC, 50 % real, online | TD3+BC, online")[4] == "+0.0 % (one seed)"
 
 
 def test_fine_tunings_with_other_settings_are_told_apart(tmp_path):
-    for name, decay in (("a", 1.0), ("b", 0.1)):
-        online = _online([[1.0, 2.0], [20.0, 30.0]], cloning_decay=decay)
-        write_run(tmp_path / name, [1.0, 2.0], real_fraction=0.5, online=online)
-    found = runs.group(runs.fine_tuned(runs.load([tmp_path])))
-    names = [f"DAWM-TD3+BC, 50 % real, cloning_decay {decay}" for decay in (0.1, 1.0)]
-    assert sorted(result.method for result in found) == names
+    """By settings of either stage; what changes no agent does not count."""
+    base = {"cloning_decay": 1.0, "evaluation_interval": 100}
+    for name, overrides, settings in (
+        ("a", {}, base),
+        ("b", {}, {**base, "cloning_decay": 0.1}),
+        ("c", {"horizon": 15}, base),
+        ("d", {"seed": 1}, {**base, "evaluation_interval": 50}),
+        ("e", {"real_fraction": 1.0}, {**base, "refit_every": 100}),
+        ("f", {"real_fraction": 1.0, "seed": 1}, {**base, "refit_every": 0}),
+        ("g", {"real_fraction": 1.0, "seed": 2, "updates": 9_000}, base),
+    ):
+        online = _online([[1.0, 2.0], [20.0, 30.0]], **settings)
+        overrides = {"real_fraction": 0.5, **overrides, "online": online}
+        write_run(tmp_path / name, [1.0, 2.0], **overrides)
+    _, methods = _fine_tuning(tmp_path)
+    dawm = "DAWM-TD3+BC, 50 % real, online, horizon {}, online.cloning_decay {}"
+    assert methods == [
+        dawm.format(15, 1.0),
+        dawm.format(7, 0.1),
+        dawm.format(7, 1.0),
+        "TD3+BC, online, updates 1000",
+        "TD3+BC, online, updates 9000",
+    ]
+
+
+def test_gains_of_fine_tuning_are_of_scores_of_the_same_task_agent_and_steps(tmp_path):
+    def tune(name, *, curve, step=100, **overrides):
+        online = _online(curve, step=step)
+        write_run(tmp_path / name, curve[0], online=online, **{"real_fraction": 0.5, **overrides})
+
+    def real(name, **arguments):
+        tune(name, real_fraction=1.0, **arguments)
+
+    tune("a", curve=[[1.0], [60.0]])
+    real("b", curve=[[1.0], [30.0]])
+    unscored = {"environment": "Pusher-v5", "dataset": "x/pusher/expert-v0"}
+    tune("c", curve=[[1.0], [50.0]], **unscored)
+    real("d", curve=[[1.0], [50.0]], **unscored)
+    other = {"environment": "Walker2d-v5"}
+    tune("e", curve=[[1.0], [50.0]], **other)
+    real("f", curve=[[1.0], [50.0]], **other, step=200)
+    real("g", curve=[[1.0], [50.0]], agent="iql")
+    text, _ = _fine_tuning(tmp_path)
+    rows = [line for line in text.splitlines() if line.startswith("| DAWM")]
+    assert rows == [
+        "| DAWM-TD3+BC, 50 % real, online | TD3+BC, online, online.steps 100 | 1 | "
+        "+100.0 % (one seed) | +96.8 % (one seed) |"
+    ]
+
+
+def test_the_last_success_of_a_fine_tuning_has_a_column(tmp_path):
+    online = {**_online([[1.0], [2.0]]), "success": {"rate_mean": 0.75}}
+    write_run(tmp_path / "a", [1.0], success={"rate_mean": 0.25}, online=online)
+    text, _ = _fine_tuning(tmp_path / "a")
+    assert _cells(text, "dawm/hopper/medium-v0")[8] == "75 %"
+
+
+def test_the_seconds_of_a_run_are_those_of_its_offline_training(tmp_path):
+    stages = {"agent": {"seconds": 12.0}, "online": {"seconds": 100.0}}
+    write_run(tmp_path / "a", [1.0], stages=stages, online=_online([[1.0], [2.0]]))
+    (run,) = runs.load([tmp_path / "a"])
+    assert run.seconds == 12.0
+
+
+def test_a_run_stands_by_its_last_stage(tmp_path):
+    """A policy that was fine-tuned is not pooled with one that was not."""
+    write_run(tmp_path / "a", [1.0])
+    write_run(tmp_path / "b", [1.0], seed=1, online=_online([[1.0], [2.0]]))
+    methods = [key[2] for key in runs.pooled(runs.latest(runs.load([tmp_path])))]
+    assert methods == ["DAWM-TD3+BC, 0 % real", "DAWM-TD3+BC, 0 % real, online"]
 
 
 def test_a_report_without_fine_tuning_does_not_speak_of_it(tmp_path):
@@ -435,10 +518,15 @@ def test_a_report_without_fine_tuning_does_not_speak_of_it(tmp_path):
     "damage",
     [
         lambda online: online.pop("curve"),
-        lambda online: online.update(curve=online["curve"][:1]),
+        lambda online: online.update(curve=online["curve"][:1]),  # not at the last step
         lambda online: online["curve"].reverse(),
+        lambda online: online["curve"][0].update(step=-100),
+        lambda online: online["curve"][0].update(return_per_seed=[1.0, 2.0]),
+        lambda online: online["curve"][0].update(return_per_seed=[float("nan")]),
+        lambda online: [point.update(return_per_seed=[]) for point in online["curve"]],
         lambda online: online.pop("seconds_per_step"),
         lambda online: online.update(settings=[]),
+        lambda online: online["settings"].update(fresh_agent="False"),
     ],
 )
 def test_a_damaged_fine_tuning_is_one_line(tmp_path, damage):

@@ -310,6 +310,14 @@ def test_results_have_the_curve_its_area_and_the_cost(undisturbed):
     assert (workdir / "curves.png").stat().st_size > 10_000
 
 
+def test_the_curve_of_new_agents_has_no_offline_evaluation(tmp_path):
+    results = train.run(real_config(online__fresh_agent=True), tmp_path)
+    curve = results["online"]["curve"]
+    assert [point["step"] for point in curve] == [80, STEPS]
+    first, last = (point["return_mean"] for point in curve)
+    np.testing.assert_allclose(results["online"]["area"]["return_mean"], (first + last) / 2)
+
+
 def test_the_loaded_policy_is_the_fine_tuned_one(undisturbed):
     policies = load_run(undisturbed[0]).policies
     expected = final_state(undisturbed[0])[1]["learner"]["agent"]
