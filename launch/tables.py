@@ -181,7 +181,26 @@ def few() -> str:
         for result in results
     ]
     scores_of = table(["episodes of", "method", "seeds", "score"], rows)
-    return f"{scores_of}\n\n{report_tables.comparison_table(results, 'dawm', 'DAWM')}"
+    gains = []
+    for count in experiments.EPISODES:
+        chosen = [x for x in results if x.task.endswith(f", {count} episodes")]
+        for found in runs.comparisons(chosen, "dawm"):
+            gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
+            tasks = ", ".join(task.split("/")[1] for task in found.tasks)
+            gains.append([str(count), found.method, found.other, tasks, gain])
+    header = ["episodes", "gain of the mean score of", "over", "on medium data of", "gain"]
+    return f"{scores_of}\n\n{table(header, gains)}"
+
+
+def few_quality() -> str:
+    """Quality reports of the part few's world models, and of all episodes."""
+    folders = {
+        f"{count} episodes": _PROTOCOL / "few" / f"hopper-medium-dawm-td3_bc-{count}-episodes"
+        for count in experiments.EPISODES
+    }
+    paths = {name: folder / "quality" / "quality.json" for name, folder in folders.items()}
+    paths["all episodes"] = _RESULTS / "quality" / "hopper-medium-200k" / "quality.json"
+    return _quality({name: path for name, path in paths.items() if path.exists()})
 
 
 def fine_tuning() -> str:
@@ -252,7 +271,16 @@ def _dataset_row(entry: Mapping[str, Any]) -> list[str]:
 def quality() -> str:
     """Measures of the quality reports, each run beside the data's own numbers."""
     paths = sorted((_RESULTS / "quality").glob("*/quality.json"))
-    reports = {path.parent.name: QualityReport.from_json(_read(path)) for path in paths}
+    return _quality({path.parent.name: path for path in paths})
+
+
+def _quality(paths: Mapping[str, pathlib.Path]) -> str:
+    """One row for each measure, two columns for each report.
+
+    Args:
+      paths: of quality.json by name.
+    """
+    reports = {name: QualityReport.from_json(_read(path)) for name, path in paths.items()}
     header = ["", *(cell for name in reports for cell in (name, "data"))]
     rows = [
         [label, *(cell for report in reports.values() for cell in cells(report))]
@@ -902,6 +930,7 @@ BLOCKS = (
     Block("docs/reliability.md", "reliability", reliability),
     Block("docs/robotics.md", "robotics", robotics),
     Block("docs/results.md", "few", few),
+    Block("docs/results.md", "few-quality", few_quality),
     Block("docs/choices.md", "derived", derived_columns),
     Block("docs/robustness.md", "robustness", robustness),
     Block("docs/many-dimensions.md", "policies", policies),
