@@ -168,6 +168,31 @@ def longer_returns() -> str:
     )
 
 
+def little_data_and_fine_tuning() -> str:
+    """The sentences on little data and on fine-tuning, TD3+BC with and without DAWM."""
+    found = runs.group(runs.load([_PROTOCOL / "few"]))
+    little = {
+        (x.task.split("/")[1], x.source): f"{_mean_score(x):.1f}"
+        for x in found
+        if x.agent == "td3_bc" and x.task.endswith(", 20 episodes")
+    }
+    tuned = {
+        x.source: (x.curve[:, -1].mean(), report_fine_tuning.heights(x).mean())
+        for x in report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
+        if x.task.split("/")[1] == "hopper" and x.agent == "td3_bc"
+    }
+    (last, mean), (last_real, mean_real) = tuned["dawm"], tuned["real"]
+    return (
+        "**Little data and fine-tuning.** From 20 episodes of Walker2d medium DAWM-TD3+BC "
+        f"scores {little['walker2d', 'dawm']}, TD3+BC on real\ndata {little['walker2d', 'real']}; "
+        f"of Hopper medium {little['hopper', 'dawm']} and {little['hopper', 'real']} "
+        "([little data](docs/results.md#little-data)). Fine-tuned for\n50,000 steps in the "
+        f"environment, Hopper medium's agents score {last:.1f} with generated rows and "
+        f"{last_real:.1f} without\nthem, on average over the steps {mean:.1f} and {mean_real:.1f} "
+        "([fine-tuning](docs/finetuning.md#scores))."
+    )
+
+
 def few() -> str:
     """Last scores and gains of the part few's runs that are done, by number of episodes."""
     results = runs.group(runs.load([_PROTOCOL / "few"]))
@@ -184,10 +209,13 @@ def few() -> str:
     gains = []
     for count in experiments.EPISODES:
         chosen = [x for x in results if x.task.endswith(f", {count} episodes")]
-        for found in runs.comparisons(chosen, "dawm"):
-            gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
-            tasks = ", ".join(task.split("/")[1] for task in found.tasks)
-            gains.append([str(count), found.method, found.other, tasks, gain])
+        tasks = list(dict.fromkeys(x.task for x in chosen))
+        # Each task alone and, where there are several, all together.
+        for some in [*([task] for task in tasks), *([tasks] if len(tasks) > 1 else [])]:
+            for found in runs.comparisons([x for x in chosen if x.task in some], "dawm"):
+                gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
+                names = ", ".join(task.split("/")[1] for task in found.tasks)
+                gains.append([str(count), found.method, found.other, names, gain])
     header = ["episodes", "gain of the mean score of", "over", "on medium data of", "gain"]
     return f"{scores_of}\n\n{table(header, gains)}"
 
@@ -204,8 +232,9 @@ def few_quality() -> str:
 
 
 def fine_tuning() -> str:
-    """The part online's runs that are done."""
-    tuned = report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
+    """The part online's runs that are done, and those without generated rows."""
+    folders = [_PROTOCOL / "online", _RESULTS / "studies" / "fine-tuning"]
+    tuned = report_fine_tuning.results(runs.load([x for x in folders if x.exists()]))
     return report_fine_tuning.section(tuned, reference="dawm")
 
 
@@ -917,6 +946,7 @@ BLOCKS = (
     Block("docs/results.md", "results", headline),
     Block("README.md", "gains", gains),
     Block("README.md", "longer-returns", longer_returns),
+    Block("README.md", "little-data", little_data_and_fine_tuning),
     Block("README.md", "speed", speed_summary),
     Block("docs/results.md", "gains", gains),
     Block("docs/results.md", "main", comparison),
@@ -929,6 +959,7 @@ BLOCKS = (
     Block("docs/datasets.md", "datasets", datasets),
     Block("docs/reliability.md", "reliability", reliability),
     Block("docs/robotics.md", "robotics", robotics),
+    Block("docs/finetuning.md", "fine-tuning", fine_tuning),
     Block("docs/results.md", "few", few),
     Block("docs/results.md", "few-quality", few_quality),
     Block("docs/choices.md", "derived", derived_columns),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NUM_THRESHOLDS = 101
-_COLOURS = "tab20"
+# The pale colours of the second are hard to tell from the others.
+_FEW_COLOURS, _MANY_COLOURS = "tab10", "tab20"
 _MAX_COLUMNS = 3  # of panels of learning curves
 
 Colour = tuple[float, float, float, float]
@@ -217,5 +218,6 @@ def _colours(methods: Sequence[str]) -> dict[str, Colour]:
     """A colour for each method; they repeat after twenty."""
     from matplotlib import colormaps
 
-    palette = colormaps[_COLOURS]
+    few = colormaps[_FEW_COLOURS]
+    palette = few if len(methods) <= few.N else colormaps[_MANY_COLOURS]
     return {method: palette(index % palette.N) for index, method in enumerate(methods)}
