@@ -8,7 +8,6 @@ The rest of the file is left alone.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import pathlib
@@ -872,10 +871,7 @@ def robustness() -> str:
     records = robustness_store.read(
         folder / "robustness.json", robustness_store.Protocol(10, 10_000)
     )
-    found = {
-        hashlib.sha256((run.path / "results.json").read_bytes()).hexdigest(): run
-        for run in runs.load([_PROTOCOL / "cpu"])
-    }
+    found = {robustness_store.digest_of(run.path): run for run in runs.load([_PROTOCOL / "cpu"])}
     returns = {found[digest]: record.returns for digest, record in records.items()}
     drawn = robustness_curves.curves(list(returns), returns, SWEEPS)
     return robustness_report.overview(drawn)

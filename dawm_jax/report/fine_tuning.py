@@ -60,7 +60,7 @@ def table(tuned: Sequence[MethodResult]) -> str:
 def _row(result: MethodResult, *, success: bool) -> list[str]:
     stages = _stages(result)
     rates = [run.success for run in result.runs if run.success is not None]
-    before = "" if stages[0].fresh_agent else cells.mean_with_interval(result, _first(result))
+    before = "" if stages[0].fresh_agent else cells.mean_with_interval(result, _at(result, 0))
     succeeded = f"{100.0 * np.mean(rates):.0f} %" if rates else ""
     return [
         markdown.shorten_path(result.task),
@@ -69,7 +69,7 @@ def _row(result: MethodResult, *, success: bool) -> list[str]:
         f"{stages[0].updates_per_step:,}",
         str(result.num_seeds),
         before,
-        cells.mean_with_interval(result, _last(result)),
+        cells.mean_with_interval(result, _at(result, -1)),
         cells.mean_with_interval(result, heights(result)),
         *([succeeded] if success else []),
         f"{1e3 * np.mean([stage.seconds_per_step for stage in stages]):.3g}",
@@ -91,12 +91,9 @@ def _scores(run: Run) -> np.ndarray:
     return run.curve if found is None else found
 
 
-def _first(result: MethodResult) -> np.ndarray:
-    return np.concatenate([_scores(run)[0] for run in result.runs])
-
-
-def _last(result: MethodResult) -> np.ndarray:
-    return np.concatenate([_scores(run)[-1] for run in result.runs])
+def _at(result: MethodResult, evaluation: int) -> np.ndarray:
+    """Each seed's value at one of its run's evaluations, [seeds]."""
+    return np.concatenate([_scores(run)[evaluation] for run in result.runs])
 
 
 def _stages(result: MethodResult) -> list[OnlineStage]:

@@ -1,9 +1,7 @@
 """A robustness report from beginning to end: load, play, write the files."""
 
 import dataclasses
-import hashlib
 import logging
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,7 +69,7 @@ def make_report(request: Request, stop: StopFlag) -> str:
         play.check(own, levels)
     path = paths.make_folder(request.out, "--out") / "robustness.json"
     records = store.read(path, request.protocol)
-    digests = {run: hashlib.sha256(_results(run).read_bytes()).hexdigest() for run in found}
+    digests = {run: store.digest_of(run.path) for run in found}
     for run, own in policies.items():
         record = records.get(digests[run]) or _empty(run)
         missing = [level for level in levels if level.key not in record.returns]
@@ -86,10 +84,6 @@ def make_report(request: Request, stop: StopFlag) -> str:
     with provenance.whole_file(path.with_suffix(".png")) as part:
         figures.plot(drawn, part)
     return text
-
-
-def _results(run: Run) -> pathlib.Path:
-    return run.path / "results.json"
 
 
 def _empty(run: Run) -> Record:

@@ -1,6 +1,7 @@
 """robustness.json: the raw returns of every run and level, which a repeated command keeps."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -47,6 +48,11 @@ class Record:
     environment: str
     dataset: str
     returns: Mapping[str, np.ndarray]
+
+
+def digest_of(run: pathlib.Path) -> str:
+    """What the records of a run's folder are stored by: the SHA-256 digest of its results.json."""
+    return hashlib.sha256((run / "results.json").read_bytes()).hexdigest()
 
 
 def read(path: pathlib.Path, protocol: Protocol) -> dict[str, Record]:
