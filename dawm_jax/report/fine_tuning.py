@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from dawm_jax.envs.scores import mean_height, normalised_score
-from dawm_jax.report import cells, runs, statistics
+from dawm_jax.report import cells, runs, spreadsheet, statistics
 from dawm_jax.report.runs import MethodResult, OnlineStage, Run
 from dawm_jax.runtime import markdown
 
@@ -58,26 +58,66 @@ def table(tuned: Sequence[MethodResult]) -> str:
 
 
 def _row(result: MethodResult, *, success: bool) -> list[str]:
-    stages = _stages(result)
-    rates = [run.success for run in result.runs if run.success is not None]
-    before = "" if stages[0].fresh_agent else cells.mean_with_interval(result, _at(result, 0))
-    succeeded = f"{100.0 * np.mean(rates):.0f} %" if rates else ""
+    rate = _success(result)
+    succeeded = "" if rate is None else f"{100.0 * rate:.0f} %"
     return [
         markdown.shorten_path(result.task),
         result.method,
         f"{_steps(result):,}",
-        f"{stages[0].updates_per_step:,}",
+        f"{_stages(result)[0].updates_per_step:,}",
         str(result.num_seeds),
-        before,
+        cells.mean_with_interval(result, _before(result)),
         cells.mean_with_interval(result, _at(result, -1)),
         cells.mean_with_interval(result, heights(result)),
         *([succeeded] if success else []),
-        f"{1e3 * np.mean([stage.seconds_per_step for stage in stages]):.3g}",
-        ", ".join(dict.fromkeys(run.device for run in result.runs)),
+        f"{1e3 * _seconds_per_step(result):.3g}",
+        _devices(result),
     ]
 
 
+def csv_text(tuned: Sequence[MethodResult]) -> str:
+    """One row per method and task, unrounded; `unit` says whether values are scores or returns."""
+    kinds = spreadsheet.columns("before", "last", "mean")
+    steps = ["steps", "updates_per_step", "unit"]
+    header = [*spreadsheet.IDENTITY, *steps, *kinds, "success", "seconds_per_step", "device"]
+    return spreadsheet.text(header, map(_csv_row, tuned))
+
+
+def _csv_row(result: MethodResult) -> list[spreadsheet.Cell]:
+    rate = _success(result)
+    values = (_before(result), _at(result, -1), heights(result))
+    return [
+        *spreadsheet.identity(result),
+        _steps(result),
+        _stages(result)[0].updates_per_step,
+        "return" if result.last is None else "score",
+        *(cell for own in values for cell in spreadsheet.mean_with_interval(result, own)),
+        "" if rate is None else rate,
+        _seconds_per_step(result),
+        _devices(result),
+    ]
+
+
+def _success(result: MethodResult) -> float | None:
+    """Share of the last evaluation's episodes that succeeded, if an episode can succeed."""
+    rates = [run.success for run in result.runs if run.success is not None]
+    return float(np.mean(rates)) if rates else None
+
+
+def _seconds_per_step(result: MethodResult) -> float:
+    return float(np.mean([stage.seconds_per_step for stage in _stages(result)]))
+
+
+def _devices(result: MethodResult) -> str:
+    return ", ".join(dict.fromkeys(run.device for run in result.runs))
+
+
 # --- values of seeds ----------------------------------------------------------------------
+
+
+def _before(result: MethodResult) -> np.ndarray | None:
+    """Each seed's value before the first step, [seeds]; agents that begin anew have none."""
+    return None if _stages(result)[0].fresh_agent else _at(result, 0)
 
 
 def heights(result: MethodResult) -> np.ndarray:

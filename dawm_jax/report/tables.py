@@ -1,14 +1,12 @@
 """A comparison of runs as Markdown and CSV; `write` adds the figures."""
 
-import csv
-import io
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from dawm_jax.envs.scores import normalised_score
-from dawm_jax.report import cells, figures, fine_tuning, published, runs, statistics
+from dawm_jax.report import cells, figures, fine_tuning, published, runs, spreadsheet, statistics
 from dawm_jax.report.runs import Aggregate, Comparison, MethodResult, Run
 from dawm_jax.runtime import markdown
 from dawm_jax.types import UserError
@@ -38,9 +36,9 @@ _AGAINST = (
 
 
 def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
-    """Writes report.md, report.csv, report.png, curves.png, profiles.png and fine_tuning.png.
+    """Writes report.md, and tables and figures named report, curves, profiles and fine_tuning.
 
-    A figure of which no run has anything is left out.
+    A figure of which no run has anything is left out, and so is fine_tuning.csv.
 
     Args:
       found: finished runs.
@@ -63,6 +61,8 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
         figures.plot_curves(results, out / "curves.png")
         figures.plot_profiles(results, out / "profiles.png")
         figures.plot_curves(tuned, out / "fine_tuning.png", unit="environment steps")
+        if tuned:
+            (out / "fine_tuning.csv").write_text(fine_tuning.csv_text(tuned))
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
     return text
@@ -281,26 +281,16 @@ def _published_gains() -> str:
 
 def csv_text(results: Iterable[MethodResult]) -> str:
     """One row per method and task, unrounded. Scores are empty without reference returns."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     kinds = ("score_last", "score_best", "return_last", "return_best")
-    columns = [f"{kind}_{part}" for kind in kinds for part in ("mean", "low", "high")]
-    identity = ["task", "environment", "method", "source", "agent", "updates", "seeds"]
-    writer.writerow([*identity, *columns])
-    for result in results:
-        numbers: list[str | float] = []
-        for values in (result.last, result.best, result.last_return, result.best_return):
-            mean = _mean_of(values)
-            interval = None if values is None else statistics.mean_interval(result.by_model(values))
-            numbers += ["" if mean is None else mean, *(interval or ("", ""))]
-        names = [
-            markdown.shorten_path(result.task),
-            result.environment,
-            result.method,
-            result.source,
-        ]
-        writer.writerow([*names, result.agent, result.updates, result.num_seeds, *numbers])
-    return out.getvalue()
+    return spreadsheet.text(
+        [*spreadsheet.IDENTITY, *spreadsheet.columns(*kinds)],
+        ([*spreadsheet.identity(result), *_numbers(result)] for result in results),
+    )
+
+
+def _numbers(result: MethodResult) -> Iterator[spreadsheet.Cell]:
+    for values in (result.last, result.best, result.last_return, result.best_return):
+        yield from spreadsheet.mean_with_interval(result, values)
 
 
 def _mean_over_seeds(values: np.ndarray | None, *, digits: int = 1) -> str:

@@ -380,8 +380,12 @@ def _cells(text, start):
 
 def _fine_tuning(*folders):
     """The section of these runs, and the method of every row of its table."""
-    tuned = fine_tuning.results(runs.load(folders))
+    tuned = _tuned(*folders)
     return fine_tuning.section(tuned, reference="dawm"), sorted(x.method for x in tuned)
+
+
+def _tuned(*folders):
+    return fine_tuning.results(runs.load(folders))
 
 
 def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
@@ -407,6 +411,14 @@ def test_fine_tuned_runs_have_a_section_of_their_own(tmp_path):
     # The offline training's scores stay in the table of the offline trainings.
     assert _cells(before, "dawm/hopper/medium-v0 | DAWM")[4].startswith("15.0 (")
     assert (out / "fine_tuning.png").stat().st_size > 1_000
+    numbers = list(csv.DictReader((out / "fine_tuning.csv").open()))
+    dawm = next(row for row in numbers if row["source"] == "dawm")
+    names = [f"{kind}_mean" for kind in ("before", "last", "mean")]
+    np.testing.assert_allclose([float(dawm[name]) for name in names], means)
+    ends = [float(dawm["mean_low"]), float(dawm["mean_high"])]
+    np.testing.assert_allclose(ends, (low, high))
+    assert [dawm[name] for name in ("steps", "updates_per_step", "unit")] == ["200", "2", "score"]
+    assert (dawm["success"], float(dawm["seconds_per_step"])) == ("", 0.25)
 
 
 def test_the_curve_of_agents_that_begin_anew_starts_at_their_first_evaluation(tmp_path):
@@ -490,6 +502,9 @@ def test_the_last_success_of_a_fine_tuning_has_a_column(tmp_path):
     write_run(tmp_path / "a", [1.0], success={"rate_mean": 0.25}, online=online)
     text, _ = _fine_tuning(tmp_path / "a")
     assert _cells(text, "dawm/hopper/medium-v0")[8] == "75 %"
+    (row,) = csv.DictReader(fine_tuning.csv_text(_tuned(tmp_path / "a")).splitlines())
+    assert float(row["success"]) == 0.75
+    assert (row["last_low"], row["last_high"]) == ("", "")  # one seed
 
 
 def test_the_seconds_of_a_run_are_those_of_its_offline_training(tmp_path):
@@ -511,7 +526,7 @@ def test_a_report_without_fine_tuning_does_not_speak_of_it(tmp_path):
     write_run(tmp_path / "a", [1.0, 2.0])
     text = tables.write(runs.load([tmp_path / "a"]), tmp_path / "report", reference="dawm")
     assert "Fine-tuning" not in text
-    assert not (tmp_path / "report" / "fine_tuning.png").exists()
+    assert not list((tmp_path / "report").glob("fine_tuning.*"))
 
 
 @pytest.mark.parametrize(
