@@ -26,7 +26,6 @@ sys.path[0] = str(ROOT)
 
 from dawm_jax.collect.policies import shipped_policies  # noqa: E402
 from dawm_jax.config import help  # noqa: E402
-from dawm_jax.envs import scores  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import cells as report_cells  # noqa: E402
 from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
@@ -769,7 +768,7 @@ def start_weights() -> str:
     tasks = list(dict.fromkeys(trial["dataset"] for trial in found))
     cells: dict[float, dict[str, str]] = {}
     for trial in found:
-        cell = _with_interval(trial["score_per_seed"], "{:.1f}")
+        cell = report_cells.mean([np.asarray(trial["score_per_seed"])], 1)
         cells.setdefault(trial["start_weight"], {})[trial["dataset"]] = cell
     rows = [[f"{weight:g}", *(row[t] for t in tasks)] for weight, row in sorted(cells.items())]
     return table(["start_weight", *tasks], rows)
@@ -858,7 +857,7 @@ def robotics() -> str:
                 run.label,
                 f"{found['updates']:,}",
                 ", ".join(f"{100 * rate:.0f}" for rate in success["rate_per_seed"]),
-                _with_interval(final["return_per_seed"], "{:.0f}"),
+                report_cells.mean([np.asarray(final["return_per_seed"])], 0),
             ]
         )
     header = ["dataset", "method", "updates", "success by seed, %", "return"]
@@ -909,15 +908,6 @@ def _episodes_of(run: Run) -> str:
     """What the run's log said of its data: name, steps, episodes and returns."""
     summary = _read(run.path / "dataset.json")["summary"]
     return ", ".join(summary.split(", ")[:-2])
-
-
-def _with_interval(per_seed: Sequence[float], form: str) -> str:
-    """The mean with its 95 % interval by Student's t, which equal values do not have."""
-    interval = scores.confidence_interval(np.asarray(per_seed))
-    text = form.format(statistics.fmean(per_seed))
-    if interval is None or interval[0] == interval[1]:
-        return text
-    return f"{text} ({form.format(interval[0])} to {form.format(interval[1])})"
 
 
 # --- the command --------------------------------------------------------------------------

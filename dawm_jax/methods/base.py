@@ -51,6 +51,7 @@ class Method(Protocol):
         """Iterations of the scan that generates a window or a plan, for estimates of cost."""
 
 
+@runtime_checkable
 class GeneratingMethod(Method, Protocol):
     """A method whose agents learn from what its models generate."""
 
@@ -129,6 +130,7 @@ class MethodSpec:
       label: display name, in logs and tables.
       rows: type of the generated rows; None for a method that plans and trains no agent.
       sections: name of each model -> section of the configuration that fits the model.
+      settings: section of the configuration that this method alone reads, "" without one.
       make: builds a `GeneratingMethod`, or a `PolicyMethod` if `rows` are expansions, or without
         `rows` a `PlanningMethod`.
       seed_is: what differs between the seeds of a run.
@@ -139,6 +141,7 @@ class MethodSpec:
     rows: type[Transition] | type[Expansion] | None
     sections: Mapping[str, str]
     make: MakeMethod
+    settings: str = ""
     seed_is: str = (
         "an agent with its own initial values, minibatches and generated data; models are shared"
     )
@@ -147,6 +150,11 @@ class MethodSpec:
     def plans(self) -> bool:
         """Whether the method chooses actions without an agent."""
         return self.rows is None
+
+    @property
+    def fitted_sections(self) -> tuple[str, ...]:
+        """Names of the sections that fit the method's models, each once."""
+        return tuple(dict.fromkeys(self.sections.values()))
 
     def real_fraction(self, setting: float) -> float:
         """The share of real rows in a minibatch under `config.training.real_fraction`."""

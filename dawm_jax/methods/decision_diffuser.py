@@ -178,6 +178,7 @@ METHODS.register(
         rows=None,
         sections={"world_model": "world_model", "inverse_dynamics": "inverse_dynamics"},
         make=make,
+        settings="planner",
         seed_is="the noise of the plans; models are shared",
     )
 )

@@ -210,24 +210,11 @@ def _subplots(
     sharey: _Sharing = False,
 ) -> tuple["Figure", np.ndarray]:
     """A figure and its axes [rows, columns]. Matplotlib needs no display for it."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt.subplots(
-        rows,
-        columns,
-        figsize=size,
-        constrained_layout=True,
-        sharex=sharex,
-        sharey=sharey,
-        squeeze=False,
-    )
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
 
 
 def _save(figure: "Figure", path: pathlib.Path, *, dpi: int) -> None:
-    from matplotlib import pyplot as plt
-
     figure.savefig(path, dpi=dpi, format="png")
-    plt.close(figure)

@@ -45,9 +45,15 @@ def gain(value: float | None, found: statistics.Interval | None, seeds: int) -> 
 
 
 def interval(found: statistics.Interval | None, seeds: int, *, digits: int = 1) -> str:
-    """An interval; the number of seeds where they are too few for one, n/a without width."""
+    """An interval, of which one seed has none."""
     if found is None:
-        return "one seed" if seeds == 1 else f"{seeds} seeds"
+        assert seeds == 1
+        return "one seed"
+    return span(found, digits=digits)
+
+
+def span(found: statistics.Interval, *, digits: int) -> str:
+    """Both ends of an interval, n/a without width."""
     if statistics.is_degenerate(found):
         return "n/a"
     return f"{found[0]:.{digits}f} to {found[1]:.{digits}f}"

@@ -5,7 +5,7 @@ import functools
 import json
 import logging
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,7 +35,10 @@ _ABSENT: dict[str, object] = {
     "commit": None,
     "dataset_digest": "",
     "value_check": {},
+    "settings": {},
 }
+# Settings that tasks have by default, each its own: they tell no runs of one task apart.
+_OF_THE_TASK = ("world_model.state_columns",)
 # Settings of the fine-tuning that change no agent.
 _ONLINE_UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
 _LABELS = {
@@ -113,6 +116,7 @@ class Run:
       commit: git commit of the source, "" if unknown.
       online: the fine-tuning in the environment; None if there was none.
       is_tuned: whether the run stands here by its fine-tuning.
+      shows_digest: whether `task` tells this content of the dataset from another one.
     """
 
     path: pathlib.Path
@@ -141,6 +145,7 @@ class Run:
     commit: str
     online: OnlineStage | None
     is_tuned: bool = False
+    shows_digest: bool = False
 
     @property
     def num_seeds(self) -> int:
@@ -149,8 +154,13 @@ class Run:
 
     @property
     def task(self) -> str:
-        """The dataset, and how many of its episodes are used unless all are."""
-        return f"{self.dataset}, {self.episodes} episodes" if self.episodes else self.dataset
+        """The dataset, and how many of its episodes are used unless all are.
+
+        A part of the digest follows a name that several contents have.
+        """
+        digest = f" [{self.dataset_digest[:8]}]" if self.shows_digest else ""
+        used = f", {self.episodes} episodes" if self.episodes else ""
+        return f"{self.dataset}{digest}{used}"
 
     @property
     def source(self) -> str:
@@ -204,7 +214,7 @@ def load(paths: Iterable[str | pathlib.Path]) -> list[Run]:
 
 
 def _tell_datasets_apart(runs: list[Run]) -> list[Run]:
-    """Adds the digest to the name of a dataset that runs know with different contents."""
+    """Shows the digest of a dataset that runs know with different contents."""
     digests: dict[str, set[str]] = {}
     for run in runs:
         digests.setdefault(run.dataset, set()).add(run.dataset_digest)
@@ -214,9 +224,7 @@ def _tell_datasets_apart(runs: list[Run]) -> list[Run]:
             "runs on %s were trained on different data of this name: they are told apart", name
         )
     return [
-        dataclasses.replace(run, dataset=f"{run.dataset} [{run.dataset_digest[:8]}]")
-        if run.dataset in several and run.dataset_digest
-        else run
+        dataclasses.replace(run, shows_digest=run.dataset in several and bool(run.dataset_digest))
         for run in runs
     ]
 
@@ -346,10 +354,13 @@ def _references(data: dict[str, object]) -> References | None:
 def _settings(data: dict[str, object]) -> dict[str, Setting]:
     """What a study may vary. An agent on real data alone generates nothing."""
     updates = int(_number(data, "updates"))
+    found = {
+        name: value for name, value in _leaves(data["settings"], "") if name not in _OF_THE_TASK
+    }
     if data["real_fraction"] == 1.0:
-        return {"updates": updates}
-    section = data.get("planner" if updates == 0 else "rollout")
-    found = dict(_leaves(section, "")) if section else {}
+        return {**found, "updates": updates}
+    if updates:  # a method that plans does not read this section
+        found |= _leaves(data["rollout"], "")
     for name, value in _leaves(data.get("target_return") or {}, "target_"):
         found.setdefault(name, value)
     if "horizon" in data:
@@ -523,6 +534,18 @@ def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     return {key: list(seeds.values()) for key, seeds in groups.items()}
 
 
+def by_world_model(members: Sequence[Run], values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Arrays over the seeds of each world model of runs that are pooled.
+
+    Agents on real data have no world model: all their seeds count as those of one.
+
+    Args:
+      members: runs of one method.
+      values: of each run, [seeds, ...].
+    """
+    return [np.concatenate(values)] if members[0].source == "real" else list(values)
+
+
 def named(label: str, varied: Mapping[str, Setting]) -> str:
     """A label followed by settings, for example "DAWM-TD3+BC, horizon 7"."""
     return ", ".join([label, *(f"{name} {value}" for name, value in varied.items())])
@@ -546,7 +569,6 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     last = np.concatenate([run.curve[-LAST:].mean(axis=0) for run in runs])
     best = np.concatenate([run.best for run in runs])
     varied = _own(first, varying)
-    sizes = [run.num_seeds for run in runs]
     evaluated = functools.reduce(np.intersect1d, [run.evaluated for run in runs])
     curve = np.concatenate([run.curve[np.isin(run.evaluated, evaluated)].T for run in runs])
     curve_scores = normalised_score(first.environment, curve, first.references)
@@ -568,7 +590,7 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
         best=normalised_score(first.environment, best, first.references),
         last_return=last,
         best_return=best,
-        model_seeds=(sum(sizes),) if first.source == "real" else tuple(sizes),
+        model_seeds=tuple(map(len, by_world_model(runs, [run.best for run in runs]))),
         evaluated=evaluated,
         curve=curve if curve_scores is None else curve_scores,
         runs=tuple(runs),

@@ -51,7 +51,8 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
     Raises:
       UserError: the folder cannot be written.
     """
-    results, tuned = runs.group(found), fine_tuning.results(found)
+    results = runs.group(run for run in found if run.online is None or not run.online.fresh_agent)
+    tuned = fine_tuning.results(found)
     text = report(found, results, tuned, reference=reference)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -239,10 +240,11 @@ def _interval_of_tasks(found: Comparison) -> str:
 
 def _published(results: Iterable[MethodResult]) -> str:
     """Published scores beside the runs' own, and whether the two can be compared."""
-    results = list(results)
+    results = [r for r in results if not r.runs[0].episodes]  # published scores use all episodes
     # The names of published methods have no share of real data; theirs is 0.
     own = {(r.task, r.method.removesuffix(", 0 % real")): r.last for r in results}
-    names = {r.task: published.task_of(r.environment, r.task) for r in results}
+    datasets = {r.task: r.runs[0].dataset for r in results}
+    names = {r.task: published.task_of(r.environment, datasets[r.task]) for r in results}
     rows = [
         [
             markdown.shorten_path(task),
@@ -262,7 +264,7 @@ def _published(results: Iterable[MethodResult]) -> str:
     others = [
         markdown.shorten_path(task)
         for task, name in names.items()
-        if name is not None and not published.is_same_data(task)
+        if name is not None and not published.is_same_data(datasets[task])
     ]
     if others:
         parts.append(
@@ -294,7 +296,7 @@ def _numbers(result: MethodResult) -> Iterator[spreadsheet.Cell]:
 
 
 def _mean_over_seeds(values: np.ndarray | None, *, digits: int = 1) -> str:
-    """Likewise of the seeds of one run."""
+    """Mean over the seeds of one run with its interval in brackets, "" without values."""
     return "" if values is None else cells.mean([values], digits)
 
 

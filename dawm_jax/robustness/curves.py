@@ -118,6 +118,5 @@ def _curve(
         values = np.stack(means, axis=1)
         scores = normalised_score(environment, values, references)
         models.append(values if scores is None else scores)
-    # Agents on real data have no world model: their seeds count as those of one.
-    joined = [np.concatenate(models)] if members[0].source == "real" else models
-    return Curve(task, environment, method, sweep, references, tuple(joined))
+    by_model = runs.by_world_model(members, models)
+    return Curve(task, environment, method, sweep, references, tuple(by_model))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from dawm_jax.report import cells
 from dawm_jax.robustness.curves import Curve
 from dawm_jax.robustness.store import Protocol
 from dawm_jax.robustness.sweeps import Sweep
@@ -13,7 +14,7 @@ _ABOUT = (
     "Cells are means over seeds; brackets hold their 95 % interval by bootstrap over seeds, or "
     "over world models and their seeds. *Area* is the mean along the axis, the area below the "
     "curve divided by the axis's width; the axis of a factor is logarithmic. *Kept* is the area "
-    "in per cent of the unchanged value."
+    "in per cent of the unchanged value. An interval without width is n/a."
 )
 _OVERVIEW = "The area of each change, and in brackets its 95 % interval and the share that is kept."
 
@@ -43,13 +44,13 @@ def overview(curves: Sequence[Curve]) -> str:
       curves: of the task, each method along the same changes.
     """
     methods = list(dict.fromkeys(own.method for own in curves))
-    cells: dict[str, list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for own in curves:
         digits, interval = 0 if own.references is None else 1, own.area_interval
-        notes = [] if interval is None else [_span(interval, digits)]
+        notes = [] if interval is None else [cells.span(interval, digits=digits)]
         text = f"{own.area:.{digits}f} ({'; '.join([*notes, _kept(own)])})"
-        cells.setdefault(own.sweep.label, []).append(text)
-    return markdown.table(("change", *methods), ([label, *row] for label, row in cells.items()))
+        rows.setdefault(own.sweep.label, []).append(text)
+    return markdown.table(("change", *methods), ([label, *row] for label, row in rows.items()))
 
 
 def quantity(curve: Curve) -> str:
@@ -72,20 +73,14 @@ def _row(curve: Curve) -> list[str]:
     digits = 0 if curve.references is None else 1
     band = curve.band
     intervals = [None] * len(curve.mean) if band is None else list(zip(*band, strict=True))
-    cells = [_cell(*pair, digits) for pair in zip(curve.mean, intervals, strict=True)]
+    along = [_cell(*pair, digits) for pair in zip(curve.mean, intervals, strict=True)]
     area = _cell(curve.area, curve.area_interval, digits)
-    return [curve.method, str(curve.num_seeds), *cells, area, _kept(curve)]
+    return [curve.method, str(curve.num_seeds), *along, area, _kept(curve)]
 
 
 def _cell(mean: float, interval: tuple[float, float] | None, digits: int) -> str:
     text = f"{mean:.{digits}f}"
-    if interval is None:
-        return text
-    return f"{text} ({_span(interval, digits)})"
-
-
-def _span(interval: tuple[float, float], digits: int) -> str:
-    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+    return text if interval is None else f"{text} ({cells.span(interval, digits=digits)})"
 
 
 def _kept(curve: Curve) -> str:

@@ -56,7 +56,8 @@ def make_report(request: Request, stop: StopFlag) -> str:
         cannot be written.
       Interrupted: `stop` was set; the runs that were complete are kept.
     """
-    found = runs.latest(runs.load(request.folders))
+    pooled = runs.pooled(runs.latest(runs.load(request.folders)))
+    found = [run for members in pooled.values() for run in members]
     for run in found:
         if run.updates == 0:
             raise UserError(

@@ -5,13 +5,14 @@ import json
 import logging
 import pathlib
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.config import schema
+from dawm_jax.config.schema import Config
 from dawm_jax.envs.rollouts import Outcome
 from dawm_jax.envs.scores import (
     confidence_interval,
@@ -20,10 +21,11 @@ from dawm_jax.envs.scores import (
     reference_returns,
 )
 from dawm_jax.envs.tasks import References
-from dawm_jax.methods.base import METHODS
+from dawm_jax.methods.base import METHODS, MethodSpec
 from dawm_jax.runtime import provenance, sharding
 from dawm_jax.runtime.metrics import MetricsFile, format_seconds
 from dawm_jax.runtime.run_folder import DatasetRecord
+from dawm_jax.training import figures
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import UserError, first_line
 
@@ -88,7 +90,7 @@ def finish(
       The content of results.json.
 
     Raises:
-      UserError: metrics.jsonl has no final evaluation with finite returns.
+      UserError: metrics.jsonl has no evaluation with finite returns.
     """
     config = parts.config
     summary = functools.partial(_summary, config.environment, parts.references)
@@ -117,7 +119,7 @@ def finish(
     if config.online.steps:
         results["online"] = _online(parts, log, summary, offline=results["final"])
     _write_returns(workdir / "returns.npz", returns)
-    plot_curves(workdir / "curves.png", log, results)
+    figures.plot_curves(workdir / "curves.png", log, results)
     sealed = {**results, _DIGEST: provenance.digest(results, _DIGEST)}
     text = json.dumps(sealed, indent=2) + "\n"
     provenance.write_atomically(workdir / "results.json", text)
@@ -179,6 +181,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
         results: dict[str, Any] = json.loads(path.read_bytes())
         if results.get(_DIGEST) not in (None, provenance.digest(results, _DIGEST)):
             raise ValueError("its content is not what was written")
+        # Both read what they show, and fail where it is missing.
         _points(results)
         headline(results)
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -187,11 +190,10 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
     return results
 
 
-def _points(results: Mapping[str, Any]) -> dict[int, np.ndarray]:
-    """Mean return of every seed at every evaluation, by its update."""
+def _points(results: Mapping[str, Any], *, at: str = "update") -> dict[int, np.ndarray]:
+    """Mean return of every seed at every evaluation, by its update or environment step."""
     return {
-        point["update"]: np.asarray(point["return_per_seed"], np.float64)
-        for point in results["curve"]
+        point[at]: np.asarray(point["return_per_seed"], np.float64) for point in results["curve"]
     }
 
 
@@ -206,6 +208,12 @@ def check_recorded(results: Mapping[str, Any], workdir: pathlib.Path, log: Metri
         recorded = returns.get(update)
         if recorded is None or not _is_mean(values, recorded):
             raise UserError(_not_recorded(workdir, f"its evaluation at update {update}"))
+    online = {} if "online" not in results else _points(results["online"], at="step")
+    returns = _returns(log, ("online",))
+    for step, values in online.items():
+        # Step 0 is the last evaluation of the offline training.
+        if step and not (step in returns and _is_mean(values, returns[step])):
+            raise UserError(_not_recorded(workdir, f"its evaluation at online step {step}"))
     for stage, values in results["stages"].items():
         if trained.get(stage, {}).get("steps") != values["steps"]:
             raise UserError(_not_recorded(workdir, f"its stage {stage}"))
@@ -229,7 +237,7 @@ def complete(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile
         _write_returns(workdir / "returns.npz", returns)
     curves = workdir / "curves.png"
     if not curves.is_file() or not _is_whole_png(curves.read_bytes()):
-        plot_curves(curves, log, results)
+        figures.plot_curves(curves, log, results)
 
 
 def _is_whole_png(content: bytes) -> bool:
@@ -289,6 +297,21 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
         "horizon": horizon,
         "target_return": target,
         "rollout": schema.to_dict(config)["rollout"],
+        "settings": _settings(config, method),
+    }
+
+
+def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
+    """What else of config.json decides the run's numbers; sections of other methods do not."""
+    values = schema.to_dict(config)
+    names = [] if method.plans else [config.agent]
+    if method.trains_models(config):
+        names += [*method.fitted_sections, *filter(None, [method.settings])]
+    names += [values[name]["denoiser"] for name in names if "denoiser" in values[name]]
+    return {
+        **{name: values[name] for name in ("discount", "timeout_value", "clip_actions")},
+        "training": {"batch_size": config.training.batch_size},
+        **{name: values[name] for name in names},
     }
 
 
@@ -484,89 +507,3 @@ def _stage(last: Mapping[str, Any]) -> dict[str, Any]:
     }
     # The folder of another run, which trained the stage.
     return {**found, "trained_in": last["trained_in"]} if "trained_in" in last else found
-
-
-# --- curves.png ---------------------------------------------------------------------------
-
-
-def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]) -> None:
-    """Draws the learning curve, each model's loss, and a metric of the agents' updates.
-
-    Args:
-      path: of the picture.
-      log: metrics.jsonl of the run.
-      results: the content of its results.json.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    models = [stage for stage in results["stages"] if stage not in ("agent", "online")]
-    panels: list[Callable[[Any], None]] = [
-        functools.partial(_plot_scores, results=results, curve=results["curve"], unit="update")
-    ]
-    if "online" in results:
-        curve = results["online"]["curve"]
-        panels.append(functools.partial(_plot_scores, results=results, curve=curve, unit="step"))
-    panels += [functools.partial(_plot_loss, log=log, stage=stage) for stage in models]
-    if "agent" in results["stages"]:
-        panels.append(functools.partial(_plot_metric, log=log, results=results))
-    rows = -(-len(panels) // 2)
-    figure, grid = plt.subplots(
-        rows, 2, figsize=(11, 3.5 * rows), constrained_layout=True, squeeze=False
-    )
-    for axis, draw in zip(grid.ravel(), panels, strict=False):
-        draw(axis)
-        axis.grid(alpha=0.3)
-        axis.locator_params(axis="x", nbins=6)
-    for axis in grid.ravel()[len(panels) :]:
-        axis.set_axis_off()
-    figure.suptitle(f"{results['environment']}, {results['dataset']}")
-    with provenance.whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-
-
-def _plot_scores(
-    axis: Any, results: Mapping[str, Any], curve: list[dict[str, Any]], unit: str
-) -> None:
-    """Every seed's score, or return without a score, and the mean over seeds."""
-    scored = "score_mean" in curve[0]
-    field, name = ("score", "normalised score") if scored else ("return", "return")
-    steps = [point[unit] for point in curve]
-    per_seed = np.asarray([point[f"{field}_per_seed"] for point in curve])
-    axis.plot(steps, per_seed, color="tab:blue", alpha=0.3, linewidth=1)
-    axis.plot(steps, per_seed.mean(axis=1), color="tab:blue", marker="o")
-    title = f"{results['agent_label']}: {name}, seeds and mean"
-    xlabel = "updates" if unit == "update" else "environment steps"
-    axis.set(title=title, xlabel=xlabel, ylabel=name)
-
-
-def _plot_loss(axis: Any, log: MetricsFile, stage: str) -> None:
-    steps, losses = _curve(log, stage, "loss")
-    axis.plot(steps, losses)
-    # The negative log-likelihood of a Gaussian model can be negative.
-    axis.set_yscale("log" if min(losses, default=0) > 0 else "linear")
-    axis.set(title=f"{stage.replace('_', ' ')}: loss", xlabel="steps")
-
-
-def _curve(log: MetricsFile, stage: str, metric: str) -> tuple[list[int], list[float]]:
-    """Steps of a stage and the values of a metric, where there are any."""
-    entries = [e for e in log.lines(stage, "train") if isinstance(e.get(metric), int | float)]
-    return [entry["step"] for entry in entries], [entry[metric] for entry in entries]
-
-
-def _plot_metric(axis: Any, log: MetricsFile, results: Mapping[str, Any]) -> None:
-    """The metric that the agent names, beside the data's largest return if it is a value."""
-    metric = AGENTS.get(results["agent"]).curve
-    steps, values = _curve(log, "agent", metric)
-    if not steps:
-        _log.warning("%s's updates report no metric %r to plot", results["agent_label"], metric)
-    axis.plot(steps, values)
-    axis.set(title=f"{metric.replace('_', ' ')} of minibatches", xlabel="updates")
-    if results["value_check"]:
-        limit = results["value_check"]["largest_return_to_go"]
-        label = "largest return-to-go of data"
-        axis.axhline(limit, color="tab:gray", linestyle="--", label=label)
-        axis.legend()

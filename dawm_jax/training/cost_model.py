@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dawm_jax.config.online import Online
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.replay import Replay
@@ -88,7 +89,10 @@ def plan(parts: Setup, replay: Replay, done: Mapping[str, int] | None = None) ->
         seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
         lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
-    lines.append(f"about {format_seconds(total)} in all, without compilation and evaluation")
+    left_out = "compilation, evaluation and simulation"
+    if not parts.config.online.steps:
+        left_out = "compilation and evaluation"
+    lines.append(f"about {format_seconds(total)} in all, without {left_out}")
     if total > _LONG_SECONDS and "quick" not in parts.config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
     return lines
@@ -110,7 +114,7 @@ def stages(
     parts: Setup, replay: Replay, done: Mapping[str, int] | None = None
 ) -> Iterator[StageCost]:
     """Every stage of a run that has steps left, counted from its lowered programs; see `plan`."""
-    models, done = None, done or {}
+    models, states, done = None, {}, done or {}
     if METHODS.get(parts.config.method).trains_models(parts.config):
         states = {
             name: jax.eval_shape(model.init, jax.random.key(0))
@@ -129,8 +133,14 @@ def stages(
         if parts.training.method is not None:
             yield from _generation(parts.config, parts.training, models, replay, first)
         yield _updates(parts.config, parts.training, models, replay, first)
-    if done.get("online", 0) < parts.config.online.steps:
-        yield _fine_tuning(parts.config, parts.training, models, replay, done.get("online", 0))
+    first = done.get("online", 0)
+    if first < parts.config.online.steps:
+        yield _fine_tuning(parts.config, parts.training, models, replay, first)
+        for name, state in states.items():
+            if count := _refits_left(parts.config.online, first):
+                yield _refitting(
+                    name, parts.method.models[name], state, replay, parts.config, count
+                )
 
 
 def _left(total: int, done: int) -> str:
@@ -143,17 +153,40 @@ def _fitting(
 ) -> StageCost:
     """The fit of a model after `done` steps."""
     settings, size = model.settings, networks.count_parameters(state.params)
-
-    def step(state: TrainState, replay: Replay) -> tuple[TrainState, Metrics]:
-        return model.step(state, jax.random.key(0), replay, shard=keep, mean=keep)
-
     text = (
         f"{name.replace('_', ' ')}, {size:,} parameters, {_left(settings.steps, done)} steps of "
         f"{settings.batch_size}"
     )
     # Devices exchange one gradient per parameter. The U-Net's convolutions over few steps exchange
     # a quarter more, the gradient of a banded matrix, which is left out here.
-    return StageCost(text, settings.steps - done, *_cost(step, state, replay), size, size)
+    return StageCost(text, settings.steps - done, *_step_cost(model, state, replay), size, size)
+
+
+def _step_cost(model: Trainable, state: TrainState, replay: Replay) -> tuple[float, int]:
+    """FLOPs and number of operations of one gradient step of a model."""
+
+    def step(state: TrainState, replay: Replay) -> tuple[TrainState, Metrics]:
+        return model.step(state, jax.random.key(0), replay, shard=keep, mean=keep)
+
+    return _cost(step, state, replay)
+
+
+def _refits_left(online: Online, done: int) -> int:
+    """Refits of each model that are left after `done` environment steps of a fine-tuning."""
+    if not online.refit_every or not online.generated_fraction:
+        return 0
+    made_before = lambda step: max(step - 1, 0) // online.refit_every
+    return made_before(online.steps) - made_before(done)
+
+
+def _refitting(
+    name: str, model: Trainable, state: TrainState, replay: Replay, config: Config, count: int
+) -> StageCost:
+    """`count` refits of a model, which each seed has for itself."""
+    steps, seeds = config.online.refit_steps, config.num_seeds
+    text = f"{count} refits of {name.replace('_', ' ')}, {steps:,} steps each, {seeds} seed(s)"
+    cost = _step_cost(model, state, replay)
+    return StageCost(text, count * steps, *cost, seeds=seeds, shared=False)
 
 
 def _generation(
@@ -164,24 +197,11 @@ def _generation(
     done: int,
 ) -> Iterator[StageCost]:
     """The generation after `done` updates; before the first, what fills the buffer too."""
-    agent = jax.eval_shape(training.agent.init, jax.random.key(0))
-
-    def stage(text: str, calls: int, windows: int, seeds: int) -> StageCost:
-        def generate(models: ModelParams, replay: Replay, agent: Any) -> Generated:
-            method = training.generator(functools.partial(training.agent.act, agent))
-            condition = replaying.gather_conditions(replay, jnp.zeros(windows, jnp.int32))
-            return method.generate(models, jax.random.key(0), condition)
-
-        flops, operations = _cost(generate, models, replay, agent)
-        # XLA reports the cost of a scan for one iteration.
-        assert training.method is not None
-        scan = training.method.scan_length
-        return StageCost(text, calls, flops * scan, operations * scan, seeds=seeds)
-
     left = config.training.updates - done
     if training.supply == "sweep" and not done:
         text = f"expansion of {replay.num_train:,} training steps for all seeds"
-        yield stage(text, training.sweep_pieces(replay), training.sweep_windows, 1)
+        pieces, windows = training.sweep_pieces(replay), training.sweep_windows
+        yield _calls(text, pieces, windows, training, models, replay)
     if training.supply == "minibatch":
         batches = training.agent.batches_per_update
         calls, windows = left // batches, batches * (training.batch_size - training.num_real)
@@ -189,7 +209,31 @@ def _generation(
         calls, windows = left // config.rollout.updates_per_round, training.windows_per_round
         calls += setup.prefill_rounds(config) if training.supply == "rounds" and not done else 0
     text = f"generation, {calls * windows:,} windows for each of {config.num_seeds} seed(s)"
-    yield stage(text, calls, windows, config.num_seeds)
+    cost = _calls(text, calls, windows, training, models, replay)
+    yield cost._replace(seeds=config.num_seeds)
+
+
+def _calls(
+    text: str,
+    calls: int,
+    windows: int,
+    training: AgentTraining,
+    models: ModelParams | None,
+    replay: Replay,
+) -> StageCost:
+    """A number of calls of the method, each for so many windows."""
+    agent = jax.eval_shape(training.agent.init, jax.random.key(0))
+
+    def generate(models: ModelParams, replay: Replay, agent: Any) -> Generated:
+        method = training.generator(functools.partial(training.agent.act, agent))
+        condition = replaying.gather_conditions(replay, jnp.zeros(windows, jnp.int32))
+        return method.generate(models, jax.random.key(0), condition)
+
+    flops, operations = _cost(generate, models, replay, agent)
+    # XLA reports the cost of a scan for one iteration.
+    assert training.method is not None
+    scan = training.method.scan_length
+    return StageCost(text, calls, flops * scan, operations * scan)
 
 
 def _updates(
@@ -213,7 +257,10 @@ def _fine_tuning(
     replay: Replay,
     done: int,
 ) -> StageCost:
-    """The updates of a fine-tuning after `done` environment steps, without steps and refits."""
+    """The updates of a fine-tuning after `done` environment steps.
+
+    The simulator's steps and the rows that are generated after refits are not counted.
+    """
     online = config.online
     text = (
         f"fine-tuning, {config.num_seeds} seed(s) x {_left(online.steps, done)} environment steps "

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime import checkpoint, distributed, run_folder
@@ -25,12 +26,10 @@ class Earlier:
     Attributes:
       results: the content of results.json; {} without one, and in all processes but the first.
       is_finished: whether nothing is left to do.
-      knows_data: whether the folder says what the run was trained on.
     """
 
     results: Mapping[str, Any]
     is_finished: bool
-    knows_data: bool
 
 
 def look_up(
@@ -52,29 +51,29 @@ def look_up(
         metrics.jsonl does not, or metrics.jsonl is damaged.
     """
     if not distributed.is_first():
-        return Earlier({}, is_finished=False, knows_data=False)
+        return Earlier({}, is_finished=False)
     knows_data = run_folder.check_dataset(workdir, dataset)
     results = artifacts.read_results(workdir)
     if results is None:
         log.check()
-        return Earlier({}, is_finished=False, knows_data=knows_data)
+        return Earlier({}, is_finished=False)
     artifacts.check_recorded(results, workdir, log)
     log.check()
     has_checkpoints = (workdir / "checkpoints").is_dir()
     if has_checkpoints and (lacks := _what_lacks(config, workdir)):
         _log.warning("%s: the run goes on from there; its former results are in %s", lacks, _FORMER)
         (workdir / "results.json").replace(workdir / _FORMER)
-        return Earlier({}, is_finished=False, knows_data=knows_data)
+        return Earlier({}, is_finished=False)
     # Without a record of the data, the statistics in the checkpoints are compared.
-    return Earlier(results, is_finished=knows_data or not has_checkpoints, knows_data=knows_data)
+    return Earlier(results, is_finished=knows_data or not has_checkpoints)
 
 
 def last_steps(config: Config) -> dict[str, int]:
     """Number of steps of every stage of a run that has checkpoints."""
     method = METHODS.get(config.method)
-    sections: Mapping[str, Any] = {**vars(config), **config.sections}
+    values = schema.to_dict(config)
     trained = method.sections if method.trains_models(config) else {}
-    steps = {stage: int(sections[name].steps) for stage, name in trained.items()}
+    steps = {stage: int(values[name]["steps"]) for stage, name in trained.items()}
     if method.plans:
         return steps
     steps["agent"] = config.training.updates

@@ -27,7 +27,7 @@ from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.runtime import backend, loop, paths, run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
 from dawm_jax.runtime.run_folder import DatasetRecord
-from dawm_jax.training import finished, fused, setup, train
+from dawm_jax.training import finished, fused, online, setup, train
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import Condition, ModelParams, Normalizer, Transition, UserError
 
@@ -311,6 +311,7 @@ class LoadedRun:
         config = schema.replace(self.config, dotted)
         if not config.online.steps:
             raise UserError("finetune: expected steps=N, the environment steps of each seed")
+        online.check(config, METHODS.get(config.method))  # before the folder is claimed
         if not target.exists() or not any(target.iterdir()):
             run_folder.copy_trained(self.workdir, target, schema.to_dict(config))
         train.run(config, target, self.dataset)

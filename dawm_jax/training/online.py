@@ -108,7 +108,14 @@ def check(config: Config, method: MethodSpec) -> None:
             f"config.online.warm_up: expected 0 with agent {agent.name!r}, which does not say what "
             f"its policy is (AgentSpec.policy), got {online.warm_up}"
         )
-    blank = AgentTask(1, 1, config.discount, 1, 1.0, Transition)
+    blank = AgentTask(
+        state_size=1,
+        action_size=1,
+        discount=config.discount,
+        total_updates=1,
+        return_range=1.0,
+        rows=Transition,
+    )
     built = agent.make(config.sections[agent.name], blank)
     if online.cloning_decay < 1.0 and not isinstance(built, Loosens):
         raise UserError(
@@ -344,22 +351,23 @@ def make(parts: Setup, *, num_train: int) -> FineTuning:
     online = setup.make(_online_config(parts.config), parts.normalizer, num_train=num_train)
     training = online.training
     assert training is not None  # see `check`
-    per_refit = settings.refit_every * settings.updates_per_step
+    limits = mixing.most(
+        offline=settings.offline_fraction,
+        generated=settings.generated_fraction,
+        decay=settings.share_decay,
+        size=training.batch_size,
+    )
     return FineTuning(
         settings=settings,
         training=training,
-        models={} if training.method is None else online.method.models,
+        # Without generated rows nothing reads the models.
+        models=online.method.models if limits.generated else {},
         policy=AGENTS.get(config.agent).policy,
         normalizer=parts.normalizer,
         discount=config.discount,
         timeout_value=config.timeout_value,
-        rounds=max(1, round(per_refit / config.rollout.updates_per_round)),
-        limits=mixing.most(
-            offline=settings.offline_fraction,
-            generated=settings.generated_fraction,
-            decay=settings.share_decay,
-            size=training.batch_size,
-        ),
+        rounds=setup.refit_rounds(config),
+        limits=limits,
     )
 
 
@@ -369,7 +377,7 @@ def _online_config(config: Config) -> Config:
     updates = settings.steps * settings.updates_per_step
     changes: dict[str, Any] = {"training.updates": -(-updates // per_round) * per_round}
     sections: dict[str, Any] = schema.to_dict(config)
-    for name in stages.fitted_sections(METHODS.get(config.method)):
+    for name in METHODS.get(config.method).fitted_sections:
         constant = {
             "learning_rate": settings.refit_learning_rate,
             "schedule": "constant",
@@ -409,7 +417,8 @@ def begin(
         for name, model in tuning.models.items()
     }
     ring = empty_ring(tuning)
-    learner = Learner(agent, started, generated=run.buffer, lived=for_seeds(ring))
+    generated = run.buffer if started else None
+    learner = Learner(agent, started, generated=generated, lived=for_seeds(ring))
     return placement.place_seeds(learner)
 
 

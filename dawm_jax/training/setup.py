@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.agents.base import AGENTS, Agent, AgentTask
+from dawm_jax.agents.base import AGENTS, Agent, AgentSpec, AgentTask
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
@@ -63,12 +63,14 @@ class Setup:
 
     @property
     def generator(self) -> GeneratingMethod | None:
-        """What generates rows without an agent.
+        """The method, if it generates without an agent: whole windows of single steps.
 
+        `training.method` may turn them into returns over several steps or keep first steps alone.
         None on real data only, and of a method that plans or follows the agent's policy.
         """
-        method = None if self.training is None else self.training.method
-        return None if isinstance(method, PolicyMethod) else method
+        if self.training is None or self.training.method is None:
+            return None
+        return self.method if isinstance(self.method, GeneratingMethod) else None
 
     @property
     def agent(self) -> Agent[Any] | None:
@@ -150,7 +152,7 @@ def _agent_training(
             rows=Expansion if expansions else Transition,
         ),
     )
-    _check_agent(agent_spec.name, agent)
+    _check_agent(agent_spec, agent, config.sections[agent_spec.name])
     returns = None
     if (steps := config.training.return_steps) > 1:
         returns = Returns(steps, config.discount)
@@ -196,17 +198,23 @@ def _supply(
     return "minibatch" if afresh else "sweep"
 
 
-def _check_agent(name: str, agent: object) -> None:
+def _check_agent(spec: AgentSpec, agent: Agent[Any], settings: Any) -> None:
     """Checks that an agent has the members of `Agent`, before anything is trained.
 
     Raises:
-      UserError: a member is missing.
+      UserError: a member is missing, or the agent's `batches_per_update` is not its spec's.
     """
     members = ("init", "update", "act", "batches_per_update", "reward_scale")
     if missing := [member for member in members if not hasattr(agent, member)]:
         raise UserError(
-            f"agent {name!r}: expected the members {', '.join(members)}, got no "
+            f"agent {spec.name!r}: expected the members {', '.join(members)}, got no "
             f"{', '.join(missing)}; see docs/architecture.md"
+        )
+    expected, got = spec.batches_per_update(settings), agent.batches_per_update
+    if got != expected:
+        raise UserError(
+            f"agent {spec.name!r}: expected batches_per_update of its AgentSpec and of the agent "
+            f"to be equal, got {expected} and {got}"
         )
 
 
@@ -214,6 +222,12 @@ def prefill_rounds(config: Config) -> int:
     """Rounds of generation before the first update, where rounds alone fill the buffer."""
     per_round = config.rollout.windows_per_round * config.horizon
     return -(-config.rollout.prefill_transitions // per_round)
+
+
+def refit_rounds(config: Config) -> int:
+    """Rounds of generation after a refit: as many as the updates since the last one would have."""
+    updates = config.online.refit_every * config.online.updates_per_step
+    return max(1, round(updates / config.rollout.updates_per_round))
 
 
 def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Normalizer]:

@@ -4,13 +4,13 @@ import functools
 import logging
 import time
 import zlib
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data.replay import Replay
 from dawm_jax.data.ring_buffer import Buffer
@@ -52,18 +52,14 @@ def stream_key(key: jax.Array, stage: str) -> jax.Array:
     return jax.random.fold_in(key, number)
 
 
-def fitted_sections(method: MethodSpec) -> tuple[str, ...]:
-    """Names of the sections that fit the method's models, each once."""
-    return tuple(dict.fromkeys(method.sections.values()))
-
-
 def shared_batch_sizes(config: Config, method: MethodSpec) -> dict[str, int]:
     """Setting -> size of every batch that the devices of a run share."""
     if not method.trains_models(config):
         return {}
-    sections: Mapping[str, Any] = {**vars(config), **config.sections}
+    values = schema.to_dict(config)
     sizes = {
-        f"config.{name}.batch_size": sections[name].batch_size for name in fitted_sections(method)
+        f"config.{name}.batch_size": int(values[name]["batch_size"])
+        for name in method.fitted_sections
     }
     if not method.plans and config.rollout.expand != "minibatch":
         sizes["config.rollout.windows_per_round"] = config.rollout.windows_per_round

@@ -205,6 +205,16 @@ def test_nested_settings_of_a_run_are_settings_of_a_study(tmp_path):
     assert runs.studied(group(tmp_path)) == "sampler.order"
 
 
+def test_settings_of_the_agent_are_told_apart_and_those_of_the_task_are_not(tmp_path):
+    """Also on real data alone. Runs of earlier versions did not record them."""
+    for alpha, columns in ((1.0, 27), (2.5, 45)):
+        settings = {"td3_bc": {"alpha": alpha}, "world_model": {"state_columns": columns}}
+        write_run(tmp_path / f"{alpha}", [1.0], real_fraction=1.0, settings=settings)
+    write_run(tmp_path / "earlier", [1.0], real_fraction=1.0)
+    expected = {"TD3+BC", "TD3+BC, td3_bc.alpha 1.0", "TD3+BC, td3_bc.alpha 2.5"}
+    assert {result.method for result in group(tmp_path)} == expected
+
+
 def test_comparisons_by_hand(tmp_path):
     """The same agent, or one without a critic; only tasks that both have."""
     write_run(tmp_path / "a", [10.0, 30.0])
@@ -351,6 +361,32 @@ def test_the_files_of_a_report(tmp_path):
     interval = confidence_interval(np.array([10.0, 30.0]))
     np.testing.assert_allclose(float(first["score_last_low"]), interval[0])
     np.testing.assert_allclose(float(first["score_best_mean"]), 30.0)
+
+
+def test_published_scores_stand_beside_runs_on_all_episodes_alone(tmp_path):
+    data = "/some/hopper_medium-v2.hdf5"
+    write_run(tmp_path / "a", [10.0], dataset=data, episodes=5)
+    text = tables.write(runs.load([tmp_path / "a"]), tmp_path / "report", reference="dawm")
+    assert "## Published scores\n\nNone for these tasks." in text
+    # The same file under another digest is still D4RL's.
+    for name, digest in (("b", "one"), ("c", "two")):
+        write_run(tmp_path / name, [10.0], dataset=data, dataset_digest=digest)
+    text = tables.write(
+        runs.load([tmp_path / "b", tmp_path / "c"]), tmp_path / "report", reference="dawm"
+    )
+    assert "[one] | DWM-TD3+BC |  | 65.0" in text
+    assert "Not D4RL's data" not in text
+
+
+def test_agents_that_are_thrown_away_are_no_method(tmp_path):
+    """`fresh_agent` throws the agents of the offline training away."""
+    anew = _online([[20.0, 30.0], [40.0, 50.0]], first=100, fresh_agent=True)
+    write_run(tmp_path / "a", [1.0, 2.0], real_fraction=1.0, agent="rlpd", online=anew)
+    write_run(tmp_path / "b", [1.0, 2.0])
+    found = runs.load([tmp_path / "a", tmp_path / "b"])
+    text = tables.write(found, tmp_path / "report", reference="dawm")
+    before, tuned = text.split("## Fine-tuning")
+    assert "rlpd" not in before and "rlpd" in tuned.split("## Published scores")[0]
 
 
 def test_a_task_without_references_is_reported_by_returns(tmp_path):
@@ -642,14 +678,14 @@ def test_data_of_the_same_name_and_another_content_are_told_apart(tmp_path, capl
     for name, digest in (("a", "1" * 64), ("b", "2" * 64), ("c", "1" * 64)):
         write_run(tmp_path / name, [10.0], dataset_digest=digest, seed=ord(name))
     write_run(tmp_path / "old", [10.0], seed=9)  # of a version that stored no digest
-    found = {run.path.name: run.dataset for run in runs.load([tmp_path])}
+    found = {run.path.name: run.task for run in runs.load([tmp_path])}
     assert found["a"] == found["c"] == "dawm/hopper/medium-v0 [11111111]"
     assert found["b"] == "dawm/hopper/medium-v0 [22222222]"
     assert found["old"] == "dawm/hopper/medium-v0"
     (line,) = caplog.messages
     assert "trained on different data of this name" in line
     caplog.clear()
-    assert {run.dataset for run in runs.load([tmp_path / "a", tmp_path / "old"])} == {
+    assert {run.task for run in runs.load([tmp_path / "a", tmp_path / "old"])} == {
         "dawm/hopper/medium-v0"
     }
     assert not caplog.messages

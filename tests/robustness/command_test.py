@@ -109,9 +109,17 @@ def test_a_planner_is_refused_before_anything_is_loaded(folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_results_without_checkpoints_are_refused(folders, tmp_path):
+def test_results_without_checkpoints_are_refused(tmp_path):
     copy = finished(tmp_path / "copy")
     (copy / "checkpoints" / "agent").rename(tmp_path / "agent")
     with pytest.raises(UserError, match="has no checkpoint of its agent stage") as error:
-        make_report(request([*folders, str(copy)], tmp_path / "out"), StopFlag())
+        make_report(request([str(copy)], tmp_path / "out"), StopFlag())
     assert "\n" not in str(error.value)
+
+
+def test_a_run_that_repeats_another_is_not_played(folders, tmp_path, caplog):
+    copy = finished(tmp_path / "copy")
+    (copy / "checkpoints").rename(tmp_path / "checkpoints")
+    make_report(request([folders[0], str(copy)], tmp_path / "out"), StopFlag())
+    assert f"{copy} repeats {folders[0]}: left out" in caplog.text
+    assert len(json.loads((tmp_path / "out" / "robustness.json").read_text())["runs"]) == 1

@@ -67,4 +67,4 @@ def test_the_overview_has_a_row_for_each_change_and_a_column_for_each_method():
     assert header == "| change | method | other |"
     # Areas by hand: 1.7 / 0.4 = 4.25, 0.6 / 0.4 = 1.5; kept 4.25 / 10 and 1.5 / 4.
     assert rows[0] == "| action noise | 4 (42 %) | 2 (38 %) |"
-    assert rows[1] == "| factor of gravity | -1 (n/a) | 1 (1 to 1; 100 %) |"
+    assert rows[1] == "| factor of gravity | -1 (n/a) | 1 (n/a; 100 %) |"

@@ -70,7 +70,7 @@ def _worker() -> None:
     distributed.JOIN_TIMEOUT_S = int(os.environ.get("JOIN_TIMEOUT_S", distributed.JOIN_TIMEOUT_S))
     rollouts.run_episodes = episodes
     cost_model.plan = lambda *args: []
-    artifacts.plot_curves = lambda *args: None
+    artifacts.figures.plot_curves = lambda *args: None
     if "EVALUATING" in os.environ:
         workdir = pathlib.Path(os.environ["EVALUATING"])
         rollouts.run_episodes = endless

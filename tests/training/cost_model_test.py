@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_run import small_config
 
+from dawm_jax.config import schema
 from dawm_jax.data.load import load_dataset
 from dawm_jax.runtime.metrics import format_seconds
 from dawm_jax.training import cost_model, setup
@@ -111,6 +112,33 @@ def test_a_resumed_run_counts_what_is_left(data, tmp_path):
     assert (generation.steps, updates.steps) == (4, 8)
     assert "2 seed(s) x the last 16 of 40 updates" in updates.text
     assert (updates.flops, generation.flops) == (whole[3].flops, whole[2].flops)
+
+
+@pytest.mark.parametrize(
+    ("changes", "done", "refits"),
+    [
+        ({}, 0, 2),  # after 80 and 160 of 200 steps
+        ({}, 80, 2),  # the refit at 80 follows the checkpoint
+        ({}, 100, 1),
+        ({"refit_every": 100}, 0, 1),  # none after the last step
+        ({"refit_every": 0}, 0, 0),
+        ({"generated_fraction": 0.0, "online_fraction": 0.75}, 0, 0),
+    ],
+)
+def test_a_fine_tuning_counts_its_refits(data, changes, done, refits):
+    replay, normalizer = data
+    settings = {"online.steps": 200, **{f"online.{name}": x for name, x in changes.items()}}
+    config = schema.replace(small_config(num_seeds=2), settings)
+    finished = {"world_model": 20, "inverse_dynamics": 20, "agent": 40, "online": done}
+    parts = setup.make(config, normalizer)
+    updates, *found = cost_model.stages(parts, replay, finished)
+    assert updates.steps == (200 - done) // 2  # two critic updates a call
+    assert len(found) == (2 if refits else 0)
+    fits = list(cost_model.stages(parts, replay))
+    for stage, fit in zip(found, fits, strict=False):
+        assert stage.steps == refits * config.online.refit_steps
+        assert (stage.flops, stage.seeds) == (fit.flops, 2)
+        assert stage.text.startswith(f"{refits} refits of ")
 
 
 def test_a_finished_run_has_nothing_left(data, monkeypatch):

@@ -31,7 +31,7 @@ def no_simulator():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollouts, "run_episodes", fake_episodes)
         patch.setattr(cost_model, "plan", lambda *args: [])
-        patch.setattr(artifacts, "plot_curves", plot)
+        patch.setattr(artifacts.figures, "plot_curves", plot)
         yield
 
 
@@ -120,7 +120,7 @@ def test_results_are_written_last(workdir, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "plot_curves", killed)
+        patch.setattr(artifacts.figures, "plot_curves", killed)
         with pytest.raises(KeyboardInterrupt):
             train.run(CONFIG, workdir)
     assert not (workdir / "results.json").exists()

@@ -193,6 +193,17 @@ def test_windows_are_the_methods(run, starts):
     assert valid[:, 0].all() and not valid.all()  # some windows end
 
 
+@pytest.mark.parametrize(
+    "changes", [{"training__return_steps": 3}, {"rollout__real_actions_only": True}]
+)
+def test_windows_have_single_steps_whatever_the_agents_learn_from(tmp_path, run, starts, changes):
+    """Agents may learn from sums of rewards or from first steps; the models are those of `run`."""
+    other = load_run(write_run(tmp_path / "run", small_config(num_seeds=2, **changes)))
+    expected = run.generate_from(*starts, return_to_go=100.0, seed=3)
+    got = other.generate_from(*starts, return_to_go=100.0, seed=3)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+
 def test_a_single_start_gives_a_single_window(run, starts):
     windows, valid = run.generate_from(starts[0][:1], starts[1][:1], return_to_go=100.0)
     single, one_valid = run.generate_from(starts[0][0], starts[1][0], return_to_go=100.0)

@@ -19,7 +19,7 @@ from dawm_jax.data.load import load_dataset
 from dawm_jax.data.replay import gather_transitions
 from dawm_jax.envs import copies as copying
 from dawm_jax.methods import base as methods
-from dawm_jax.runtime import loop
+from dawm_jax.runtime import loop, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints
 from dawm_jax.training import artifacts, cost_model, fine_tuning, online, setup, train
 from dawm_jax.training.fused import AgentRun, Inputs
@@ -47,6 +47,22 @@ def real_config(**changes):
 
 
 # --- one seed's programs ------------------------------------------------------------------
+
+
+def test_without_generated_rows_no_model_is_refitted():
+    shares = {"online__offline_fraction": 0.5, "online__generated_fraction": 0.0}
+    config = online_config(**shares)
+    replay, normalizer = setup.build_replay(config, load_dataset(config.dataset))
+    parts = setup.make(config, normalizer, num_train=replay.num_train)
+    tuning = online.make(parts, num_train=replay.num_train)
+    assert parts.generator is not None  # it generated before
+    assert not tuning.refits and not tuning.models
+    run = jax.vmap(parts.training.init)(jax.random.split(jax.random.key(0), config.num_seeds))
+    placement = sharding.place("mesh", num_seeds=config.num_seeds, batch_sizes={})
+    learner = online.begin(
+        tuning, run, None, placement, num_seeds=config.num_seeds, key=jax.random.key(0)
+    )
+    assert learner.generated is None and learner.models == {}
 
 
 def tuned(config):
@@ -347,6 +363,11 @@ def test_a_loaded_run_is_fine_tuned_as_by_the_command(undisturbed, tmp_path):
         changed.finetune(tmp_path / "again", steps=STEPS)
     with pytest.raises(UserError, match=r"config\.online\.stepz: unknown setting"):
         load_run(offline).finetune(tmp_path / "again", stepz=STEPS)
+    # What the offline run excludes is refused before the folder is taken.
+    dwm = dataclasses.replace(load_run(offline), config=schema.replace(config, {"agent": "bc"}))
+    with pytest.raises(UserError, match="cloning_decay: expected 1 with agent 'bc'"):
+        dwm.finetune(tmp_path / "again", steps=STEPS)
+    assert not (tmp_path / "again").exists()
 
 
 # --- refusals -----------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def no_simulator():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rollouts, "run_episodes", fake_episodes)
         patch.setattr(cost_model, "plan", lambda *args: [])
-        patch.setattr(artifacts, "plot_curves", lambda *args: None)
+        patch.setattr(artifacts.figures, "plot_curves", lambda *args: None)
         yield
 
 

@@ -22,7 +22,7 @@ from dawm_jax.types import UserError
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     monkeypatch.setattr(cost_model, "plan", lambda *args: [])
-    monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(artifacts.figures, "plot_curves", lambda *args: None)
 
 
 def signal_at(monkeypatch, call, number):

@@ -42,12 +42,12 @@ def no_simulator():
         patch.setattr(rollouts, "run_episodes", fake_episodes)
         # The estimate lowers every program once more and has a test of its own.
         patch.setattr(cost_model, "plan", lambda *args: [])
-        patch.setattr(artifacts, "plot_curves", lambda *args: None)
+        patch.setattr(artifacts.figures, "plot_curves", lambda *args: None)
         yield
 
 
 STAGES = ("world_model", "inverse_dynamics", "agent")
-PLOT = artifacts.plot_curves
+PLOT = artifacts.figures.plot_curves
 COMPILED = []  # steps of a call, once for each compilation of the undisturbed run
 
 
@@ -62,7 +62,7 @@ def undisturbed(no_simulator, tmp_path_factory):
         return original(self, state, num_steps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(artifacts, "plot_curves", PLOT)
+        patch.setattr(artifacts.figures, "plot_curves", PLOT)
         patch.setattr(loop.JittedSteps, "compile", counting)
         return workdir, train.run(tiny_config(), workdir)
 
