@@ -104,6 +104,7 @@ class Iql:
       optimizer: optimiser of the state value and of the critics.
       target: target of the critics, in scaled reward units.
       reward_scale: factor between the environment's rewards and those of the target.
+      batches_per_update: see `Agent`.
       pull: divisor of beta, see `Loosens`.
     """
 
@@ -199,7 +200,7 @@ class Iql:
         )
         target = self.target(batch, lambda next_obs: networks.value.apply(value, next_obs))
         critics, critic_opt, critic_metrics = optim.gradient_step(
-            lambda critics: td.critic_loss(critics, batch, target, networks=networks),
+            lambda critics: td.critic_loss(critics, batch, target, network=networks.critics),
             state.critics,
             state.critic_opt,
             self.optimizer,

@@ -7,15 +7,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from dawm_jax.agents import soft, td
 from dawm_jax.agents.base import AGENTS, AgentSpec, AgentTask
-from dawm_jax.agents.soft import Networks, State
+from dawm_jax.agents.soft import Networks, Optimizers, State
 from dawm_jax.models import optim, squashed_gaussian
 from dawm_jax.models.networks import Critics, Mlp
 from dawm_jax.runtime.settings import setting
-from dawm_jax.types import Metrics, Params, Rows, Transition, UserError
+from dawm_jax.types import Metrics, Rows, Transition, UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +78,14 @@ class Rlpd:
       settings: hyper-parameters.
       task: sizes and discount.
       networks: the policy and the critics.
-      optimizer: optimiser of policy, critics and temperature.
+      optimizers: of policy, critics and temperature.
+      reward_scale: factor between the environment's rewards and those of the target.
     """
 
     settings: Settings
     task: AgentTask
     networks: Networks
-    optimizer: optax.GradientTransformation
+    optimizers: Optimizers
     reward_scale: float = 1.0
 
     @property
@@ -98,7 +98,7 @@ class Rlpd:
         return soft.init(
             key,
             self.networks,
-            soft.Optimizers(self.optimizer, self.optimizer, self.optimizer),
+            self.optimizers,
             state_size=self.task.state_size,
             action_size=self.task.action_size,
         )
@@ -136,30 +136,10 @@ class Rlpd:
 
         return td.one_step_target(batch, value, discount=self.task.discount)
 
-    def actor_loss(
-        self,
-        actor: Params,
-        critics: Params,
-        log_temperature: jax.Array,
-        observation: jax.Array,
-        noise: jax.Array,
-    ) -> tuple[jax.Array, Metrics]:
-        """mean (temperature log pi(a) - mean_e Q_e(s, a)) over drawn actions.
-
-        RLPD, algorithm 1: the mean of all critics, where SAC takes the smallest.
-
-        Args:
-          actor: parameters of the policy.
-          critics: parameters of the critics.
-          log_temperature: [].
-          observation: [B, S].
-          noise: [B, A] standard normal.
-        """
-        output = self.networks.actor.apply(actor, observation)
-        action, log_prob = squashed_gaussian.sample(output, noise)
-        q = self.networks.critics.apply(critics, observation, action).mean(0)
-        value = (jnp.exp(log_temperature) * log_prob - q).mean()
-        return value, {"actor_loss": value, "entropy": -log_prob.mean()}
+    @staticmethod
+    def pool(q: jax.Array) -> jax.Array:
+        """The mean of all critics [E, B] -> [B] (RLPD, algorithm 1), where SAC takes the least."""
+        return q.mean(0)
 
     def update(self, state: State, batches: Rows, key: jax.Array) -> tuple[State, Metrics]:
         """One cycle: a critic step on every batch, then one actor and one temperature step.
@@ -181,35 +161,27 @@ class Rlpd:
                 batch,
                 self.critic_target(state, batch, key_batch),
                 networks=self.networks,
-                optimizer=self.optimizer,
+                optimizer=self.optimizers.critics,
                 tau=self.settings.tau,
             )
 
         keys = jax.random.split(key_critics, self.batches_per_update)
         state, critic_metrics = jax.lax.scan(critic_step, state, (batches, keys))
-        observation, last = batches.observation[-1], batches.action[-1]
-        noise = jax.random.normal(key_actor, last.shape)
-        actor, actor_opt, actor_metrics = optim.gradient_step(
-            lambda actor: self.actor_loss(
-                actor, state.critics, state.log_temperature, observation, noise
-            ),
-            state.actor,
-            state.actor_opt,
-            self.optimizer,
+        state, policy_metrics = soft.policy_step(
+            state,
+            batches.observation[-1],
+            jax.random.normal(key_actor, batches.action.shape[1:]),
+            networks=self.networks,
+            optimizers=self.optimizers,
+            pool=self.pool,
+            target_entropy=self.settings.target_entropy * self.task.action_size,
         )
-        surplus = actor_metrics["entropy"] - self.settings.target_entropy * self.task.action_size
-        metrics = {
-            **jax.tree.map(lambda values: values.mean(), critic_metrics),
-            **actor_metrics,
-            "temperature": jnp.exp(state.log_temperature),
-        }
-        state = soft.temperature_step(state, surplus, self.optimizer)
-        return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
+        critic_metrics = jax.tree.map(lambda values: values.mean(), critic_metrics)
+        return state, {**critic_metrics, **policy_metrics}
 
     def act(self, state: State, observation: jax.Array) -> jax.Array:
         """tanh of the mean: standardised [..., S] -> [..., A] in (-1, 1)."""
-        output = self.networks.actor.apply(state.actor, observation)
-        return jnp.tanh(squashed_gaussian.distribution(output)[0])
+        return soft.act(state.actor, observation, networks=self.networks)
 
     def explore(self, state: State, observation: jax.Array, key: jax.Array) -> jax.Array:
         """An action of the policy: standardised [..., S] -> [..., A]; see `Explores`."""
@@ -220,6 +192,7 @@ class Rlpd:
 
 def make(settings: Settings, task: AgentTask) -> Rlpd:
     """RLPD for a task."""
+    adam = optim.adam(settings.learning_rate, schedule="constant", total_steps=task.total_updates)
     return Rlpd(
         settings=settings,
         task=task,
@@ -227,9 +200,7 @@ def make(settings: Settings, task: AgentTask) -> Rlpd:
             actor=Mlp(settings.hidden, 2 * task.action_size),
             critics=Critics(settings.hidden, members=settings.critics, layer_norm=True),
         ),
-        optimizer=optim.adam(
-            settings.learning_rate, schedule="constant", total_steps=task.total_updates
-        ),
+        optimizers=Optimizers(actor=adam, critics=adam, temperature=adam),
     )
 
 

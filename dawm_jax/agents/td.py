@@ -37,14 +37,6 @@ class TargetFn(Protocol):
         """
 
 
-class HasCritics(Protocol):
-    """An agent's networks."""
-
-    @property
-    def critics(self) -> Critics:
-        """The ensemble of Q functions."""
-
-
 def make_target(
     task: AgentTask, *, return_lambda: float, reward_scale: float | jax.Array = 1.0
 ) -> TargetFn:
@@ -142,7 +134,7 @@ def expansion_target(
 
 
 def critic_loss(
-    critics: Params, batch: Rows, target: jax.Array, *, networks: HasCritics
+    critics: Params, batch: Rows, target: jax.Array, *, network: Critics
 ) -> tuple[jax.Array, Metrics]:
     """Sum over the critics of the mean squared TD error, and metrics.
 
@@ -152,8 +144,8 @@ def critic_loss(
       critics: parameters of the ensemble.
       batch: rows [B].
       target: [B] target of Q(s, a).
-      networks: networks of the agent.
+      network: the ensemble of Q functions.
     """
-    q = networks.critics.apply(critics, batch.observation, batch.action)
+    q = network.apply(critics, batch.observation, batch.action)
     value = jnp.square(q - target[None]).mean(1).sum()
     return value, {"critic_loss": value, "q_mean": q.mean()}

@@ -168,7 +168,7 @@ class Td3(abc.ABC):
             batch = jax.tree.map(lambda leaf, index=index: leaf[index], batches)
             target = self.critic_target(state, batch, noise[index])
             loss = functools.partial(
-                td.critic_loss, batch=batch, target=target, networks=self.networks
+                td.critic_loss, batch=batch, target=target, network=self.networks.critics
             )
             critics, critic_opt, critic_metrics = optim.gradient_step(
                 loss, critics, critic_opt, self.optimizer

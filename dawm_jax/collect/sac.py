@@ -8,11 +8,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from dawm_jax.agents import soft
-from dawm_jax.agents.soft import Networks, State
-from dawm_jax.models import optim, squashed_gaussian
+from dawm_jax.agents import soft, td
+from dawm_jax.agents.soft import Networks, Optimizers, State
+from dawm_jax.models import squashed_gaussian
 from dawm_jax.models.networks import Critics, Mlp
 from dawm_jax.types import Metrics, Params, Transition
 
@@ -49,11 +48,6 @@ def sample(
     return squashed_gaussian.sample(networks.actor.apply(actor, observation), noise)
 
 
-def act(actor: Params, observation: jax.Array, *, networks: Networks) -> jax.Array:
-    """The deterministic action tanh(mean), [..., S] -> [..., A] in (-1, 1)."""
-    return jnp.tanh(distribution(actor, observation, networks=networks)[0])
-
-
 # --- learning -----------------------------------------------------------------------------
 
 
@@ -65,9 +59,7 @@ class Sac:
       networks: networks of the agent.
       state_size: S.
       action_size: A; the target entropy is -A.
-      actor_optimizer: optimiser of the policy.
-      critic_optimizer: optimiser of the critics.
-      temperature_optimizer: optimiser of the logarithm of the temperature.
+      optimizers: of policy, critics and temperature.
       discount: gamma, per step.
       tau: share of the new parameters in the target critics, after every critic step.
     """
@@ -75,9 +67,7 @@ class Sac:
     networks: Networks
     state_size: int
     action_size: int
-    actor_optimizer: optax.GradientTransformation
-    critic_optimizer: optax.GradientTransformation
-    temperature_optimizer: optax.GradientTransformation
+    optimizers: Optimizers
     discount: float
     tau: float
 
@@ -86,9 +76,7 @@ class Sac:
         return soft.init(
             key,
             self.networks,
-            soft.Optimizers(
-                self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer
-            ),
+            self.optimizers,
             state_size=self.state_size,
             action_size=self.action_size,
         )
@@ -101,34 +89,18 @@ class Sac:
           batch: transitions [B].
           noise: [B, A] standard normal noise of a'.
         """
-        action, log_prob = sample(
-            state.actor, batch.next_observation, noise, networks=self.networks
-        )
-        q = self.networks.critics.apply(state.target_critics, batch.next_observation, action).min(0)
-        value = q - jnp.exp(state.log_temperature) * log_prob
-        return batch.reward + self.discount * (1.0 - batch.terminated) * value
 
-    def actor_loss(
-        self,
-        actor: Params,
-        critics: Params,
-        log_temperature: jax.Array,
-        observation: jax.Array,
-        noise: jax.Array,
-    ) -> tuple[jax.Array, Metrics]:
-        """mean (temperature log pi(a) - min_e Q_e(s, a)) over sampled actions (eq. 7).
+        def value(next_obs: jax.Array) -> jax.Array:
+            action, log_prob = sample(state.actor, next_obs, noise, networks=self.networks)
+            q = self.pool(self.networks.critics.apply(state.target_critics, next_obs, action))
+            return q - jnp.exp(state.log_temperature) * log_prob
 
-        Args:
-          actor: parameters of the policy.
-          critics: parameters of the critics.
-          log_temperature: [].
-          observation: [B, S].
-          noise: [B, A] standard normal.
-        """
-        action, log_prob = sample(actor, observation, noise, networks=self.networks)
-        q = self.networks.critics.apply(critics, observation, action).min(0)
-        value = (jnp.exp(log_temperature) * log_prob - q).mean()
-        return value, {"entropy": -log_prob.mean()}
+        return td.one_step_target(batch, value, discount=self.discount)
+
+    @staticmethod
+    def pool(q: jax.Array) -> jax.Array:
+        """The smallest value of the critics, [E, B] -> [B] (eqs. 3 and 7)."""
+        return q.min(0)
 
     def update(self, state: State, batches: Transition, key: jax.Array) -> tuple[State, Metrics]:
         """One cycle: a critic step on every batch, then one actor and one temperature step.
@@ -139,7 +111,7 @@ class Sac:
           key: random number generator state, the key is consumed.
 
         Returns:
-          The next state, and metrics.
+          The next state, and metrics: those of the critics are of the last batch.
         """
         noise = jax.random.normal(key, (batches.reward.shape[0] + 1, *batches.action.shape[1:]))
         for index in range(batches.reward.shape[0]):
@@ -149,19 +121,16 @@ class Sac:
                 batch,
                 self.td_target(state, batch, noise[index]),
                 networks=self.networks,
-                optimizer=self.critic_optimizer,
+                optimizer=self.optimizers.critics,
                 tau=self.tau,
             )
-        actor, actor_opt, actor_metrics = optim.gradient_step(
-            lambda params: self.actor_loss(
-                params, state.critics, state.log_temperature, batch.observation, noise[-1]
-            ),
-            state.actor,
-            state.actor_opt,
-            self.actor_optimizer,
+        state, policy_metrics = soft.policy_step(
+            state,
+            batch.observation,
+            noise[-1],
+            networks=self.networks,
+            optimizers=self.optimizers,
+            pool=self.pool,
+            target_entropy=-float(self.action_size),
         )
-        temperature = jnp.exp(state.log_temperature)
-        surplus = actor_metrics["entropy"] + self.action_size
-        state = soft.temperature_step(state, surplus, self.temperature_optimizer)
-        state = dataclasses.replace(state, actor=actor, actor_opt=actor_opt)
-        return state, {**critic_metrics, **actor_metrics, "temperature": temperature}
+        return state, {**critic_metrics, **policy_metrics}

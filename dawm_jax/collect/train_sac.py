@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dawm_jax.agents.soft import Optimizers
 from dawm_jax.collect import sac, snapshots
 from dawm_jax.collect.episodes import limit_kwargs
 from dawm_jax.collect.policies import Policies, SampleFn, make_sampler, save_policies
@@ -226,9 +227,11 @@ class Learner:
             networks=sac.make_networks(settings.hidden, action_size),
             state_size=state_size,
             action_size=action_size,
-            actor_optimizer=_adam(settings.actor_learning_rate),
-            critic_optimizer=_adam(settings.critic_learning_rate),
-            temperature_optimizer=_adam(settings.critic_learning_rate),
+            optimizers=Optimizers(
+                actor=_adam(settings.actor_learning_rate),
+                critics=_adam(settings.critic_learning_rate),
+                temperature=_adam(settings.critic_learning_rate),
+            ),
             discount=settings.discount,
             tau=settings.tau,
         )

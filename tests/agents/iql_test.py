@@ -180,7 +180,7 @@ def test_gradients_equal_finite_differences():
             state.actor,
         ),
         (
-            lambda p: td.critic_loss(p, batch, target, networks=AGENT.networks)[0],
+            lambda p: td.critic_loss(p, batch, target, network=AGENT.networks.critics)[0],
             lambda p: expected_critic_loss(p, batch, target),
             state.critics,
         ),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dawm_jax.agents import rlpd
+from dawm_jax.agents import rlpd, soft
 from dawm_jax.agents.base import AgentTask, Explores
 from dawm_jax.models import squashed_gaussian
 from dawm_jax.runtime import settings
@@ -74,8 +74,14 @@ def test_the_policy_climbs_the_mean_of_all_critics():
     agent = make_agent()
     state, batch = agent.init(jax.random.key(0)), make_batch()
     noise = jax.random.normal(jax.random.key(1), (B, A))
-    loss, metrics = agent.actor_loss(
-        state.actor, state.critics, jnp.float32(-1.0), batch.observation, noise
+    state = dataclasses.replace(state, log_temperature=jnp.float32(-1.0))
+    loss, metrics = soft.actor_loss(
+        state.actor,
+        state,
+        batch.observation,
+        noise,
+        networks=agent.networks,
+        pool=agent.pool,
     )
     output = agent.networks.actor.apply(state.actor, batch.observation)
     action, log_prob = squashed_gaussian.sample(output, noise)

@@ -169,7 +169,7 @@ def test_update_equals_numpy(delay):
 def test_critic_gradient_equals_finite_differences():
     state, batch = make_state(), reference.batch_at(make_batches())
     target = expected_target(state, batch, np.zeros((B, A)))
-    loss = lambda p: td.critic_loss(p, batch, target, networks=AGENT.networks)[0]
+    loss = lambda p: td.critic_loss(p, batch, target, network=AGENT.networks.critics)[0]
     actual = reference.jit(jax.grad(loss))(state.critics)
     expected = reference.gradient(lambda p: expected_critic_loss(p, batch, target), state.critics)
     chex.assert_trees_all_close(actual, expected, **reference.TOLERANCE)

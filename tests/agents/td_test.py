@@ -270,7 +270,7 @@ def test_critic_gradient_equals_finite_differences(module):
     shapes = jax.eval_shape(agent.init, jax.random.key(0)).critics
     critics = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), shapes)
     batch = Transition(observation, action, None, None, None)
-    loss = lambda p: td.critic_loss(p, batch, target, networks=agent.networks)[0]
+    loss = lambda p: td.critic_loss(p, batch, target, network=agent.networks.critics)[0]
     expected = lambda p: (
         ((reference.q_values(p, observation, action) - target[None]) ** 2).mean(1).sum()
     )

@@ -10,6 +10,7 @@ import optax
 import pytest
 from scipy import integrate, stats
 
+from dawm_jax.agents import soft
 from dawm_jax.collect import sac
 from dawm_jax.types import Transition
 
@@ -22,9 +23,11 @@ AGENT = sac.Sac(
     networks=NETWORKS,
     state_size=S,
     action_size=A,
-    actor_optimizer=optax.adam(optax.constant_schedule(ACTOR_RATE)),
-    critic_optimizer=optax.adam(optax.constant_schedule(CRITIC_RATE)),
-    temperature_optimizer=optax.adam(optax.constant_schedule(TEMPERATURE_RATE)),
+    optimizers=soft.Optimizers(
+        actor=optax.adam(optax.constant_schedule(ACTOR_RATE)),
+        critics=optax.adam(optax.constant_schedule(CRITIC_RATE)),
+        temperature=optax.adam(optax.constant_schedule(TEMPERATURE_RATE)),
+    ),
     discount=DISCOUNT,
     tau=TAU,
 )
@@ -187,7 +190,7 @@ def test_a_policy_that_is_too_sure_gets_a_higher_temperature():
     for actor, sign in ((narrow, 1), (state.actor, None)):
         fresh = state.replace(
             actor=actor,
-            temperature_opt=AGENT.temperature_optimizer.init(state.log_temperature),
+            temperature_opt=AGENT.optimizers.temperature.init(state.log_temperature),
         )
         new, metrics = update()(fresh, batches, jax.random.key(0))
         moved = np.sign(float(new.log_temperature - state.log_temperature))
@@ -198,7 +201,7 @@ def test_act_is_the_middle_of_what_is_sampled():
     state = make_state()
     observation = np.random.default_rng(2).normal(size=(5, S))
     np.testing.assert_allclose(
-        sac.act(state.actor, observation, networks=NETWORKS),
+        soft.act(state.actor, observation, networks=NETWORKS),
         policy(state.actor, observation, np.zeros((5, A)))[0],
         **reference.TOLERANCE,
     )
