@@ -53,6 +53,7 @@ def train(
 
     Raises:
       UserError: a mistake in the settings, the data or the folder.
+      Interrupted: a signal asked to stop; the same call resumes.
     """
     cli.set_up_logging()
     typed = config if isinstance(config, Config) else schema.parse(config)

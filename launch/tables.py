@@ -30,6 +30,7 @@ from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import cells as report_cells  # noqa: E402
 from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
 from dawm_jax.report import runs  # noqa: E402
+from dawm_jax.report import statistics as report_statistics  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
 from dawm_jax.robustness import curves as robustness_curves  # noqa: E402
@@ -37,7 +38,7 @@ from dawm_jax.robustness import report as robustness_report  # noqa: E402
 from dawm_jax.robustness import store as robustness_store  # noqa: E402
 from dawm_jax.robustness.sweeps import SWEEPS  # noqa: E402
 from dawm_jax.runtime.markdown import number, table  # noqa: E402
-from dawm_jax.types import UserError  # noqa: E402
+from dawm_jax.types import UserError, first_line  # noqa: E402
 
 _RESULTS = ROOT / "results"
 _PROTOCOL = _RESULTS / "protocol"
@@ -151,44 +152,57 @@ def volume() -> str:
 
 
 def longer_returns() -> str:
-    """The sentence on returns over seven steps beside DWM, on Walker2d medium."""
-    folders = [_PROTOCOL / "main" / f"walker2d-medium-{row}-td3_bc" for row in ("dwm", "real")]
-    found = [*folders, _RESULTS / "studies" / "volume" / "walker2d-real-td3_bc-7-steps"]
-    dwm, one_step, seven_steps = (
-        f"{_mean_score(runs.group(runs.load([folder]))[0]):.1f}" for folder in found
-    )
-    return (
-        "TD3+BC on real data with returns over seven steps (`training.return_steps=7`) reaches "
-        f"{seven_steps} on Walker2d\nmedium (on a CPU), DWM-TD3+BC {dwm} and TD3+BC with one-step "
-        f"targets {one_step} (on the H100): longer targets\nwithout a diffusion model can explain "
-        "DWM's lead there. Walker2d medium-replay, where DWM leads most, was not\nrun with them "
-        "([what limits DAWM](docs/results.md#what-the-numbers-show))."
-    )
+    """TD3+BC with one-step targets, with returns over seven steps, and DWM-TD3+BC."""
+    main, volume = _PROTOCOL / "main", _RESULTS / "studies" / "volume"
+    columns = ("TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps")
+    replay = _PROTOCOL / "volume" / "walker2d-medium-replay"
+    folders = {
+        "walker2d medium": (
+            *(main / f"walker2d-medium-{row}-td3_bc" for row in ("real", "dawm", "dwm")),
+            volume / "walker2d-real-td3_bc-7-steps",
+            volume / "walker2d-dawm-td3_bc-200k-7-steps",
+        ),
+        "walker2d medium-replay": (
+            *(main / f"walker2d-medium-replay-{row}-td3_bc" for row in ("real", "dawm", "dwm")),
+            replay.with_name(f"{replay.name}-real-td3_bc-returns"),
+            replay.with_name(f"{replay.name}-dawm-td3_bc-volume-returns"),
+        ),
+    }
+    score = lambda folder: _last_score(*runs.group(runs.load([folder]))) if folder.exists() else ""
+    return table(["", *columns], ([task, *map(score, own)] for task, own in folders.items()))
 
 
 def little_data_and_fine_tuning() -> str:
-    """The sentences on little data and on fine-tuning, TD3+BC with and without DAWM."""
-    found = runs.group(runs.load([_PROTOCOL / "few"]))
-    little = {
-        (x.task.split("/")[1], x.source): f"{_mean_score(x):.1f}"
-        for x in found
-        if x.agent == "td3_bc" and x.task.endswith(", 20 episodes")
-    }
-    tuned = {
-        x.source: (x.curve[:, -1].mean(), report_fine_tuning.heights(x).mean())
-        for x in report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
-        if x.task.split("/")[1] == "hopper" and x.agent == "td3_bc"
-    }
-    (last, mean), (last_real, mean_real) = tuned["dawm"], tuned["real"]
-    return (
-        "**Little data and fine-tuning.** From 20 episodes of Walker2d medium DAWM-TD3+BC "
-        f"scores {little['walker2d', 'dawm']}, TD3+BC on real\ndata {little['walker2d', 'real']}; "
-        f"of Hopper medium {little['hopper', 'dawm']} and {little['hopper', 'real']} "
-        "([little data](docs/results.md#little-data)). Fine-tuned for\n50,000 steps in the "
-        f"environment, Hopper medium's agents score {last:.1f} with generated rows and "
-        f"{last_real:.1f} without\nthem, on average over the steps {mean:.1f} and {mean_real:.1f} "
-        "([fine-tuning](docs/finetuning.md#scores))."
-    )
+    """TD3+BC with and without DAWM: scores from few episodes, heights of fine-tuning's curves."""
+    few_episodes = [
+        result
+        for result in runs.group(runs.load([_PROTOCOL / "few"]))
+        if result.agent == "td3_bc" and result.source in ("dawm", "real") and result.real_fraction
+    ]
+    few_episodes.sort(key=lambda x: (x.environment, x.runs[0].episodes))
+    tuned = report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
+    rows = [
+        *_pairs(few_episodes, lambda x: f"{x.runs[0].episodes} episodes", _last_scores),
+        *_pairs(tuned, lambda x: "fine-tuned", report_fine_tuning.heights),
+    ]
+    return table(["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain"], rows)
+
+
+def _pairs(
+    results: Sequence[MethodResult],
+    kind: Callable[[MethodResult], str],
+    values: Callable[[MethodResult], np.ndarray],
+) -> Iterator[list[str]]:
+    """DAWM and real data, one row for each task and kind: mean values and DAWM's gain."""
+    found = {(x.task.split("/")[1], kind(x), x.source): x for x in results}
+    for task, name, source in found:
+        if source == "dawm":
+            pair = found[task, name, "dawm"], found[task, name, "real"]
+            models = [[result.by_model(values(result))] for result in pair]
+            gain = report_statistics.gain(*map(report_statistics.pooled, models))
+            interval = report_statistics.bootstrap_interval(report_statistics.gain, *models)
+            means = [report_cells.mean_with_interval(x, values(x)) for x in pair]
+            yield [task, name, *means, report_cells.gain(gain, interval, pair[0].num_seeds)]
 
 
 def few() -> str:
@@ -242,9 +256,13 @@ def _task(result: MethodResult) -> str:
     return f"{name} {tier.removesuffix('-200k-v1')}"
 
 
-def _mean_score(result: MethodResult) -> float:
+def _last_scores(result: MethodResult) -> np.ndarray:
     assert result.last is not None
-    return float(result.last.mean())
+    return result.last
+
+
+def _mean_score(result: MethodResult) -> float:
+    return float(_last_scores(result).mean())
 
 
 def _last_score(result: MethodResult) -> str:
@@ -868,7 +886,7 @@ def robustness() -> str:
     """Areas below the curves of return against change, of each method."""
     folder = _RESULTS / "robustness" / "hopper-medium-200k"
     records = robustness_store.read(
-        folder / "robustness.json", robustness_store.Protocol(10, 10_000)
+        folder / "robustness.json", robustness_store.EpisodeProtocol(10, 10_000)
     )
     found = {robustness_store.digest_of(run.path): run for run in runs.load([_PROTOCOL / "cpu"])}
     returns = {found[digest]: record.returns for digest, record in records.items()}
@@ -973,6 +991,8 @@ def update(block: Block, *, check: bool) -> str | None:
         updated = block.replaced(text)
     except UserError as error:
         return str(error)
+    except (OSError, LookupError, ValueError) as error:
+        return f"{block.file}: {block.name} cannot be made: {first_line(error)}"
     if updated == text:
         return None
     if check:

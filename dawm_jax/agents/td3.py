@@ -160,7 +160,7 @@ class Td3(abc.ABC):
           key: random number generator state, the key is consumed.
 
         Returns:
-          The next state, and metrics.
+          The next state, and metrics: those of the critics are of the last batch.
         """
         noise = self._clipped_noise(key, batches.action.shape)
         critics, critic_opt = state.critics, state.critic_opt

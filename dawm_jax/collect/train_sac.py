@@ -88,7 +88,7 @@ class Settings:
         return self.copies * self.round_steps
 
     @property
-    def whole_rounds(self) -> int:
+    def total_steps(self) -> int:
         """Environment steps that the training makes: `steps` rounded down to whole rounds."""
         return self.steps - self.steps % self.steps_per_round
 
@@ -148,17 +148,17 @@ def train(settings: Settings, workdir: pathlib.Path, stop: StopFlag) -> Policies
 
 def _check(settings: Settings) -> dict[str, Any] | None:
     """Refuses what cannot be trained; the keyword arguments of `gym.make`."""
-    if settings.whole_rounds == 0:
+    if settings.total_steps == 0:
         raise UserError(
             f"--steps: expected at least a round of {settings.steps_per_round} with --train, got "
             f"{settings.steps}"
         )
     kwargs = limit_kwargs(settings.max_steps or 0)
     guard.episode_limit(settings.environment, kwargs, setting="--max_steps")
-    if settings.whole_rounds != settings.steps:
+    if settings.total_steps != settings.steps:
         _log.info(
             "sac: %s steps, which are whole rounds of %s, of the %s asked for",
-            *(f"{n:,}" for n in (settings.whole_rounds, settings.steps_per_round, settings.steps)),
+            *(f"{n:,}" for n in (settings.total_steps, settings.steps_per_round, settings.steps)),
         )
     return kwargs
 
@@ -189,7 +189,7 @@ def _run(
         name="sac",
         unit="step",
         steps=Rounds(settings, learner, collector, key),
-        total_steps=settings.whole_rounds,
+        total_steps=settings.total_steps,
         chunk_steps=_ROUNDS_PER_CHUNK * settings.steps_per_round,
         checkpoint_steps=settings.checkpoint_steps,
         assess=assess,

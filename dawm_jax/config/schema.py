@@ -162,7 +162,8 @@ class Evaluation:
     )
     seed: int = setting(
         10_000,
-        "of the evaluations' start states; each episode of each seed and evaluation has its own",
+        "of the evaluations' start states; each episode of each seed and evaluation has its own, "
+        "but evaluations at equal steps of the offline training and of the fine-tuning share them",
         at_least=0,
         at_most=2**31 - 1,
     )

@@ -64,7 +64,7 @@ class OnlineStage:
       evaluated: [evaluations] environment steps of each seed, increasing; 0 are the agents trained
         offline.
       curve: [evaluations, seeds] returns.
-      seconds_per_step: duration of an environment step of a seed, without compilation and
+      seconds_per_step: time in which every seed makes one environment step, without compilation and
         evaluation.
       fresh_agent: whether the stage began with new agents in place of those trained offline.
       updates_per_step: gradient updates of the critics.

@@ -33,7 +33,7 @@ def main(folders: list[str]) -> None:
     """Plays, writes the files and prints the Markdown."""
     from dawm_jax.robustness import sweeps
     from dawm_jax.robustness.run import Request, make_report
-    from dawm_jax.robustness.store import Protocol
+    from dawm_jax.robustness.store import EpisodeProtocol
     from dawm_jax.runtime import stopping
     from dawm_jax.types import UserError
 
@@ -45,7 +45,7 @@ def main(folders: list[str]) -> None:
         folders=tuple(folders),
         out=_OUT.value,
         sweeps=sweeps.parse(_CHANGES.value),
-        protocol=Protocol(episodes=_EPISODES.value, seed=_SEED.value),
+        protocol=EpisodeProtocol(episodes=_EPISODES.value, seed=_SEED.value),
     )
     try:
         with stopping.stop_on_signals() as stop:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dawm_jax.report import cells
 from dawm_jax.robustness.curves import Curve
-from dawm_jax.robustness.store import Protocol
+from dawm_jax.robustness.store import EpisodeProtocol
 from dawm_jax.robustness.sweeps import Sweep
 from dawm_jax.runtime import markdown
 
@@ -19,7 +19,7 @@ _ABOUT = (
 _OVERVIEW = "The area of each change, and in brackets its 95 % interval and the share that is kept."
 
 
-def report(curves: Sequence[Curve], protocol: Protocol) -> str:
+def report(curves: Sequence[Curve], protocol: EpisodeProtocol) -> str:
     """The whole report: one table for each task and change.
 
     Args:

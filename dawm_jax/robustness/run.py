@@ -11,7 +11,7 @@ from dawm_jax.report.runs import Run
 from dawm_jax.robustness import curves as curves_lib
 from dawm_jax.robustness import figures, play, report, store, sweeps
 from dawm_jax.robustness.play import Policies
-from dawm_jax.robustness.store import Protocol, Record
+from dawm_jax.robustness.store import EpisodeProtocol, Record
 from dawm_jax.robustness.sweeps import Level, Sweep
 from dawm_jax.runtime import paths, provenance
 from dawm_jax.runtime.markdown import shorten_path
@@ -38,7 +38,7 @@ class Request:
     folders: tuple[str, ...]
     out: str
     sweeps: tuple[Sweep, ...]
-    protocol: Protocol
+    protocol: EpisodeProtocol
 
 
 def make_report(request: Request, stop: StopFlag) -> str:
@@ -116,7 +116,7 @@ def _policies(run: LoadedRun) -> Policies:
 
 
 def _play(
-    run: Run, policies: Policies, levels: Sequence[Level], protocol: Protocol, stop: StopFlag
+    run: Run, policies: Policies, levels: Sequence[Level], protocol: EpisodeProtocol, stop: StopFlag
 ) -> dict[str, np.ndarray]:
     """Returns [seeds, episodes] of each level by its key."""
     total = len(levels) * policies.num_seeds * protocol.episodes

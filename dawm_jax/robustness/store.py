@@ -19,7 +19,7 @@ _UNITS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Protocol:
+class EpisodeProtocol:
     """What the returns of one file have in common.
 
     Attributes:
@@ -55,7 +55,7 @@ def digest_of(run: pathlib.Path) -> str:
     return hashlib.sha256((run / "results.json").read_bytes()).hexdigest()
 
 
-def read(path: pathlib.Path, protocol: Protocol) -> dict[str, Record]:
+def read(path: pathlib.Path, protocol: EpisodeProtocol) -> dict[str, Record]:
     """The records of a file by the digest of their run's results; none without a file.
 
     Args:
@@ -69,7 +69,7 @@ def read(path: pathlib.Path, protocol: Protocol) -> dict[str, Record]:
         return {}
     try:
         content = json.loads(path.read_text())
-        found = Protocol(**content["protocol"])
+        found = EpisodeProtocol(**content["protocol"])
         records = {digest: _record(entry) for digest, entry in content["runs"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -84,7 +84,7 @@ def read(path: pathlib.Path, protocol: Protocol) -> dict[str, Record]:
     return records
 
 
-def write(path: pathlib.Path, protocol: Protocol, records: Mapping[str, Record]) -> None:
+def write(path: pathlib.Path, protocol: EpisodeProtocol, records: Mapping[str, Record]) -> None:
     """Writes a file that `read` reads; it appears whole or not at all.
 
     Args:

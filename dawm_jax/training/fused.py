@@ -311,8 +311,7 @@ class AgentTraining:
         if self.supply == "minibatch":
             rows = self.expand_afresh(key, run.agent, inputs, num=math.prod(shape))
             return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), rows)
-        if run.buffer is None:
-            raise ValueError("synthetic rows need a buffer: expected a method, got None")
+        assert run.buffer is not None  # without a method all rows are real
         return ring_buffer.draw_rows(key, run.buffer, shape)
 
 

@@ -51,7 +51,7 @@ def run(
     Raises:
       UserError: a mistake in the settings, the data or the folder; data that are not what the
         run was trained on.
-      loop.Interrupted: a signal asked to stop; the same call resumes.
+      stopping.Interrupted: a signal asked to stop; the same call resumes.
     """
     method = methods.check(config)
     check_writers(tensorboard=config.tensorboard, wandb_project=config.wandb_project)

@@ -8,11 +8,11 @@ from small_run import small_config, write_run
 
 from dawm_jax.robustness import store, sweeps
 from dawm_jax.robustness.run import Request, make_report
-from dawm_jax.robustness.store import Protocol, Record
+from dawm_jax.robustness.store import EpisodeProtocol, Record
 from dawm_jax.runtime.stopping import Interrupted, StopFlag
 from dawm_jax.types import UserError
 
-PROTOCOL = Protocol(episodes=2, seed=3)
+PROTOCOL = EpisodeProtocol(episodes=2, seed=3)
 
 
 def finished(folder, *, agent="bc", updates=40, **changes):
@@ -86,7 +86,7 @@ def test_a_stopped_command_keeps_the_runs_that_are_complete(folders, tmp_path):
 def test_another_protocol_is_refused(folders, tmp_path):
     make_report(request(folders[:1], tmp_path, "action"), StopFlag())
     with pytest.raises(UserError, match="was made with --episodes=2 --seed=3: repeat these"):
-        make_report(request(folders, tmp_path, protocol=Protocol(2, 4)), StopFlag())
+        make_report(request(folders, tmp_path, protocol=EpisodeProtocol(2, 4)), StopFlag())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"protocol": {"episodes": 2, "seed": 3}}'])

@@ -1,4 +1,4 @@
-"""What is said of values that have run away, and which panels curves.png has."""
+"""What is said of values that have run away."""
 
 import logging
 
@@ -43,30 +43,3 @@ def test_without_a_critic_nothing_is_checked(log):
     assert artifacts._check_values(log, 0.0, 1.0) is None
     log.append("agent", "train", 1, {"cloning_mse": 0.5})
     assert artifacts._check_values(log, 0.0, 1.0) is None
-
-
-@pytest.mark.parametrize("models", [(), ("world_model",), ("world_model", "inverse_dynamics")])
-def test_curves_have_a_panel_for_what_was_trained_and_no_empty_one(
-    log, tmp_path, monkeypatch, models
-):
-    from matplotlib import pyplot as plt
-
-    for step in (1, 2):
-        for stage in models:
-            log.append(stage, "train", step, {"loss": 0.5})
-        log.append("agent", "train", step, {"q_mean": 1.0})
-    drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
-    results = {
-        "environment": "Hopper-v5",
-        "dataset": "x",
-        "agent": "td3_bc",
-        "agent_label": "TD3+BC",
-        "curve": [{"update": 2, "return_per_seed": [1.0, 2.0]}],
-        "stages": dict.fromkeys([*models, "agent"]),
-        "value_check": None,
-    }
-    artifacts.plot_curves(tmp_path / "curves.png", log, results)
-    axes = [axis for axis in drawn[0].axes if axis.axison]
-    assert len(axes) == 2 + len(models)
-    assert all(axis.lines and axis.get_title() for axis in axes)

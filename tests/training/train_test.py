@@ -441,7 +441,7 @@ def test_kill_9_loses_at_most_one_checkpoint_interval(undisturbed, tmp_path):
         "from dawm_jax.training import artifacts, cost_model, train\n"
         "rollouts.run_episodes = train_test.fake_episodes\n"
         "cost_model.plan = lambda *args: []\n"
-        "artifacts.plot_curves = lambda *args: None\n"
+        "artifacts.figures.plot_curves = lambda *args: None\n"
         f"train.run(train_test.tiny_config(), pathlib.Path({str(tmp_path)!r}))\n"
     )
     root = pathlib.Path(__file__).resolve().parents[2]
