@@ -29,7 +29,7 @@ from dawm_jax.config import help  # noqa: E402
 from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import cells as report_cells  # noqa: E402
 from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
-from dawm_jax.report import runs  # noqa: E402
+from dawm_jax.report import over_tasks, runs  # noqa: E402
 from dawm_jax.report import statistics as report_statistics  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
@@ -112,7 +112,7 @@ def gains() -> str:
     }
     cells: dict[tuple[str, str], list[str]] = {}
     for chosen in sets.values():
-        for found in runs.comparisons(chosen, "dawm"):
+        for found in over_tasks.comparisons(chosen, "dawm"):
             gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
             cells.setdefault((found.method, found.other), []).append(gain)
     rows = [[mine, other, *gains] for (mine, other), gains in cells.items()]
@@ -224,7 +224,7 @@ def few() -> str:
         tasks = list(dict.fromkeys(x.task for x in chosen))
         # Each task alone and, where there are several, all together.
         for some in [*([task] for task in tasks), *([tasks] if len(tasks) > 1 else [])]:
-            for found in runs.comparisons([x for x in chosen if x.task in some], "dawm"):
+            for found in over_tasks.comparisons([x for x in chosen if x.task in some], "dawm"):
                 gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
                 names = ", ".join(task.split("/")[1] for task in found.tasks)
                 gains.append([str(count), found.method, found.other, names, gain])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dawm_jax.report import runs, statistics
+from dawm_jax.report import over_tasks, runs, statistics
 from dawm_jax.report.runs import MethodResult, Series
 from dawm_jax.runtime import markdown
 
@@ -160,11 +160,11 @@ def plot_profiles(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    tasks, methods = runs.widest(list(results))
+    tasks, methods = over_tasks.widest(list(results))
     if not tasks:
         path.unlink(missing_ok=True)
         return
-    models = {method: runs.scores(results, method, tasks) for method in methods}
+    models = {method: over_tasks.scores(results, method, tasks) for method in methods}
     pools = {method: statistics.pooled(own) for method, own in models.items()}
     everything = np.concatenate([task for own in pools.values() for task in own])
     thresholds = np.linspace(min(0.0, everything.min()), everything.max(), _NUM_THRESHOLDS)

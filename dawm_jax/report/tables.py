@@ -6,8 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from dawm_jax.envs.scores import normalised_score
-from dawm_jax.report import cells, figures, fine_tuning, published, runs, spreadsheet, statistics
-from dawm_jax.report.runs import Aggregate, Comparison, MethodResult, Run
+from dawm_jax.report import (
+    cells,
+    figures,
+    fine_tuning,
+    over_tasks,
+    published,
+    runs,
+    spreadsheet,
+    statistics,
+)
+from dawm_jax.report.over_tasks import Aggregate, Comparison
+from dawm_jax.report.runs import MethodResult, Run
 from dawm_jax.runtime import markdown
 from dawm_jax.types import UserError
 
@@ -188,9 +198,9 @@ def aggregate_table(results: list[MethodResult]) -> str:
         interval = cells.interval(found.iqm_interval, found.seeds)
         return [found.method, str(found.tasks), str(found.seeds), *map(_score, means), interval]
 
-    tasks = map(markdown.shorten_path, runs.scored_tasks(results))
+    tasks = map(markdown.shorten_path, over_tasks.scored_tasks(results))
     header = ("method", "tasks", "seeds", *tasks, "average", "interquartile mean", "95 % interval")
-    return markdown.table(header, map(row, runs.aggregates(results)))
+    return markdown.table(header, map(row, over_tasks.aggregates(results)))
 
 
 def comparison_table(results: list[MethodResult], reference: str, label: str) -> str:
@@ -212,7 +222,7 @@ def comparison_table(results: list[MethodResult], reference: str, label: str) ->
             cells.gain(found.gain, found.gain_interval, found.seeds),
             _interval_of_tasks(found),
         ]
-        for found in runs.comparisons(results, reference)
+        for found in over_tasks.comparisons(results, reference)
     ]
     return (
         markdown.table((*header, "gain, tasks drawn too"), rows)

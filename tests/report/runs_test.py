@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from dawm_jax.envs.scores import confidence_interval, reference_returns
-from dawm_jax.report import figures, fine_tuning, published, runs, statistics, tables
+from dawm_jax.report import (
+    figures,
+    fine_tuning,
+    over_tasks,
+    published,
+    runs,
+    statistics,
+    tables,
+)
 from dawm_jax.types import UserError
 
 LOW, HIGH = reference_returns("Hopper-v5")
@@ -226,7 +234,7 @@ def test_comparisons_by_hand(tmp_path):
     planner = {"agent": "planner", "updates": 0, "value_check": None}
     write_run(tmp_path / "g", [20.0], method="planning", **planner)
     results = group(tmp_path)
-    found = {one.other: one for one in runs.comparisons(results, "dawm")}
+    found = {one.other: one for one in over_tasks.comparisons(results, "dawm")}
     dwm = "DWM-TD3+BC, 0 % real"
     assert set(found) == {dwm, "BC", "planning"}
     one = found[dwm]
@@ -235,9 +243,9 @@ def test_comparisons_by_hand(tmp_path):
     # Of seeds that are drawn with replacement: from 10 / 20 to 30 / 5, in per cent.
     np.testing.assert_allclose(one.gain_interval, (-50.0, 500.0))
     assert found["BC"].probability_interval is None and found["BC"].seeds == 1
-    others = {one.other for one in runs.comparisons(results, "dwm")}
+    others = {one.other for one in over_tasks.comparisons(results, "dwm")}
     assert {"DAWM-TD3+BC, 0 % real", "BC"} <= others
-    assert runs.comparisons(results, "absent") == []
+    assert over_tasks.comparisons(results, "absent") == []
 
 
 def test_world_models_are_drawn_before_their_seeds(tmp_path):
@@ -248,12 +256,12 @@ def test_world_models_are_drawn_before_their_seeds(tmp_path):
     mine, real = group(tmp_path)
     assert (mine.model_seeds, real.model_seeds) == ((3, 2), (5,))
     np.testing.assert_allclose(mine.last, real.last)
-    found = {one.method: one for one in runs.aggregates([mine, real])}
+    found = {one.method: one for one in over_tasks.aggregates([mine, real])}
     wide, narrow = (np.diff(found[name].iqm_interval) for name in (mine.method, real.method))
     assert wide > narrow
     # One of the two world models is drawn twice in half of the samples: its own seeds alone.
     assert found[mine.method].iqm_interval[0] < 10.2 and found[mine.method].iqm_interval[1] > 20.0
-    (one,) = runs.comparisons([mine, real], "dawm")
+    (one,) = over_tasks.comparisons([mine, real], "dawm")
     assert one.gain_interval[0] < 100 * (10.1 / 14.08 - 1) < 0 < one.gain_interval[1]
     table = tables.summary([mine, real], reference="dawm")
     assert f"14.1 ({statistics.mean_interval(mine.by_model(mine.last))[0]:.1f} to" in table
@@ -269,7 +277,7 @@ def test_scores_of_each_task_stand_beside_the_average(tmp_path):
     assert "| DAWM-TD3+BC, 0 % real | 2 | 2 | 45.0 | 20.0 | 32.5 |" in text
     assert "| DWM-TD3+BC, 0 % real | 1 | 2 |  | 12.5 | 12.5 |" in text
     assert "| one task |" in text
-    assert runs.widest(group(tmp_path)) == (
+    assert over_tasks.widest(group(tmp_path)) == (
         (expert, "dawm/hopper/medium-v0"),
         ["DAWM-TD3+BC, 0 % real"],
     )
@@ -281,7 +289,7 @@ def test_an_interval_that_draws_tasks_is_that_of_a_loop(tmp_path):
         dataset = f"dawm/hopper/{task}-v0"
         write_run(tmp_path / f"a-{task}", [mine] * 2, dataset=dataset)
         write_run(tmp_path / f"b-{task}", [theirs] * 2, dataset=dataset, method="dwm")
-    (one,) = runs.comparisons(group(tmp_path), "dawm")
+    (one,) = over_tasks.comparisons(group(tmp_path), "dawm")
     np.testing.assert_allclose(one.gain, 75.0)
     # A quarter of the samples has one task alone, a quarter the other.
     np.testing.assert_allclose(one.gain_interval_of_tasks, (-50.0, 200.0))

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small_run import small_config, write_run
 
+from dawm_jax import generate as command
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.load import load_dataset
@@ -125,6 +126,10 @@ def test_a_run_can_be_trained_on_it(workdir):
     config = load_run(workdir).config
     replay, _ = setup.build_replay(config, dataset)
     assert len(replay) == 70
+
+
+def test_the_command_has_a_flag_for_every_setting_that_is_written_down():
+    assert tuple(flag.name for flag in command._ROLLOUT) == synthesis.ROLLOUT_FIELDS
 
 
 def test_other_settings_have_an_effect_and_are_written_down(workdir):
