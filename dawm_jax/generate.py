@@ -1,9 +1,9 @@
 """Synthetic data of a finished run as a Minari dataset, for any offline algorithm.
 
 Draws states, actions and returns-to-go uniformly from the steps that the run's models were
-trained on, generates a window from each as in the training of its agents, and writes every
-window as one episode in the environment's units: it ends with the first generated
-termination, or is truncated after its last step.
+trained on, generates a window of single steps from each, and writes every window as one episode
+in the environment's units: it ends with the first generated termination, or is truncated after
+its last step.
 
 Examples:
   python -m dawm_jax.generate --workdir=runs/a --dataset_id=local/hopper/synthetic-v0

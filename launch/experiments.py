@@ -43,15 +43,16 @@ VARIANTS = ("", "quick", "smoke")
 AGENTS = ("td3_bc", "iql")
 EPISODES = (5, 20, 80)
 HORIZONS = (1, 3, 15)  # 7 is the default, which the other parts run
-# Three runs: 56 windows a round of which all 7 steps are kept, 56 windows of which the first step
-# is kept, and 392 of which the first step is kept, which are as many transitions as those of the
-# first run. With `real_actions_only` a round has windows_per_round x horizon windows: 8 x 7 = 56.
-_VOLUME_OF_COMPLETION = (
+# The protocol's values that differ from the defaults of "quick".
+OF_THE_PROTOCOL = (
     "--config.rollout.prefill_transitions=20000",
     "--config.rollout.buffer_capacity=100000",
 )
+# Three runs: 56 windows a round of which all 7 steps are kept, 56 windows of which the first step
+# is kept, and 392 of which the first step is kept, which are as many transitions as those of the
+# first run. With `real_actions_only` a round has windows_per_round x horizon windows: 8 x 7 = 56.
 COMPLETION = {
-    "56-starts-completed": ("--config.rollout.windows_per_round=56", *_VOLUME_OF_COMPLETION),
+    "56-starts-completed": ("--config.rollout.windows_per_round=56", *OF_THE_PROTOCOL),
     "56-starts-first-steps": (
         "--config.rollout.real_actions_only=True",
         "--config.rollout.windows_per_round=8",
@@ -61,14 +62,9 @@ COMPLETION = {
     "392-starts-first-steps": (
         "--config.rollout.real_actions_only=True",
         "--config.rollout.windows_per_round=56",
-        *_VOLUME_OF_COMPLETION,
+        *OF_THE_PROTOCOL,
     ),
 }
-# The protocol's values that differ from the defaults of "quick".
-OF_THE_PROTOCOL = (
-    "--config.rollout.prefill_transitions=20000",
-    "--config.rollout.buffer_capacity=100000",
-)
 # As many generated transitions before the first update as the data have, and room for twice as
 # many; returns over as many steps as a window has.
 VOLUME = (

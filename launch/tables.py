@@ -195,6 +195,7 @@ def _pairs(
 ) -> Iterator[list[str]]:
     """DAWM and real data, one row for each task and kind: mean values and DAWM's gain."""
     found = {(x.task.split("/")[1], kind(x), x.source): x for x in results}
+    assert len(found) == len(results), "two results of one task, kind and source"
     for task, name, source in found:
         if source == "dawm":
             pair = found[task, name, "dawm"], found[task, name, "real"]
@@ -202,7 +203,8 @@ def _pairs(
             gain = report_statistics.gain(*map(report_statistics.pooled, models))
             interval = report_statistics.bootstrap_interval(report_statistics.gain, *models)
             means = [report_cells.mean_with_interval(x, values(x)) for x in pair]
-            yield [task, name, *means, report_cells.gain(gain, interval, pair[0].num_seeds)]
+            seeds = min(result.num_seeds for result in pair)
+            yield [task, name, *means, report_cells.gain(gain, interval, seeds)]
 
 
 def few() -> str:

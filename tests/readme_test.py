@@ -24,6 +24,18 @@ def test_generated_tables_come_from_results():
     assert check.returncode == 0, check.stderr
 
 
+def test_a_table_that_cannot_be_made_is_one_line():
+    program = (
+        "import sys; sys.path.insert(0, 'launch'); import tables\n"
+        "block = tables.Block('README.md', 'gains', lambda: {}['absent'])\n"
+        "print(tables.update(block, check=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "README.md: gains cannot be made: KeyError: 'absent'\n"
+
+
 def _rows(document, block):
     """Cells of the rows of a generated table, without its header."""
     text = (_ROOT / document).read_text()

@@ -161,6 +161,7 @@ METHODS.register(
         label="Scaled DAWM",
         rows=Transition,
         sections={"toy_model": "world_model", "toy_inverse": "inverse_dynamics"},
+        settings="toy_scaled",
         make=make_scaled,
     )
 )

@@ -74,7 +74,7 @@ class Online:
     refit_every: int = setting(
         1_000,
         "environment steps between refits of the models, which are followed by new generated rows; "
-        "0 never refits",
+        "0, or no generated rows in minibatches, never refits",
         smoke=80,
         at_least=0,
     )

@@ -25,9 +25,15 @@ Band = tuple[np.ndarray, np.ndarray]
 
 
 def plot(results: Sequence[MethodResult], path: pathlib.Path) -> None:
-    """One panel per task: curves along the setting that a study varies, else one row a method."""
+    """One panel per task: curves along the setting that a study varies, else one row a method.
+
+    Without results there is no figure, and one that is there is deleted.
+    """
     from matplotlib.figure import Figure
 
+    if not results:
+        path.unlink(missing_ok=True)
+        return
     tasks = list(dict.fromkeys(result.task for result in results))
     setting = runs.studied(results)
     height = 4.0 if setting else 1.2 + 0.3 * len(runs.method_names(results))

@@ -36,10 +36,13 @@ _ABSENT: dict[str, object] = {
     "value_check": {},
     "settings": {},
 }
-# Settings that tasks have by default, each its own: they tell no runs of one task apart.
-_OF_THE_TASK = ("world_model.state_columns",)
-# Settings of the fine-tuning that change no agent.
-_ONLINE_UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
+# Settings that a task or its data ask for: a method has its own value on each task. Runs that
+# differ in these alone are pooled.
+_OF_THE_TASK = ("world_model.state_columns", "clip_actions")
+# Last parts of the names of settings that change no number.
+_UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
+# Settings that results.json repeats as `horizon` and `target_return`.
+_REPEATED = ("planner.horizon", "planner.target_fraction")
 _LABELS = {
     "dawm": "DAWM",
     "dwm": "DWM",
@@ -324,12 +327,13 @@ def _online(data: Mapping[str, object], *, num_seeds: int) -> OnlineStage:
         raise ValueError(f"a last evaluation at step {evaluated[-1]:g} of {steps:g}")
     if not isinstance(fresh := _field(settings, "fresh_agent"), bool):
         raise TypeError(f"fresh_agent = {one_line(fresh, 40)}, expected true or false")
-    # On real data alone there are no models to refit.
-    without = ("refit_",) if data["real_fraction"] == 1.0 else ()
+    # Without generated rows no model is refitted.
+    refits = data["real_fraction"] != 1.0 and settings.get("generated_fraction") != 0.0
+    without = () if refits else ("refit_",)
     shown = {
         name: value
         for name, value in _leaves(settings, "")
-        if name not in _ONLINE_UPKEEP and not name.startswith(without)
+        if name not in _UPKEEP and not name.startswith(without)
     }
     return OnlineStage(
         evaluated=evaluated,
@@ -354,7 +358,9 @@ def _settings(data: dict[str, object]) -> dict[str, Setting]:
     """What a study may vary. An agent on real data alone generates nothing."""
     updates = int(_number(data, "updates"))
     found = {
-        name: value for name, value in _leaves(data["settings"], "") if name not in _OF_THE_TASK
+        name: value
+        for name, value in _leaves(data["settings"], "")
+        if name not in (*_OF_THE_TASK, *_REPEATED) and name.rpartition(".")[2] not in _UPKEEP
     }
     if data["real_fraction"] == 1.0:
         return {**found, "updates": updates}

@@ -72,8 +72,11 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
         figures.plot_curves(results, out / "curves.png")
         figures.plot_profiles(results, out / "profiles.png")
         figures.plot_curves(tuned, out / "fine_tuning.png", unit="environment steps")
+        tuned_csv = out / "fine_tuning.csv"
         if tuned:
-            (out / "fine_tuning.csv").write_text(fine_tuning.csv_text(tuned))
+            tuned_csv.write_text(fine_tuning.csv_text(tuned))
+        else:
+            tuned_csv.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
     return text
@@ -93,13 +96,13 @@ def report(
 
     Args:
       found: finished runs.
-      results: of their offline trainings.
+      results: of their offline trainings, but for agents that fine-tuning began anew.
       tuned: of their fine-tuning; a report without these does not speak of fine-tuning.
       reference: registered name of the method to compare with the others.
     """
     parts = [
         "# Comparison",
-        summary(results, reference=reference),
+        *([summary(results, reference=reference)] if results else []),
         *(["## Fine-tuning", fine_tuning.section(tuned, reference=reference)] if tuned else []),
         "## Published scores",
         _published(results),

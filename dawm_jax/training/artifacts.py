@@ -31,6 +31,15 @@ from dawm_jax.types import UserError, first_line
 
 _log = logging.getLogger(__name__)
 
+# How the data are used.
+_DATA_SETTINGS = (
+    "discount",
+    "timeout_value",
+    "return_scale",
+    "held_out_fraction",
+    "clip_actions",
+)
+
 # A mean Q that exceeds the data's largest discounted return by this share of the largest magnitude
 # of a return is no noise of minibatches.
 _Q_WARNING = 0.5
@@ -302,14 +311,17 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
 
 
 def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
-    """What else of config.json decides the run's numbers; sections of other methods do not."""
+    """Settings of the agent, of the method and of its models, and how they use the data.
+
+    `environment_kwargs` and the evaluation's settings are not among them: they change the task.
+    """
     values = schema.to_dict(config)
     names = [] if method.plans else [config.agent]
     if method.trains_models(config):
         names += [*method.fitted_sections, *filter(None, [method.settings])]
     names += [values[name]["denoiser"] for name in names if "denoiser" in values[name]]
     return {
-        **{name: values[name] for name in ("discount", "timeout_value", "clip_actions")},
+        **{name: values[name] for name in _DATA_SETTINGS},
         "training": {"batch_size": config.training.batch_size},
         **{name: values[name] for name in names},
     }

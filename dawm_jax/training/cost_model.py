@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dawm_jax.config.online import Online
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
 from dawm_jax.data.replay import Replay
@@ -137,7 +136,7 @@ def stages(
     if first < parts.config.online.steps:
         yield _fine_tuning(parts.config, parts.training, models, replay, first)
         for name, state in states.items():
-            if count := _refits_left(parts.config.online, first):
+            if count := _refits_left(parts.config, first):
                 yield _refitting(
                     name, parts.method.models[name], state, replay, parts.config, count
                 )
@@ -171,9 +170,10 @@ def _step_cost(model: Trainable, state: TrainState, replay: Replay) -> tuple[flo
     return _cost(step, state, replay)
 
 
-def _refits_left(online: Online, done: int) -> int:
+def _refits_left(config: Config, done: int) -> int:
     """Refits of each model that are left after `done` environment steps of a fine-tuning."""
-    if not online.refit_every or not online.generated_fraction:
+    online = config.online
+    if not online.refit_every or not setup.online_limits(config).generated:
         return 0
     made_before = lambda step: max(step - 1, 0) // online.refit_every
     return made_before(online.steps) - made_before(done)

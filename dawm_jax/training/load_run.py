@@ -162,7 +162,7 @@ class LoadedRun:
         return_to_go: np.ndarray | float | None = None,
         seed: int = 0,
     ) -> tuple[Transition, np.ndarray]:
-        """Synthetic windows from given starts, as the agents were trained on.
+        """Synthetic windows of single steps from given starts, whatever agents make of them.
 
         Args:
           observation: [S] or [B, S].

@@ -34,7 +34,7 @@ from dawm_jax.models.base import Trainable
 from dawm_jax.models.optim import TrainState
 from dawm_jax.runtime import loop
 from dawm_jax.runtime.sharding import Placement
-from dawm_jax.training import mixing, setup, stages
+from dawm_jax.training import setup, stages
 from dawm_jax.training.fine_tuning import FineTuning, Learner
 from dawm_jax.training.fused import AgentRun
 from dawm_jax.training.setup import Setup
@@ -67,7 +67,7 @@ class OnlineRun:
 
 
 def check(config: Config, method: MethodSpec) -> None:
-    """Checks that a run can be fine-tuned; says what a stopped run cannot resume.
+    """Checks that a run can be fine-tuned.
 
     Raises:
       UserError: it cannot, and why.
@@ -122,7 +122,13 @@ def check(config: Config, method: MethodSpec) -> None:
             f"config.online.cloning_decay: expected 1 with agent {agent.name!r}, whose pull "
             f"towards the data cannot be changed, got {online.cloning_decay:g}"
         )
-    if not copying.is_repeatable(config.environment, config.environment_arguments):
+
+
+def tell(config: Config) -> None:
+    """Logs what a stopped fine-tuning cannot resume."""
+    if config.online.steps and not copying.is_repeatable(
+        config.environment, config.environment_arguments
+    ):
         _log.warning(
             "environment %s: the same reset and actions give other states: a stopped run resumes "
             "with new episodes, and not bit for bit",
@@ -351,12 +357,7 @@ def make(parts: Setup, *, num_train: int) -> FineTuning:
     online = setup.make(_online_config(parts.config), parts.normalizer, num_train=num_train)
     training = online.training
     assert training is not None  # see `check`
-    limits = mixing.most(
-        offline=settings.offline_fraction,
-        generated=settings.generated_fraction,
-        decay=settings.share_decay,
-        size=training.batch_size,
-    )
+    limits = setup.online_limits(config)
     return FineTuning(
         settings=settings,
         training=training,
@@ -417,7 +418,7 @@ def begin(
         for name, model in tuning.models.items()
     }
     ring = empty_ring(tuning)
-    generated = run.buffer if started else None
+    generated = run.buffer if tuning.limits.generated else None
     learner = Learner(agent, started, generated=generated, lived=for_seeds(ring))
     return placement.place_seeds(learner)
 

@@ -34,8 +34,9 @@ from dawm_jax.methods.base import (
 )
 from dawm_jax.methods.synthetic import FirstSteps, MultiStep
 from dawm_jax.models.base import ShardFn, keep
-from dawm_jax.training import fused
+from dawm_jax.training import fused, mixing
 from dawm_jax.training.fused import AgentTraining
+from dawm_jax.training.mixing import Most
 from dawm_jax.types import Expansion, Normalizer, Returns, Transition, UserError
 
 _log = logging.getLogger(__name__)
@@ -228,6 +229,16 @@ def refit_rounds(config: Config) -> int:
     """Rounds of generation after a refit: as many as the updates since the last one would have."""
     updates = config.online.refit_every * config.online.updates_per_step
     return max(1, round(updates / config.rollout.updates_per_round))
+
+
+def online_limits(config: Config) -> Most:
+    """The most rows of each kind that a minibatch of the fine-tuning has."""
+    return mixing.most(
+        offline=config.online.offline_fraction,
+        generated=config.online.generated_fraction,
+        decay=config.online.share_decay,
+        size=config.training.batch_size,
+    )
 
 
 def build_replay(config: Config, dataset: OfflineDataset) -> tuple[Replay, Normalizer]:

@@ -64,6 +64,7 @@ def run(
         # --- what can be refused without the data ---
         setup.check(config)
         online.check(config, method)
+        online.tell(config)
         placement = sharding.place(
             config.parallel,
             num_seeds=config.num_seeds,

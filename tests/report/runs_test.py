@@ -223,6 +223,29 @@ def test_settings_of_the_agent_are_told_apart_and_those_of_the_task_are_not(tmp_
     assert {result.method for result in group(tmp_path)} == expected
 
 
+def test_settings_that_change_no_number_do_not_tell_runs_apart(tmp_path):
+    for steps, clip in ((2000, False), (4000, True)):
+        settings = {"world_model": {"checkpoint_steps": steps, "log_steps": steps}}
+        settings["clip_actions"] = clip  # the data ask for it
+        write_run(tmp_path / f"{steps}", [1.0], seed=steps, settings=settings)
+    assert [result.num_seeds for result in group(tmp_path)] == [2]
+
+
+def test_a_study_of_plans_is_one_series(tmp_path):
+    """results.json has the horizon of a plan twice."""
+    for horizon in (15, 31):
+        write_run(
+            tmp_path / f"{horizon}",
+            [1.0],
+            agent="planner",
+            updates=0,
+            horizon=horizon,
+            settings={"planner": {"horizon": horizon, "target_fraction": 0.9}},
+        )
+    (line,) = runs.series(group(tmp_path), "horizon")
+    assert len(line.results) == 2
+
+
 def test_comparisons_by_hand(tmp_path):
     """The same agent, or one without a critic; only tasks that both have."""
     write_run(tmp_path / "a", [10.0, 30.0])
@@ -384,6 +407,21 @@ def test_published_scores_stand_beside_runs_on_all_episodes_alone(tmp_path):
     )
     assert "[one] | DWM-TD3+BC |  | 65.0" in text
     assert "Not D4RL's data" not in text
+
+
+def test_a_report_of_new_agents_alone(tmp_path):
+    """The command of RLPD; a report that was there had other runs."""
+    write_run(tmp_path / "b", [1.0], online=_online([[1.0], [2.0]]))
+    tables.write(runs.load([tmp_path / "b"]), tmp_path / "report", reference="dawm")
+    anew = _online([[20.0, 30.0], [40.0, 50.0]], first=100, fresh_agent=True)
+    write_run(tmp_path / "a", [1.0, 2.0], real_fraction=1.0, agent="rlpd", online=anew)
+    text = tables.write(runs.load([tmp_path / "a"]), tmp_path / "report", reference="dawm")
+    assert text.startswith("# Comparison\n\n## Fine-tuning\n")
+    assert not (tmp_path / "report" / "report.png").exists()
+    # Without a fine-tuned run nothing of an earlier report's fine-tuning stays.
+    write_run(tmp_path / "c", [1.0])
+    tables.write(runs.load([tmp_path / "c"]), tmp_path / "report", reference="dawm")
+    assert not list((tmp_path / "report").glob("fine_tuning.*"))
 
 
 def test_agents_that_are_thrown_away_are_no_method(tmp_path):

@@ -3,9 +3,12 @@
 import logging
 
 import pytest
+from small_run import small_config
 
+from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime.metrics import MetricsFile
 from dawm_jax.training import artifacts
+from dawm_jax.types import UserError
 
 
 @pytest.fixture(name="log")
@@ -43,3 +46,41 @@ def test_without_a_critic_nothing_is_checked(log):
     assert artifacts._check_values(log, 0.0, 1.0) is None
     log.append("agent", "train", 1, {"cloning_mse": 0.5})
     assert artifacts._check_values(log, 0.0, 1.0) is None
+
+
+_DATA = {"discount", "timeout_value", "return_scale", "held_out_fraction", "clip_actions"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sections"),
+    [
+        ({}, {"td3_bc", "world_model", "inverse_dynamics", "unet"}),
+        ({"method": "dwm", "agent": "iql"}, {"iql", "world_model", "unet"}),
+        ({"method": "one_step"}, {"td3_bc", "one_step"}),
+        ({"training__real_fraction": 1.0, "agent": "bc"}, {"bc"}),
+        (
+            {"method": "decision_diffuser", "planner__denoiser": "transformer"},
+            {"planner", "transformer", "world_model", "inverse_dynamics", "unet"},
+        ),
+    ],
+)
+def test_the_settings_are_those_of_what_ran(changes, sections):
+    config = small_config(world_model__denoiser="unet", **changes)
+    found = artifacts._settings(config, METHODS.get(config.method))
+    assert set(found) == {*_DATA, "training", *sections}
+    assert found["training"] == {"batch_size": config.training.batch_size}
+    assert all(found[name] for name in sections)
+
+
+def test_the_curve_of_a_fine_tuning_must_be_recorded(log, tmp_path):
+    """Its step 0 is an evaluation of the offline training."""
+    log.append("agent", "assess", 8, {"returns": [[1.0, 3.0]]})
+    log.append("online", "assess", 40, {"returns": [[4.0, 6.0]]})
+    offline = [{"update": 8, "return_per_seed": [2.0]}]
+    points = [{"step": 0, "return_per_seed": [2.0]}, {"step": 40, "return_per_seed": [5.0]}]
+    results = {"curve": offline, "stages": {}, "online": {"curve": points}}
+    artifacts.check_recorded(results, tmp_path, log)
+    for wrong in ({"step": 40, "return_per_seed": [6.0]}, {"step": 80, "return_per_seed": [5.0]}):
+        results["online"] = {"curve": [points[0], wrong]}
+        with pytest.raises(UserError, match=f"its evaluation at online step {wrong['step']}"):
+            artifacts.check_recorded(results, tmp_path, log)

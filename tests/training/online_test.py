@@ -364,9 +364,9 @@ def test_a_loaded_run_is_fine_tuned_as_by_the_command(undisturbed, tmp_path):
     with pytest.raises(UserError, match=r"config\.online\.stepz: unknown setting"):
         load_run(offline).finetune(tmp_path / "again", stepz=STEPS)
     # What the offline run excludes is refused before the folder is taken.
-    dwm = dataclasses.replace(load_run(offline), config=schema.replace(config, {"agent": "bc"}))
+    cloned = dataclasses.replace(load_run(offline), config=schema.replace(config, {"agent": "bc"}))
     with pytest.raises(UserError, match="cloning_decay: expected 1 with agent 'bc'"):
-        dwm.finetune(tmp_path / "again", steps=STEPS)
+        cloned.finetune(tmp_path / "again", steps=STEPS)
     assert not (tmp_path / "again").exists()
 
 
@@ -424,5 +424,5 @@ def test_an_environment_that_cannot_be_repeated_is_told(register, caplog):
 
     name = register("Noisy-v0", Noisy, max_episode_steps=5)
     config = online_config(environment=name)
-    online.check(config, methods.check(config))
+    online.tell(config)
     assert "a stopped run resumes with new episodes" in caplog.text

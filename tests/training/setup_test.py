@@ -8,9 +8,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import tiny_data as tiny
+from small_run import small_config
 
+from dawm_jax.agents.base import AGENTS
 from dawm_jax.config import schema
 from dawm_jax.data.flat_arrays import from_flat_arrays
+from dawm_jax.data.load import load_dataset
 from dawm_jax.envs import scores
 from dawm_jax.envs.recorded import Recorded
 from dawm_jax.envs.tasks import References
@@ -259,3 +262,16 @@ def test_scores_with_keyword_arguments_are_called_relative(caplog):
     changes = {"environment": "Hopper-v5", "environment_kwargs": '{"reset_noise_scale": 0.1}'}
     messages = build(data, caplog, **changes)[2]
     assert any("scores are relative to returns of Hopper-v5 without" in x for x in messages)
+
+
+def test_an_agent_and_its_spec_agree_on_the_minibatches_of_an_update(monkeypatch):
+    """The check of the configuration reads the spec, the training reads the agent."""
+    spec = dataclasses.replace(AGENTS.get("td3_bc"), batches_per_update=lambda settings: 4)
+    monkeypatch.setattr(AGENTS, "get", lambda name: spec)
+    config = small_config()
+    _, normalizer = setup.build_replay(config, load_dataset(config.dataset))
+    message = (
+        "expected batches_per_update of its AgentSpec and of the agent to be equal, got 4 and 2"
+    )
+    with pytest.raises(UserError, match=message):
+        setup.make(config, normalizer)
