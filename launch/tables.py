@@ -133,7 +133,10 @@ def volume() -> str:
     found = runs.load([*folders, *others])
     tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for (name, _, _), members in runs.pooled(found).items():
+    # Runs of the same rows on two devices are not pooled.
+    devices = dict.fromkeys(run.device for run in found)
+    pools = (runs.pooled(run for run in found if run.device == device) for device in devices)
+    for (name, _, _), members in itertools.chain.from_iterable(pool.items() for pool in pools):
         (result,) = runs.group(members)
         # The name of a dataset that another machine collected differently ends with its digest.
         task = next(task for task in tasks if name.startswith(task))
@@ -254,7 +257,12 @@ def fine_tuning() -> str:
 
 def _task(result: MethodResult) -> str:
     """Name of a task of the protocol, as in "hopper medium-replay"."""
-    _, name, tier = result.task.split("/")
+    return _short(result.task)
+
+
+def _short(task: str) -> str:
+    """Likewise of its dataset, dawm/hopper/medium-replay-200k-v1."""
+    _, name, tier = task.split("/")
     return f"{name} {tier.removesuffix('-200k-v1')}"
 
 
@@ -885,15 +893,16 @@ def robotics() -> str:
 
 
 def robustness() -> str:
-    """Areas below the curves of return against change, of each method."""
-    folder = _RESULTS / "robustness" / "hopper-medium-200k"
-    records = robustness_store.read(
-        folder / "robustness.json", robustness_store.EpisodeProtocol(10, 10_000)
-    )
+    """Areas below the curves of return against change, of each task and method."""
+    protocol = robustness_store.EpisodeProtocol(10, 10_000)
     found = {robustness_store.digest_of(run.path): run for run in runs.load([_PROTOCOL / "cpu"])}
-    returns = {found[digest]: record.returns for digest, record in records.items()}
-    drawn = robustness_curves.curves(list(returns), returns, SWEEPS)
-    return robustness_report.overview(drawn)
+    parts = []
+    for path in sorted((_RESULTS / "robustness").glob("*/robustness.json")):
+        records = robustness_store.read(path, protocol)
+        returns = {found[digest]: record.returns for digest, record in records.items()}
+        drawn = robustness_curves.curves(list(returns), returns, SWEEPS)
+        parts += [f"### {_short(drawn[0].task)}", robustness_report.overview(drawn)]
+    return "\n\n".join(parts)
 
 
 def policies() -> str:
