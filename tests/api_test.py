@@ -70,7 +70,7 @@ def fake_episodes(policy, environment, *, seeds, **options):
 def _no_simulator(monkeypatch):
     monkeypatch.setattr(rollouts, "run_episodes", fake_episodes)
     monkeypatch.setattr(cost_model, "plan", lambda *args: [])
-    monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(artifacts.figures, "plot_curves", lambda *args: None)
 
 
 def tiny_config():
@@ -156,7 +156,7 @@ def test_references_of_the_data_score_a_task_without_its_own(register, monkeypat
         lambda *args, seeds, **rest: rollouts.Outcome(np.full((len(seeds), 2), 4.0)),
     )
     monkeypatch.setattr(cost_model, "plan", lambda *args: [])
-    monkeypatch.setattr(artifacts, "plot_curves", lambda *args: None)
+    monkeypatch.setattr(artifacts.figures, "plot_curves", lambda *args: None)
     config = tiny_config()
     config.environment = name
     dataset = dataclasses.replace(

@@ -1,6 +1,7 @@
 """The figures of a comparison of runs."""
 
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -141,7 +142,9 @@ def plot_curves(
         lines.update(zip(labels, handles, strict=True))
     ordered = [name for name in colours if name in lines]
     handles = [lines[name] for name in ordered]
-    figure.legend(handles, ordered, loc="outside lower center", ncols=columns, fontsize="small")
+    # One panel is as wide as some 60 small letters.
+    labels = [textwrap.fill(name, 60) for name in ordered]
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
     figure.savefig(path, dpi=80)
 
 

@@ -334,11 +334,6 @@ def test_real_rows_are_returns_over_several_steps():
     np.testing.assert_array_equal(batches.next_observation, after)
 
 
-def test_synthetic_rows_need_a_method():
-    with pytest.raises(ValueError, match="synthetic rows need a buffer"):
-        TRAINING.draw_batches(KEY, AgentRun(None, None), INPUTS)
-
-
 def test_real_data_only_needs_no_models():
     training = dataclasses.replace(TRAINING, method=None, row=None, real_fraction=1.0)
     run = training.init(jax.random.key(0))
