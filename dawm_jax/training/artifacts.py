@@ -218,10 +218,10 @@ def check_recorded(results: Mapping[str, Any], workdir: pathlib.Path, log: Metri
         if recorded is None or not _is_mean(values, recorded):
             raise UserError(_not_recorded(workdir, f"its evaluation at update {update}"))
     online = {} if "online" not in results else _points(results["online"], at="step")
-    returns = _returns(log, ("online",))
+    tuned = _returns(log, ("online",))
     for step, values in online.items():
         # Step 0 is the last evaluation of the offline training.
-        if step and not (step in returns and _is_mean(values, returns[step])):
+        if step and not (step in tuned and _is_mean(values, tuned[step])):
             raise UserError(_not_recorded(workdir, f"its evaluation at online step {step}"))
     for stage, values in results["stages"].items():
         if trained.get(stage, {}).get("steps") != values["steps"]:

@@ -88,9 +88,8 @@ def plan(parts: Setup, replay: Replay, done: Mapping[str, int] | None = None) ->
         seconds = stage.steps * stage.seeds * _step_seconds(stage.flops, stage.operations, rate)
         total += seconds
         lines.append(f"will run {stage.text}: about {format_seconds(seconds)}")
-    left_out = "compilation, evaluation and simulation"
-    if not parts.config.online.steps:
-        left_out = "compilation and evaluation"
+    tunes = parts.config.online.steps > 0
+    left_out = "compilation, evaluation and simulation" if tunes else "compilation and evaluation"
     lines.append(f"about {format_seconds(total)} in all, without {left_out}")
     if total > _LONG_SECONDS and "quick" not in parts.config.variant:
         lines.append("that is long for this device; the variant :quick takes minutes on a CPU")
@@ -135,11 +134,9 @@ def stages(
     first = done.get("online", 0)
     if first < parts.config.online.steps:
         yield _fine_tuning(parts.config, parts.training, models, replay, first)
-        for name, state in states.items():
-            if count := _refits_left(parts.config, first):
-                yield _refitting(
-                    name, parts.method.models[name], state, replay, parts.config, count
-                )
+        if count := _refits_left(parts.config, first):
+            for name, model in parts.method.models.items():
+                yield _refitting(name, model, states[name], replay, parts.config, count)
 
 
 def _left(total: int, done: int) -> str:
