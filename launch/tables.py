@@ -30,7 +30,6 @@ from dawm_jax.quality.types import QualityReport, Summary  # noqa: E402
 from dawm_jax.report import cells as report_cells  # noqa: E402
 from dawm_jax.report import fine_tuning as report_fine_tuning  # noqa: E402
 from dawm_jax.report import over_tasks, runs  # noqa: E402
-from dawm_jax.report import statistics as report_statistics  # noqa: E402
 from dawm_jax.report import tables as report_tables  # noqa: E402
 from dawm_jax.report.runs import MethodResult, Run  # noqa: E402
 from dawm_jax.robustness import curves as robustness_curves  # noqa: E402
@@ -156,23 +155,26 @@ def volume() -> str:
 
 def longer_returns() -> str:
     """TD3+BC with one-step targets, with returns over seven steps, and DWM-TD3+BC."""
-    main, volume = _PROTOCOL / "main", _RESULTS / "studies" / "volume"
-    columns = ("TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps")
-    replay = _PROTOCOL / "volume" / "walker2d-medium-replay"
-    folders = {
-        "walker2d medium": (
-            *(main / f"walker2d-medium-{row}-td3_bc" for row in ("real", "dawm", "dwm")),
-            volume / "walker2d-real-td3_bc-7-steps",
-            volume / "walker2d-dawm-td3_bc-200k-7-steps",
+    studies, volume = _RESULTS / "studies" / "volume", _PROTOCOL / "volume"
+    seven_steps = {
+        "medium": (
+            studies / "walker2d-real-td3_bc-7-steps",
+            studies / "walker2d-dawm-td3_bc-200k-7-steps",
         ),
-        "walker2d medium-replay": (
-            *(main / f"walker2d-medium-replay-{row}-td3_bc" for row in ("real", "dawm", "dwm")),
-            replay.with_name(f"{replay.name}-real-td3_bc-returns"),
-            replay.with_name(f"{replay.name}-dawm-td3_bc-volume-returns"),
+        "medium-replay": (
+            volume / "walker2d-medium-replay-real-td3_bc-returns",
+            volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
         ),
     }
     score = lambda folder: _last_score(*runs.group(runs.load([folder]))) if folder.exists() else ""
-    return table(["", *columns], ([task, *map(score, own)] for task, own in folders.items()))
+    rows = []
+    for tier, own in seven_steps.items():
+        one_step = [
+            _PROTOCOL / "main" / f"walker2d-{tier}-{source}-td3_bc"
+            for source in ("real", "dawm", "dwm")
+        ]
+        rows.append([f"walker2d {tier}", *map(score, (*one_step, *own))])
+    return table(["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"], rows)
 
 
 def little_data_and_fine_tuning() -> str:
@@ -203,11 +205,8 @@ def _pairs(
         if source == "dawm":
             pair = found[task, name, "dawm"], found[task, name, "real"]
             models = [[result.by_model(values(result))] for result in pair]
-            gain = report_statistics.gain(*map(report_statistics.pooled, models))
-            interval = report_statistics.bootstrap_interval(report_statistics.gain, *models)
             means = [report_cells.mean_with_interval(x, values(x)) for x in pair]
-            seeds = min(result.num_seeds for result in pair)
-            yield [task, name, *means, report_cells.gain(gain, interval, seeds)]
+            yield [task, name, *means, report_cells.gain_over(*models)]
 
 
 def few() -> str:

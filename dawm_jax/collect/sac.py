@@ -24,13 +24,6 @@ def make_networks(hidden: tuple[int, ...], action_size: int) -> Networks:
 # --- the policy ---------------------------------------------------------------------------
 
 
-def distribution(
-    actor: Params, observation: jax.Array, *, networks: Networks
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and log standard deviation before squashing, [..., S] -> twice [..., A]."""
-    return squashed_gaussian.distribution(networks.actor.apply(actor, observation))
-
-
 def sample(
     actor: Params, observation: jax.Array, noise: jax.Array, *, networks: Networks
 ) -> tuple[jax.Array, jax.Array]:

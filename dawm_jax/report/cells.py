@@ -44,6 +44,18 @@ def gain(value: float | None, found: statistics.Interval | None, seeds: int) -> 
     return f"{value:+.1f} % ({interval(found, seeds)})"
 
 
+def gain_over(models: statistics.Models, others: statistics.Models) -> str:
+    """The gain of an average over another one with its 95 % interval, as `gain` writes it.
+
+    Args:
+      models: of each task, values of the seeds of each world model.
+      others: of the same tasks, those of the other method.
+    """
+    mine, theirs = statistics.pooled(models), statistics.pooled(others)
+    found = statistics.bootstrap_interval(statistics.gain, models, others)
+    return gain(statistics.gain(mine, theirs), found, min(map(len, [*mine, *theirs])))
+
+
 def interval(found: statistics.Interval | None, seeds: int, *, digits: int = 1) -> str:
     """An interval, of which one seed has none."""
     if found is None:

@@ -12,6 +12,7 @@ from scipy import integrate, stats
 
 from dawm_jax.agents import soft
 from dawm_jax.collect import sac
+from dawm_jax.models import squashed_gaussian
 from dawm_jax.types import Transition
 
 S, A, B = 3, 2, 8
@@ -105,7 +106,7 @@ def test_densities_of_sampled_actions_integrate_to_one():
     networks = sac.make_networks((4,), 1)
     actor = float64_actor(networks)
     observation = jnp.asarray(np.random.default_rng(0).normal(size=S))
-    mean, log_std = sac.distribution(actor, observation, networks=networks)
+    mean, log_std = squashed_gaussian.distribution(networks.actor.apply(actor, observation))
 
     def density(action):
         noise = (np.arctanh(action)[:, None] - mean[None]) / jnp.exp(log_std)[None]
