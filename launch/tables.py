@@ -166,7 +166,7 @@ def longer_returns() -> str:
             volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
         ),
     }
-    score = lambda folder: _last_score(*runs.group(runs.load([folder]))) if folder.exists() else ""
+    score = lambda folder: _last_score(_single(folder)) if folder.exists() else ""
     rows = []
     for tier, own in seven_steps.items():
         one_step = [
@@ -177,69 +177,181 @@ def longer_returns() -> str:
     return table(["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"], rows)
 
 
-def little_data_and_fine_tuning() -> str:
-    """TD3+BC with and without DAWM: scores from few episodes, heights of fine-tuning's curves."""
-    few_episodes = [
-        result
-        for result in runs.group(runs.load([_PROTOCOL / "few"]))
-        if result.agent == "td3_bc" and result.source in ("dawm", "real") and result.real_fraction
-    ]
-    few_episodes.sort(key=lambda x: (x.environment, x.runs[0].episodes))
-    tuned = report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
-    rows = [
-        *_pairs(few_episodes, lambda x: f"{x.runs[0].episodes} episodes", _last_scores),
-        *_pairs(tuned, lambda x: "fine-tuned", report_fine_tuning.heights),
-    ]
-    return table(["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain"], rows)
+# The part few's columns: what an agent learnt from, and the share of real rows.
+_FEW_COLUMNS = (("real", 1.0), ("dawm", 0.5), ("dawm", 0.0), ("dwm", 0.5), ("joint", 0.5))
+# Pairs of these columns whose gains are shown.
+_FEW_PAIRS = (
+    (("dawm", 0.5), ("real", 1.0)),
+    (("dawm", 0.0), ("real", 1.0)),
+    (("dawm", 0.5), ("dwm", 0.5)),
+    (("dawm", 0.5), ("joint", 0.5)),
+)
+_FewKey = tuple[str, int, str, tuple[str, float]]
 
 
-def _pairs(
-    results: Sequence[MethodResult],
-    kind: Callable[[MethodResult], str],
-    values: Callable[[MethodResult], np.ndarray],
-) -> Iterator[list[str]]:
-    """DAWM and real data, one row for each task and kind: mean values and DAWM's gain."""
-    found = {(x.task.split("/")[1], kind(x), x.source): x for x in results}
-    assert len(found) == len(results), "two results of one task, kind and source"
-    for task, name, source in found:
-        if source == "dawm":
-            pair = found[task, name, "dawm"], found[task, name, "real"]
-            models = [[result.by_model(values(result))] for result in pair]
-            means = [report_cells.mean_with_interval(x, values(x)) for x in pair]
-            yield [task, name, *means, report_cells.gain_over(*models)]
+def _few_part() -> dict[_FewKey, MethodResult]:
+    """(environment, number of episodes, agent, column) -> result of the part few."""
+    results = runs.group(runs.load([_PROTOCOL / "few"]))
+    found = {
+        (_environment(x), x.episodes, x.agent, (x.source, x.real_fraction)): x for x in results
+    }
+    assert len(found) == len(results), "two results in one cell"
+    return found
+
+
+def _environment(result: MethodResult) -> str:
+    return result.data.split("/")[1]
+
+
+def little_data() -> str:
+    """Both agents with and without DAWM from few episodes: scores and gains."""
+    found = _few_part()
+    rows, header = [], ["medium data of", "episodes"]
+    for agent in experiments.AGENTS:
+        name = found["hopper", experiments.EPISODES[0], agent, ("real", 1.0)].agent_label
+        header += [f"DAWM-{name}", name, "gain"]
+    for task, count in itertools.product(_few_tasks(), experiments.EPISODES):
+        row = [task, str(count)]
+        for agent in experiments.AGENTS:
+            pair = [found[task, count, agent, column] for column in _FEW_PAIRS[0]]
+            row += [*map(_last_score, pair), _gain_of_last([pair[0]], [pair[1]])]
+        rows.append(row)
+    return table(header, rows)
 
 
 def few() -> str:
-    """Last scores and gains of the part few's runs that are done, by number of episodes."""
-    results = runs.group(runs.load([_PROTOCOL / "few"]))
+    """Last scores and gains of the part few, by task and number of episodes."""
+    found = _few_part()
     rows = [
         [
-            result.task.removeprefix("dawm/"),
-            result.method,
-            f"{result.num_seeds}",
-            _last_score(result),
+            found[task, count, agent, _FEW_COLUMNS[0]].agent_label,
+            task,
+            str(count),
+            *(_last_score(found[task, count, agent, column]) for column in _FEW_COLUMNS),
         ]
-        for result in results
+        for agent in experiments.AGENTS
+        for task in _few_tasks()
+        for count in experiments.EPISODES
     ]
-    scores_of = table(["episodes of", "method", "seeds", "score"], rows)
-    gains = []
-    for count in experiments.EPISODES:
-        chosen = [x for x in results if x.task.endswith(f", {count} episodes")]
-        tasks = list(dict.fromkeys(x.task for x in chosen))
-        # Each task alone and, where there are several, all together.
-        for some in [*([task] for task in tasks), *([tasks] if len(tasks) > 1 else [])]:
-            for found in over_tasks.comparisons([x for x in chosen if x.task in some], "dawm"):
-                gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
-                names = ", ".join(task.split("/")[1] for task in found.tasks)
-                gains.append([str(count), found.method, found.other, names, gain])
-    header = ["episodes", "gain of the mean score of", "over", "on medium data of", "gain"]
+    names = ["the agent on real data", *map(_few_name, _FEW_COLUMNS[1:])]
+    scores_of = table(["agent", "medium data of", "episodes", *names], rows)
+    gains = [
+        [
+            found["hopper", count, agent, mine].agent_label,
+            f"{_few_name(mine)}, over {_few_name(other)}",
+            str(count),
+            *(
+                _gain_of_last(
+                    [found[task, count, agent, mine] for task in tasks],
+                    [found[task, count, agent, other] for task in tasks],
+                )
+                for tasks in (*([task] for task in _few_tasks()), _few_tasks())
+            ),
+        ]
+        for agent in experiments.AGENTS
+        for mine, other in _FEW_PAIRS
+        for count in experiments.EPISODES
+    ]
+    header = ["agent", "gain of the mean score of", "episodes", *_few_tasks(), "both"]
     return f"{scores_of}\n\n{table(header, gains)}"
 
 
+def few_again() -> str:
+    """TD3+BC with and without DAWM from few episodes, on the protocol's device and on a CPU."""
+    cpu = {
+        (_environment(x), x.episodes, x.source): x
+        for x in runs.group(runs.load([_RESULTS / "studies" / "few-cpu"]))
+    }
+    h100 = {
+        (task, count, source): x
+        for (task, count, agent, (source, _)), x in _few_part().items()
+        if agent == "td3_bc" and x.real_fraction in (0.5, 1.0)
+    }
+    rows = []
+    for task, count in dict.fromkeys(key[:2] for key in cpu):
+        row = [task, str(count)]
+        for found in (h100, cpu):
+            mine, other = found[task, count, "dawm"], found[task, count, "real"]
+            row += [_last_score(mine), _last_score(other), _gain_of_last([mine], [other])]
+        rows.append(row)
+    names = [f"{name}, {device}" for device in ("H100", "CPU") for name in ("DAWM", "real", "gain")]
+    return table(["medium data of", "episodes", *names], rows)
+
+
+def _few_tasks() -> list[str]:
+    return [task.split("/")[0] for task in experiments.DEVELOPED_ON]
+
+
+def _few_name(column: tuple[str, float]) -> str:
+    source, real = column
+    names = {"dawm": "DAWM", "dwm": "DWM", "joint": "joint diffusion", "real": "real data"}
+    return names[source] if source == "real" else f"{names[source]}, {100 * real:g} % real"
+
+
+def _gain_of_last(mine: Sequence[MethodResult], others: Sequence[MethodResult]) -> str:
+    """Gain of the average of last scores over tasks; both sequences have the same tasks."""
+    models = [[x.by_model(_last_scores(x)) for x in some] for some in (mine, others)]
+    return report_cells.gain_over(*models)
+
+
+def fine_tuned() -> str:
+    """The part online: last scores and mean heights of the curves."""
+    tuned = report_fine_tuning.results(runs.load([_PROTOCOL / "online"]))
+    found = {(_environment(x), x.source, x.agent): x for x in tuned}
+    assert len(found) == len(tuned), "two results of one task, method and agent"
+    columns = (("dawm", "td3_bc"), ("real", "td3_bc"), ("real", "rlpd"))
+    measures = {
+        "after the last step": lambda x: x.curve[:, -1],
+        "mean of the curve": report_fine_tuning.heights,
+    }
+    rows = []
+    for task, (name, measure) in itertools.product(_few_tasks(), measures.items()):
+        own = [found[task, *column] for column in columns]
+        means = [report_cells.mean_with_interval(x, measure(x)) for x in own]
+        models = [[x.by_model(measure(x))] for x in own]
+        rows.append([task, name, *means[:2], report_cells.gain_over(*models[:2]), means[2]])
+    header = ["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain", "RLPD"]
+    return table(header, rows)
+
+
+def world_models() -> str:
+    """DAWM-TD3+BC, half real, by world model on the tasks that have several, and their gains."""
+    parts = {"protocol": "main", "trained again": "repeated", "root seed 1": "second"}
+    rivals_of = [f"{source}-td3_bc" for source in ("dwm", "real")]
+    rows = []
+    for folder in sorted((_PROTOCOL / "repeated").iterdir()):
+        task = folder.name.removesuffix("-dawm-td3_bc")
+        folders = [
+            _PROTOCOL / part / f"{folder.name}{'-seed-1' if part == 'second' else ''}"
+            for part in parts.values()
+        ]
+        found = [_single(path) if path.exists() else None for path in folders]
+        models = [_last_scores(x) for x in found if x is not None]
+        others = [[[_last_scores(_single(_PROTOCOL / "main" / f"{task}-{x}"))]] for x in rivals_of]
+        rows.append(
+            [
+                task.replace("-", " ", 1),
+                *("" if x is None else _last_score(x) for x in found),
+                report_cells.mean(models, 1),
+                *(report_cells.gain_over([models], other) for other in others),
+            ]
+        )
+    return table(["", *parts, "all", "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
+
+
+def _single(folder: pathlib.Path) -> MethodResult:
+    """The result of one run."""
+    (result,) = runs.group(runs.load([folder]))
+    return result
+
+
 def few_quality() -> str:
-    """Quality reports of the part few's world models, and of all episodes."""
+    """Quality reports of world models of few episodes, trained on a CPU, and of all episodes."""
     folders = {
-        f"{count} episodes": _PROTOCOL / "few" / f"hopper-medium-dawm-td3_bc-{count}-episodes"
+        f"{count} episodes": _RESULTS
+        / "studies"
+        / "few-cpu"
+        / f"hopper-medium-dawm-td3_bc-{count}-episodes"
         for count in experiments.EPISODES
     }
     paths = {name: folder / "quality" / "quality.json" for name, folder in folders.items()}
@@ -960,7 +1072,8 @@ BLOCKS = (
     Block("docs/results.md", "results", headline),
     Block("README.md", "gains", gains),
     Block("README.md", "longer-returns", longer_returns),
-    Block("README.md", "little-data", little_data_and_fine_tuning),
+    Block("README.md", "little-data", little_data),
+    Block("README.md", "fine-tuned", fine_tuned),
     Block("README.md", "speed", speed_summary),
     Block("docs/results.md", "gains", gains),
     Block("docs/results.md", "main", comparison),
@@ -974,7 +1087,9 @@ BLOCKS = (
     Block("docs/reliability.md", "reliability", reliability),
     Block("docs/robotics.md", "robotics", robotics),
     Block("docs/finetuning.md", "fine-tuning", fine_tuning),
+    Block("docs/results.md", "world-models", world_models),
     Block("docs/results.md", "few", few),
+    Block("docs/results.md", "few-again", few_again),
     Block("docs/results.md", "few-quality", few_quality),
     Block("docs/choices.md", "derived", derived_columns),
     Block("docs/robustness.md", "robustness", robustness),

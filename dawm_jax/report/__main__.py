@@ -9,9 +9,9 @@ results.json is skipped with a warning. Runs of the same method, task, settings 
 updates but different root seeds are pooled, and each counts as one more world model. The command
 writes into --out and replaces files of these names there: report.md, report.csv (one row per
 method and task), report.png (scores), curves.png (learning curves with intervals), profiles.png
-(performance profiles: the share of runs above each score) and, where runs were fine-tuned,
-fine_tuning.csv (one row per method and task) and fine_tuning.png (learning curves over environment
-steps).
+(performance profiles: the share of runs above each score), episodes.png (scores against the number
+of episodes, where runs of a task differ in it) and, where runs were fine-tuned, fine_tuning.csv
+(one row per method and task) and fine_tuning.png (learning curves over environment steps).
 """
 
 from absl import flags

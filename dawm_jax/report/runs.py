@@ -155,14 +155,14 @@ class Run:
         return self.curve.shape[1]
 
     @property
-    def task(self) -> str:
-        """The dataset, and how many of its episodes are used unless all are.
+    def data(self) -> str:
+        """The dataset; a part of the digest follows a name that several contents have."""
+        return f"{self.dataset} [{self.dataset_digest[:8]}]" if self.shows_digest else self.dataset
 
-        A part of the digest follows a name that several contents have.
-        """
-        digest = f" [{self.dataset_digest[:8]}]" if self.shows_digest else ""
-        used = f", {self.episodes} episodes" if self.episodes else ""
-        return f"{self.dataset}{digest}{used}"
+    @property
+    def task(self) -> str:
+        """`data`, and how many of its episodes are used unless all are."""
+        return f"{self.data}, {self.episodes} episodes" if self.episodes else self.data
 
     @property
     def source(self) -> str:
@@ -437,6 +437,8 @@ class MethodResult:
 
     Attributes:
       task: see `Run.task`.
+      data: see `Run.data`.
+      episodes: number of randomly drawn episodes that are used; 0 is all.
       environment: Gymnasium id.
       method: label, with the settings in which the runs at hand differ.
       label: label without these settings.
@@ -462,6 +464,8 @@ class MethodResult:
     """
 
     task: str
+    data: str
+    episodes: int
     environment: str
     method: str
     label: str
@@ -579,6 +583,8 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     curve_scores = normalised_score(first.environment, curve, first.references)
     return MethodResult(
         task=first.task,
+        data=first.data,
+        episodes=first.episodes,
         environment=first.environment,
         method=named(first.label, varied),
         label=first.label,

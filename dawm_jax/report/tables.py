@@ -46,7 +46,7 @@ _AGAINST = (
 
 
 def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
-    """Writes report.md, and tables and figures named report, curves, profiles and fine_tuning.
+    """Writes report.md, tables named report and fine_tuning, and the figures.
 
     A figure of which no run has anything is left out, and so is fine_tuning.csv.
 
@@ -71,6 +71,7 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
         figures.plot(results, out / "report.png")
         figures.plot_curves(results, out / "curves.png")
         figures.plot_profiles(results, out / "profiles.png")
+        figures.plot_episodes(results, out / "episodes.png")
         figures.plot_curves(tuned, out / "fine_tuning.png", unit="environment steps")
         tuned_csv = out / "fine_tuning.csv"
         if tuned:

@@ -382,6 +382,7 @@ def test_the_files_of_a_report(tmp_path):
     assert (out / "report.md").read_text() == text
     for name in ("report.png", "curves.png", "profiles.png"):
         assert (out / name).stat().st_size > 1_000
+    assert not (out / "episodes.png").exists()
     # Published scores stand beside ours; only data that are not D4RL's are warned of.
     assert "| hopper_medium-v2.hdf5 | DWM-TD3+BC | 12.5 | 65.0 |  |" in text
     assert "Not D4RL's data: dawm/hopper/medium-v0.**" in text
@@ -392,6 +393,42 @@ def test_the_files_of_a_report(tmp_path):
     interval = confidence_interval(np.array([10.0, 30.0]))
     np.testing.assert_allclose(float(first["score_last_low"]), interval[0])
     np.testing.assert_allclose(float(first["score_best_mean"]), 30.0)
+
+
+def test_scores_against_the_number_of_episodes(tmp_path, monkeypatch):
+    """A panel for each dataset and agent of several numbers of episodes; all episodes come last."""
+    from matplotlib.axes import Axes
+
+    drawn = {}
+
+    def errorbar(axis, at, means, errors, *, label, **style):
+        axis.plot(at, means, label=label)
+        drawn.setdefault(axis, {})[label] = list(at), list(means), np.asarray(errors)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    scores = {0: [10.0, 20.0], 20: [40.0, 60.0], 5: [30.0, 34.0]}
+    folders = [
+        write_run(tmp_path / f"dawm-{count}", own, episodes=count) for count, own in scores.items()
+    ]
+    folders.append(write_run(tmp_path / "real", [80.0, 90.0], real_fraction=1.0, episodes=20))
+    # IQL has runs of one number of episodes alone, and no panel.
+    folders.append(write_run(tmp_path / "iql", [80.0, 90.0], agent="iql", episodes=20))
+    path = tmp_path / "episodes.png"
+    figures.plot_episodes(group(*folders), path)
+    assert path.stat().st_size > 1_000
+    ((axis, lines),) = drawn.items()
+    assert axis.get_title() == "dawm/hopper/medium-v0, TD3+BC"
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["5", "20", "all"]
+    at, means, errors = lines["DAWM-TD3+BC, 0 % real"]
+    np.testing.assert_allclose(at, [-0.075, 0.925, 1.925])
+    np.testing.assert_allclose(means, [32.0, 50.0, 15.0])
+    ends = [confidence_interval(np.array(scores[count])) for count in (5, 20, 0)]
+    np.testing.assert_allclose(means - errors[0], [low for low, _ in ends])
+    np.testing.assert_allclose(means + errors[1], [high for _, high in ends])
+    assert lines["TD3+BC"][:2] == ([1.075], [85.0])
+    # Runs of one number of episodes have no figure, and an older one is deleted.
+    figures.plot_episodes(group(folders[-1], folders[-2]), path)
+    assert not path.exists()
 
 
 def test_published_scores_stand_beside_runs_on_all_episodes_alone(tmp_path):
