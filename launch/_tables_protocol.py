@@ -1,0 +1,311 @@
+"""Tables of docs/protocol.md's runs: README.md, docs/results.md, docs/finetuning.md."""
+
+import itertools
+import re
+import statistics
+from collections.abc import Sequence
+
+import experiments
+from _raw import PROTOCOL, RESULTS, environment_name, last_score, last_scores, single, task_name
+
+from dawm_jax.report import cells as report_cells
+from dawm_jax.report import fine_tuning as report_fine_tuning
+from dawm_jax.report import over_tasks, runs
+from dawm_jax.report import tables as report_tables
+from dawm_jax.report.runs import MethodResult
+from dawm_jax.runtime.markdown import table
+
+# Columns of the short table: what an agent learnt from, and the agent.
+_HEADLINE = tuple(
+    (source, agent) for agent in ("td3_bc", "iql") for source in ("dawm", "dwm", "real")
+)
+
+
+# Ends of the names of the part main's folders.
+_MAIN_ROWS = tuple(f"{source}-{agent}" for source, agent in _HEADLINE)
+
+
+def _main_part() -> list[MethodResult]:
+    return runs.group(runs.load([PROTOCOL / "main"]))
+
+
+def headline() -> str:
+    """Last scores of `_HEADLINE` on each task, and their means over the tasks."""
+    found = {(x.source, x.agent, task_name(x)): x for x in _main_part()}
+    tasks = [task.replace("/", " ") for task in (*experiments.DEVELOPED_ON, *experiments.UNTOUCHED)]
+    rows = [[task, *(last_score(found[*column, task]) for column in _HEADLINE)] for task in tasks]
+    means = [
+        statistics.fmean(_mean_score(found[*column, task]) for task in tasks)
+        for column in _HEADLINE
+    ]
+    rows.append(["average", *(f"{mean:.1f}" for mean in means)])
+    return table(["", *(found[*column, tasks[0]].method for column in _HEADLINE)], rows)
+
+
+def gains() -> str:
+    """DAWM's gains over nine tasks, and over those that were developed on and the others."""
+    results = _main_part()
+    developed = {task.replace("/", " ") for task in experiments.DEVELOPED_ON}
+    sets = {
+        "nine tasks": results,
+        "seven held-out tasks": [x for x in results if task_name(x) not in developed],
+        "two development tasks": [x for x in results if task_name(x) in developed],
+    }
+    cells: dict[tuple[str, str], list[str]] = {}
+    for chosen in sets.values():
+        for found in over_tasks.comparisons(chosen, "dawm"):
+            gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
+            cells.setdefault((found.method, found.other), []).append(gain)
+    rows = [[mine, other, *gains] for (mine, other), gains in cells.items()]
+    return table(["gain of the mean score of", "over", *sets], rows)
+
+
+def volume() -> str:
+    """Volumes of generated transitions and steps of returns, beside the protocol's rows."""
+    folders = [
+        PROTOCOL / part / f"{task.replace('/', '-')}-{row}"
+        for task in experiments.DEVELOPED_ON
+        for part, row in (
+            *(("main", row) for row in _MAIN_ROWS),
+            *(("rivals", f"dawm-alone-{agent}") for agent in experiments.AGENTS),
+        )
+    ]
+    others = [PROTOCOL / "cpu", *sorted((RESULTS / "studies" / "volume").iterdir())]
+    found = runs.load([*folders, *others])
+    tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    # Runs of the same rows on two devices are not pooled.
+    devices = dict.fromkeys(run.device for run in found)
+    pools = (runs.pooled(run for run in found if run.device == device) for device in devices)
+    for (name, _, _), members in itertools.chain.from_iterable(pool.items() for pool in pools):
+        (result,) = runs.group(members)
+        # The name of a dataset that another machine collected differently ends with its digest.
+        task = next(task for task in tasks if name.startswith(task))
+        settings = members[0].settings
+        number_of = settings.get("prefill_transitions")
+        before = f"{number_of:,}" if number_of is not None else ""
+        if members[0].method == "dwm" and before:
+            before = "a window for each training step"
+        row = members[0].label, before, re.sub(r"1 x |NVIDIA | \(.*", "", members[0].device)
+        cells.setdefault(row, {})[task] = last_score(result)
+    header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
+    rows = [
+        [*row, *(found.get(task, "") for task in tasks)] for row, found in sorted(cells.items())
+    ]
+    return table(header, rows)
+
+
+def longer_returns() -> str:
+    """TD3+BC with one-step targets, with returns over seven steps, and DWM-TD3+BC."""
+    studies, volume = RESULTS / "studies" / "volume", PROTOCOL / "volume"
+    seven_steps = {
+        "medium": (
+            studies / "walker2d-real-td3_bc-7-steps",
+            studies / "walker2d-dawm-td3_bc-200k-7-steps",
+        ),
+        "medium-replay": (
+            volume / "walker2d-medium-replay-real-td3_bc-returns",
+            volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
+        ),
+    }
+    score = lambda folder: last_score(single(folder)) if folder.exists() else ""
+    rows = []
+    for tier, own in seven_steps.items():
+        one_step = [
+            PROTOCOL / "main" / f"walker2d-{tier}-{source}-td3_bc"
+            for source in ("real", "dawm", "dwm")
+        ]
+        rows.append([f"walker2d {tier}", *map(score, (*one_step, *own))])
+    return table(["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"], rows)
+
+
+# The part few's columns: what an agent learnt from, and the share of real rows.
+_FEW_COLUMNS = (("real", 1.0), ("dawm", 0.5), ("dawm", 0.0), ("dwm", 0.5), ("joint", 0.5))
+
+
+# Pairs of these columns whose gains are shown.
+_FEW_PAIRS = (
+    (("dawm", 0.5), ("real", 1.0)),
+    (("dawm", 0.0), ("real", 1.0)),
+    (("dawm", 0.5), ("dwm", 0.5)),
+    (("dawm", 0.5), ("joint", 0.5)),
+)
+
+
+_FewKey = tuple[str, int, str, tuple[str, float]]
+
+
+def _few_part() -> dict[_FewKey, MethodResult]:
+    """(environment, number of episodes, agent, column) -> result of the part few."""
+    results = runs.group(runs.load([PROTOCOL / "few"]))
+    found = {
+        (environment_name(x), x.episodes, x.agent, (x.source, x.real_fraction)): x for x in results
+    }
+    assert len(found) == len(results), "two results in one cell"
+    return found
+
+
+def little_data() -> str:
+    """Both agents with and without DAWM from few episodes: scores and gains."""
+    found = _few_part()
+    rows, header = [], ["medium data of", "episodes"]
+    for agent in experiments.AGENTS:
+        name = found["hopper", experiments.EPISODES[0], agent, ("real", 1.0)].agent_label
+        header += [f"DAWM-{name}", name, "gain"]
+    for task, count in itertools.product(_few_tasks(), experiments.EPISODES):
+        row = [task, str(count)]
+        for agent in experiments.AGENTS:
+            pair = [found[task, count, agent, column] for column in _FEW_PAIRS[0]]
+            row += [*map(last_score, pair), _gain_of_last([pair[0]], [pair[1]])]
+        rows.append(row)
+    return table(header, rows)
+
+
+def few() -> str:
+    """Last scores and gains of the part few, by task and number of episodes."""
+    found = _few_part()
+    rows = [
+        [
+            found[task, count, agent, _FEW_COLUMNS[0]].agent_label,
+            task,
+            str(count),
+            *(last_score(found[task, count, agent, column]) for column in _FEW_COLUMNS),
+        ]
+        for agent in experiments.AGENTS
+        for task in _few_tasks()
+        for count in experiments.EPISODES
+    ]
+    names = ["the agent on real data", *map(_few_name, _FEW_COLUMNS[1:])]
+    scores_of = table(["agent", "medium data of", "episodes", *names], rows)
+    gains = [
+        [
+            found["hopper", count, agent, mine].agent_label,
+            f"{_few_name(mine)}, over {_few_name(other)}",
+            str(count),
+            *(
+                _gain_of_last(
+                    [found[task, count, agent, mine] for task in tasks],
+                    [found[task, count, agent, other] for task in tasks],
+                )
+                for tasks in (*([task] for task in _few_tasks()), _few_tasks())
+            ),
+        ]
+        for agent in experiments.AGENTS
+        for mine, other in _FEW_PAIRS
+        for count in experiments.EPISODES
+    ]
+    header = ["agent", "gain of the mean score of", "episodes", *_few_tasks(), "both"]
+    return f"{scores_of}\n\n{table(header, gains)}"
+
+
+def few_again() -> str:
+    """TD3+BC with and without DAWM from few episodes, on the protocol's device and on a CPU."""
+    cpu = {
+        (environment_name(x), x.episodes, x.source): x
+        for x in runs.group(runs.load([RESULTS / "studies" / "few-cpu"]))
+    }
+    h100 = {
+        (task, count, source): x
+        for (task, count, agent, (source, _)), x in _few_part().items()
+        if agent == "td3_bc" and x.real_fraction in (0.5, 1.0)
+    }
+    rows = []
+    for task, count in dict.fromkeys(key[:2] for key in cpu):
+        row = [task, str(count)]
+        for found in (h100, cpu):
+            mine, other = found[task, count, "dawm"], found[task, count, "real"]
+            row += [last_score(mine), last_score(other), _gain_of_last([mine], [other])]
+        rows.append(row)
+    names = [f"{name}, {device}" for device in ("H100", "CPU") for name in ("DAWM", "real", "gain")]
+    return table(["medium data of", "episodes", *names], rows)
+
+
+def _few_tasks() -> list[str]:
+    return [task.split("/")[0] for task in experiments.DEVELOPED_ON]
+
+
+def _few_name(column: tuple[str, float]) -> str:
+    source, real = column
+    names = {"dawm": "DAWM", "dwm": "DWM", "joint": "joint diffusion", "real": "real data"}
+    return names[source] if source == "real" else f"{names[source]}, {100 * real:g} % real"
+
+
+def _gain_of_last(mine: Sequence[MethodResult], others: Sequence[MethodResult]) -> str:
+    """Gain of the average of last scores over tasks; both sequences have the same tasks."""
+    models = [[x.by_model(last_scores(x)) for x in some] for some in (mine, others)]
+    return report_cells.gain_over(*models)
+
+
+def fine_tuned() -> str:
+    """The part online: last scores and mean heights of the curves."""
+    tuned = report_fine_tuning.results(runs.load([PROTOCOL / "online"]))
+    found = {(environment_name(x), x.source, x.agent): x for x in tuned}
+    assert len(found) == len(tuned), "two results of one task, method and agent"
+    columns = (("dawm", "td3_bc"), ("real", "td3_bc"), ("real", "rlpd"))
+    measures = {
+        "after the last step": lambda x: x.curve[:, -1],
+        "mean of the curve": report_fine_tuning.heights,
+    }
+    rows = []
+    for task, (name, measure) in itertools.product(_few_tasks(), measures.items()):
+        own = [found[task, *column] for column in columns]
+        means = [report_cells.mean_with_interval(x, measure(x)) for x in own]
+        models = [[x.by_model(measure(x))] for x in own]
+        rows.append([task, name, *means[:2], report_cells.gain_over(*models[:2]), means[2]])
+    header = ["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain", "RLPD"]
+    return table(header, rows)
+
+
+def world_models() -> str:
+    """DAWM-TD3+BC, half real, by world model on the tasks that have several, and their gains."""
+    parts = {"protocol": "main", "trained again": "repeated", "root seed 1": "second"}
+    rivals_of = [f"{source}-td3_bc" for source in ("dwm", "real")]
+    rows = []
+    for folder in sorted((PROTOCOL / "repeated").iterdir()):
+        task = folder.name.removesuffix("-dawm-td3_bc")
+        folders = [
+            PROTOCOL / part / f"{folder.name}{'-seed-1' if part == 'second' else ''}"
+            for part in parts.values()
+        ]
+        found = [single(path) if path.exists() else None for path in folders]
+        models = [last_scores(x) for x in found if x is not None]
+        others = [[[last_scores(single(PROTOCOL / "main" / f"{task}-{x}"))]] for x in rivals_of]
+        rows.append(
+            [
+                task.replace("-", " ", 1),
+                *("" if x is None else last_score(x) for x in found),
+                report_cells.mean(models, 1),
+                *(report_cells.gain_over([models], other) for other in others),
+            ]
+        )
+    return table(["", *parts, "all", "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
+
+
+def fine_tuning() -> str:
+    """The part online's runs that are done, and those without generated rows."""
+    folders = [PROTOCOL / "online", RESULTS / "studies" / "fine-tuning"]
+    tuned = report_fine_tuning.results(runs.load([x for x in folders if x.exists()]))
+    return report_fine_tuning.section(tuned, reference="dawm")
+
+
+def _mean_score(result: MethodResult) -> float:
+    return float(last_scores(result).mean())
+
+
+def comparison() -> str:
+    """The three tables of the protocol's part main."""
+    return report_tables.summary(_main_part(), reference="dawm", heading="###")
+
+
+def rivals() -> str:
+    """All methods on the four tasks of the protocol's part rivals."""
+    folders = [
+        PROTOCOL / "main" / f"{task.replace('/', '-')}-{name}"
+        for task in experiments.FOUR
+        for name in _MAIN_ROWS
+    ]
+    results = runs.group(runs.load([*folders, PROTOCOL / "rivals"]))
+    return (
+        f"{report_tables.aggregate_table(results)}\n\n"
+        f"{report_tables.comparison_table(results, 'dawm', 'DAWM')}"
+    )
