@@ -63,9 +63,9 @@ def dataset_name(dataset: str) -> str:
     return f"{name} {tier.removesuffix('-200k-v1')}"
 
 
-def environment_name(result: MethodResult) -> str:
-    """The first word of `task_name`, also of a task of few episodes."""
-    return result.data.split("/")[1]
+def robot_name(result: MethodResult) -> str:
+    """The first word of `task_name`, also of a task of few episodes: "hopper"."""
+    return result.dataset_label.split("/")[1]
 
 
 def last_scores(result: MethodResult) -> np.ndarray:

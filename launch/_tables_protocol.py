@@ -1,12 +1,14 @@
 """Tables of docs/protocol.md's runs: README.md, docs/results.md, docs/finetuning.md."""
 
+import functools
 import itertools
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import experiments
-from _raw import PROTOCOL, RESULTS, environment_name, last_score, last_scores, single, task_name
+import numpy as np
+from _raw import PROTOCOL, RESULTS, last_score, last_scores, robot_name, single, task_name
 
 from dawm_jax.report import cells as report_cells
 from dawm_jax.report import fine_tuning as report_fine_tuning
@@ -129,6 +131,8 @@ _FEW_PAIRS = (
     (("dawm", 0.0), ("real", 1.0)),
     (("dawm", 0.5), ("dwm", 0.5)),
     (("dawm", 0.5), ("joint", 0.5)),
+    (("dwm", 0.5), ("real", 1.0)),
+    (("joint", 0.5), ("real", 1.0)),
 )
 
 
@@ -138,9 +142,7 @@ _FewKey = tuple[str, int, str, tuple[str, float]]
 def _few_part() -> dict[_FewKey, MethodResult]:
     """(environment, number of episodes, agent, column) -> result of the part few."""
     results = runs.group(runs.load([PROTOCOL / "few"]))
-    found = {
-        (environment_name(x), x.episodes, x.agent, (x.source, x.real_fraction)): x for x in results
-    }
+    found = {(robot_name(x), x.episodes, x.agent, (x.source, x.real_fraction)): x for x in results}
     assert len(found) == len(results), "two results in one cell"
     return found
 
@@ -150,9 +152,9 @@ def little_data() -> str:
     found = _few_part()
     rows, header = [], ["medium data of", "episodes"]
     for agent in experiments.AGENTS:
-        name = found["hopper", experiments.EPISODES[0], agent, ("real", 1.0)].agent_label
+        name = _agent_label(found, agent)
         header += [f"DAWM-{name}", name, "gain"]
-    for task, count in itertools.product(_few_tasks(), experiments.EPISODES):
+    for task, count in itertools.product(_development_robots(), experiments.EPISODES):
         row = [task, str(count)]
         for agent in experiments.AGENTS:
             pair = [found[task, count, agent, column] for column in _FEW_PAIRS[0]]
@@ -166,20 +168,20 @@ def few() -> str:
     found = _few_part()
     rows = [
         [
-            found[task, count, agent, _FEW_COLUMNS[0]].agent_label,
+            _agent_label(found, agent),
             task,
             str(count),
             *(last_score(found[task, count, agent, column]) for column in _FEW_COLUMNS),
         ]
         for agent in experiments.AGENTS
-        for task in _few_tasks()
+        for task in _development_robots()
         for count in experiments.EPISODES
     ]
     names = ["the agent on real data", *map(_few_name, _FEW_COLUMNS[1:])]
     scores_of = table(["agent", "medium data of", "episodes", *names], rows)
     gains = [
         [
-            found["hopper", count, agent, mine].agent_label,
+            _agent_label(found, agent),
             f"{_few_name(mine)}, over {_few_name(other)}",
             str(count),
             *(
@@ -187,41 +189,43 @@ def few() -> str:
                     [found[task, count, agent, mine] for task in tasks],
                     [found[task, count, agent, other] for task in tasks],
                 )
-                for tasks in (*([task] for task in _few_tasks()), _few_tasks())
+                for tasks in (*([task] for task in _development_robots()), _development_robots())
             ),
         ]
         for agent in experiments.AGENTS
         for mine, other in _FEW_PAIRS
         for count in experiments.EPISODES
     ]
-    header = ["agent", "gain of the mean score of", "episodes", *_few_tasks(), "both"]
+    header = ["agent", "gain of the mean score of", "episodes", *_development_robots(), "both"]
     return f"{scores_of}\n\n{table(header, gains)}"
 
 
 def few_again() -> str:
     """TD3+BC with and without DAWM from few episodes, on the protocol's device and on a CPU."""
     cpu = {
-        (environment_name(x), x.episodes, x.source): x
+        (robot_name(x), x.episodes, x.source): x
         for x in runs.group(runs.load([RESULTS / "studies" / "few-cpu"]))
     }
-    h100 = {
-        (task, count, source): x
-        for (task, count, agent, (source, _)), x in _few_part().items()
-        if agent == "td3_bc" and x.real_fraction in (0.5, 1.0)
-    }
+    h100 = _few_part()
     rows = []
-    for task, count in dict.fromkeys(key[:2] for key in cpu):
-        row = [task, str(count)]
-        for found in (h100, cpu):
-            mine, other = found[task, count, "dawm"], found[task, count, "real"]
+    for robot, count in itertools.product(_development_robots(), experiments.EPISODES[:2]):
+        row = [robot, str(count)]
+        for mine, other in (
+            [h100[robot, count, "td3_bc", column] for column in _FEW_PAIRS[0]],
+            [cpu[robot, count, source] for source, _ in _FEW_PAIRS[0]],
+        ):
             row += [last_score(mine), last_score(other), _gain_of_last([mine], [other])]
         rows.append(row)
     names = [f"{name}, {device}" for device in ("H100", "CPU") for name in ("DAWM", "real", "gain")]
     return table(["medium data of", "episodes", *names], rows)
 
 
-def _few_tasks() -> list[str]:
+def _development_robots() -> list[str]:
     return [task.split("/")[0] for task in experiments.DEVELOPED_ON]
+
+
+def _agent_label(found: Mapping[_FewKey, MethodResult], agent: str) -> str:
+    return next(result.agent_label for result in found.values() if result.agent == agent)
 
 
 def _few_name(column: tuple[str, float]) -> str:
@@ -237,55 +241,52 @@ def _gain_of_last(mine: Sequence[MethodResult], others: Sequence[MethodResult]) 
 
 
 def fine_tuned() -> str:
-    """The part online: last scores and mean heights of the curves."""
+    """The part online: last scores, and means over the evaluations that all curves have."""
     tuned = report_fine_tuning.results(runs.load([PROTOCOL / "online"]))
-    found = {(environment_name(x), x.source, x.agent): x for x in tuned}
-    assert len(found) == len(tuned), "two results of one task, method and agent"
+    found = {(robot_name(x), x.source, x.agent): x for x in tuned}
+    assert len(found) == len(tuned), "two results of one robot, method and agent"
     columns = (("dawm", "td3_bc"), ("real", "td3_bc"), ("real", "rlpd"))
     measures = {
-        "after the last step": lambda x: x.curve[:, -1],
-        "mean of the curve": report_fine_tuning.heights,
+        "after the last step": report_fine_tuning.at_the_end,
+        "mean of the curve": report_fine_tuning.over_shared_steps,
     }
     rows = []
-    for task, (name, measure) in itertools.product(_few_tasks(), measures.items()):
-        own = [found[task, *column] for column in columns]
-        means = [report_cells.mean_with_interval(x, measure(x)) for x in own]
-        models = [[x.by_model(measure(x))] for x in own]
-        rows.append([task, name, *means[:2], report_cells.gain_over(*models[:2]), means[2]])
+    for robot, (name, measure) in itertools.product(_development_robots(), measures.items()):
+        own = [found[robot, *column] for column in columns]
+        shared = functools.reduce(np.intersect1d, [x.evaluated for x in own])
+        values = [measure(x, shared) for x in own]
+        means = [report_cells.mean_with_interval(*pair) for pair in zip(own, values, strict=True)]
+        models = [[x.by_model(value)] for x, value in zip(own, values, strict=True)]
+        rows.append([robot, name, *means[:2], report_cells.gain_over(*models[:2]), means[2]])
     header = ["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain", "RLPD"]
     return table(header, rows)
 
 
 def world_models() -> str:
-    """DAWM-TD3+BC, half real, by world model on the tasks that have several, and their gains."""
-    parts = {"protocol": "main", "trained again": "repeated", "root seed 1": "second"}
-    rivals_of = [f"{source}-td3_bc" for source in ("dwm", "real")]
+    """DAWM-TD3+BC, half real, by training of its models; gains where there is another root seed."""
     rows = []
-    for folder in sorted((PROTOCOL / "repeated").iterdir()):
-        task = folder.name.removesuffix("-dawm-td3_bc")
-        folders = [
-            PROTOCOL / part / f"{folder.name}{'-seed-1' if part == 'second' else ''}"
-            for part in parts.values()
-        ]
-        found = [single(path) if path.exists() else None for path in folders]
-        models = [last_scores(x) for x in found if x is not None]
-        others = [[[last_scores(single(PROTOCOL / "main" / f"{task}-{x}"))]] for x in rivals_of]
-        rows.append(
-            [
-                task.replace("-", " ", 1),
-                *("" if x is None else last_score(x) for x in found),
-                report_cells.mean(models, 1),
-                *(report_cells.gain_over([models], other) for other in others),
-            ]
-        )
-    return table(["", *parts, "all", "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
+    for task in (*experiments.DEVELOPED_ON, "hopper/medium-replay", "walker2d/medium-replay"):
+        name = f"{task.replace('/', '-')}-dawm-td3_bc"
+        folders = [PROTOCOL / "main" / name, PROTOCOL / "repeated" / name]
+        found = [single(path) for path in folders]
+        row = [task.replace("/", " "), *map(last_score, found)]
+        second = PROTOCOL / "second" / f"{name}-seed-1"
+        if second.exists():
+            found.append(single(second))
+            models = [last_scores(x) for x in found]
+            row += [last_score(found[-1]), report_cells.mean(models, 1)]
+            for other in ("dwm", "real"):
+                rival = single(PROTOCOL / "main" / name.replace("dawm", other))
+                row.append(report_cells.gain_over([models], [[last_scores(rival)]]))
+        rows.append([*row, *[""] * (7 - len(row))])
+    header = ["", "protocol", "again, root seed 0", "root seed 1", "all three"]
+    return table([*header, "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
 
 
 def fine_tuning() -> str:
-    """The part online's runs that are done, and those without generated rows."""
-    folders = [PROTOCOL / "online", RESULTS / "studies" / "fine-tuning"]
-    tuned = report_fine_tuning.results(runs.load([x for x in folders if x.exists()]))
-    return report_fine_tuning.section(tuned, reference="dawm")
+    """The part online, and the control without generated rows."""
+    found = runs.load([PROTOCOL / "online", RESULTS / "studies" / "fine-tuning"])
+    return report_fine_tuning.section(report_fine_tuning.results(found), reference="dawm")
 
 
 def _mean_score(result: MethodResult) -> float:

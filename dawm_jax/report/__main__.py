@@ -10,7 +10,7 @@ updates but different root seeds are pooled, and each counts as one more world m
 writes into --out and replaces files of these names there: report.md, report.csv (one row per
 method and task), report.png (scores), curves.png (learning curves with intervals), profiles.png
 (performance profiles: the share of runs above each score), episodes.png (scores against the number
-of episodes, where runs of a task differ in it) and, where runs were fine-tuned, fine_tuning.csv
+of episodes, where runs on a dataset differ in it) and, where runs were fine-tuned, fine_tuning.csv
 (one row per method and task) and fine_tuning.png (learning curves over environment steps).
 """
 

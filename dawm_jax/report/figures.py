@@ -165,37 +165,41 @@ def _plot_curve(axis: "Axes", result: MethodResult, colour: Colour) -> None:
 def plot_episodes(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     """Last scores with their intervals against the number of episodes that are used.
 
-    One panel for each dataset and agent of which there are results of several numbers of episodes.
-    No file where there are none.
+    One panel for each dataset, environment and agent of which there are results of several numbers
+    of episodes. No file where there are none.
     """
     from matplotlib.figure import Figure
 
-    panels: dict[tuple[str, str], list[MethodResult]] = {}
+    panels: dict[tuple[str, str, str], list[MethodResult]] = {}
     for result in results:
-        panels.setdefault((result.data, result.agent_label), []).append(result)
+        key = result.dataset_label, result.environment, result.agent_label
+        panels.setdefault(key, []).append(result)
     panels = {key: own for key, own in panels.items() if len({one.episodes for one in own}) > 1}
     if not panels:
         path.unlink(missing_ok=True)
         return
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 3.8 * rows), layout="constrained")
+    figure = Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
-    for axis, ((data, agent), own) in zip(axes, panels.items(), strict=False):
-        _plot_episodes(axis, own)
+    colours = _colours(runs.method_names(one for own in panels.values() for one in own))
+    for axis, ((dataset, _, agent), own) in zip(axes, panels.items(), strict=False):
+        _plot_episodes(axis, own, colours)
         quantity = "return" if own[0].last is None else "normalised score"
-        axis.set(title=f"{markdown.shorten_path(data)}, {agent}", xlabel="episodes")
+        axis.set(title=f"{markdown.shorten_path(dataset)}, {agent}", xlabel="episodes")
         axis.set_ylabel(quantity)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
     figure.savefig(path, dpi=80)
 
 
-def _plot_episodes(axis: "Axes", results: Sequence[MethodResult]) -> None:
-    """One line for each method; numbers of episodes stand at equal distances, all of them last."""
+def _plot_episodes(
+    axis: "Axes", results: Sequence[MethodResult], colours: dict[str, Colour]
+) -> None:
+    """One line for each method, at equal distances for each number of episodes; "all" is last."""
     counts = sorted({result.episodes for result in results}, key=lambda count: count or np.inf)
     names = runs.method_names(results)
-    colours = _colours(names)
     for index, name in enumerate(names):
         own = {result.episodes: result for result in results if result.method == name}
         used = [count for count in counts if count in own]
@@ -214,7 +218,6 @@ def _plot_episodes(axis: "Axes", results: Sequence[MethodResult]) -> None:
         )
     axis.set_xticks(range(len(counts)), [f"{count:,}" if count else "all" for count in counts])
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
 
 
 # --- performance profiles -----------------------------------------------------------------

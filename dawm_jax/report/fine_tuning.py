@@ -161,7 +161,7 @@ def _gain_rows(tuned: Sequence[MethodResult], reference: str) -> Iterator[list[s
                 if (own.method, rival.method) == (method, other) and _is_comparable(own, rival)
             ]
             if pairs:
-                gains = [_gain(pairs, measure) for measure in (_at_the_end, _over_shared_steps)]
+                gains = [_gain(pairs, measure) for measure in (at_the_end, over_shared_steps)]
                 yield [method, other, str(len(pairs)), *gains]
 
 
@@ -174,11 +174,13 @@ def _is_comparable(own: MethodResult, rival: MethodResult) -> bool:
     return same and (own.agent == rival.agent or _stages(rival)[0].fresh_agent)
 
 
-def _at_the_end(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+def at_the_end(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+    """Values of a result's seeds at the last of the environment steps `shared`, [seeds]."""
     return result.curve[:, result.evaluated == shared[-1]][:, 0]
 
 
-def _over_shared_steps(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+def over_shared_steps(result: MethodResult, shared: np.ndarray) -> np.ndarray:
+    """Mean height of each seed's curve over the environment steps `shared`, [seeds]."""
     return mean_height(result.curve[:, np.isin(result.evaluated, shared)].T, shared)
 
 

@@ -118,7 +118,7 @@ class Run:
       commit: git commit of the source, "" if unknown.
       online: the fine-tuning in the environment; None if there was none.
       is_tuned: whether the run stands here by its fine-tuning.
-      shows_digest: whether `task` tells this content of the dataset from another one.
+      shows_digest: whether `dataset_label` tells this content of the dataset from another one.
     """
 
     path: pathlib.Path
@@ -155,14 +155,15 @@ class Run:
         return self.curve.shape[1]
 
     @property
-    def data(self) -> str:
+    def dataset_label(self) -> str:
         """The dataset; a part of the digest follows a name that several contents have."""
         return f"{self.dataset} [{self.dataset_digest[:8]}]" if self.shows_digest else self.dataset
 
     @property
     def task(self) -> str:
-        """`data`, and how many of its episodes are used unless all are."""
-        return f"{self.data}, {self.episodes} episodes" if self.episodes else self.data
+        """`dataset_label`, and how many of the episodes are used unless all are."""
+        used = f", {self.episodes} episodes" if self.episodes else ""
+        return f"{self.dataset_label}{used}"
 
     @property
     def source(self) -> str:
@@ -437,7 +438,7 @@ class MethodResult:
 
     Attributes:
       task: see `Run.task`.
-      data: see `Run.data`.
+      dataset_label: see `Run.dataset_label`.
       episodes: number of randomly drawn episodes that are used; 0 is all.
       environment: Gymnasium id.
       method: label, with the settings in which the runs at hand differ.
@@ -464,7 +465,7 @@ class MethodResult:
     """
 
     task: str
-    data: str
+    dataset_label: str
     episodes: int
     environment: str
     method: str
@@ -583,7 +584,7 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     curve_scores = normalised_score(first.environment, curve, first.references)
     return MethodResult(
         task=first.task,
-        data=first.data,
+        dataset_label=first.dataset_label,
         episodes=first.episodes,
         environment=first.environment,
         method=named(first.label, varied),
