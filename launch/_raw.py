@@ -65,7 +65,7 @@ def dataset_name(dataset: str) -> str:
 
 def robot_name(result: MethodResult) -> str:
     """The first word of `task_name`, also of a task of few episodes: "hopper"."""
-    return result.dataset_label.split("/")[1]
+    return result.whole_task.split("/")[1]
 
 
 def last_scores(result: MethodResult) -> np.ndarray:

@@ -165,14 +165,14 @@ def _plot_curve(axis: "Axes", result: MethodResult, colour: Colour) -> None:
 def plot_episodes(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     """Last scores with their intervals against the number of episodes that are used.
 
-    One panel for each dataset, environment and agent of which there are results of several numbers
-    of episodes. No file where there are none.
+    One panel for each whole task, environment and agent of which there are results of several
+    numbers of episodes. No file where there are none.
     """
     from matplotlib.figure import Figure
 
     panels: dict[tuple[str, str, str], list[MethodResult]] = {}
     for result in results:
-        key = result.dataset_label, result.environment, result.agent_label
+        key = result.whole_task, result.environment, result.agent_label
         panels.setdefault(key, []).append(result)
     panels = {key: own for key, own in panels.items() if len({one.episodes for one in own}) > 1}
     if not panels:
@@ -185,10 +185,10 @@ def plot_episodes(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     for axis in axes[len(panels) :]:
         axis.remove()
     colours = _colours(runs.method_names(one for own in panels.values() for one in own))
-    for axis, ((dataset, _, agent), own) in zip(axes, panels.items(), strict=False):
+    for axis, ((task, _, agent), own) in zip(axes, panels.items(), strict=False):
         _plot_episodes(axis, own, colours)
         quantity = "return" if own[0].last is None else "normalised score"
-        axis.set(title=f"{markdown.shorten_path(dataset)}, {agent}", xlabel="episodes")
+        axis.set(title=f"{markdown.shorten_path(task)}, {agent}", xlabel="episodes")
         axis.set_ylabel(quantity)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize="small")
     figure.savefig(path, dpi=80)

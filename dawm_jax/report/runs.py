@@ -33,6 +33,7 @@ _ABSENT: dict[str, object] = {
     "rollout": {},
     "commit": None,
     "dataset_digest": "",
+    "environment_kwargs": {},
     "value_check": {},
     "settings": {},
 }
@@ -92,6 +93,7 @@ class Run:
     Attributes:
       path: folder of the run.
       environment: Gymnasium id.
+      environment_kwargs: keyword arguments of `gym.make` in words, "" for none.
       references: returns of scores 0 and 100 that the run used, or None.
       dataset: name of the dataset.
       dataset_digest: digest of the dataset's content, "" if unknown.
@@ -118,11 +120,12 @@ class Run:
       commit: git commit of the source, "" if unknown.
       online: the fine-tuning in the environment; None if there was none.
       is_tuned: whether the run stands here by its fine-tuning.
-      shows_digest: whether `dataset_label` tells this content of the dataset from another one.
+      shows_digest: whether `whole_task` tells this content of the dataset from another one.
     """
 
     path: pathlib.Path
     environment: str
+    environment_kwargs: str
     references: References | None
     dataset: str
     dataset_digest: str
@@ -155,15 +158,19 @@ class Run:
         return self.curve.shape[1]
 
     @property
-    def dataset_label(self) -> str:
-        """The dataset; a part of the digest follows a name that several contents have."""
-        return f"{self.dataset} [{self.dataset_digest[:8]}]" if self.shows_digest else self.dataset
+    def whole_task(self) -> str:
+        """The dataset with all of its episodes and the environment's keyword arguments.
+
+        A part of the digest follows a name that several contents have.
+        """
+        digest = f" [{self.dataset_digest[:8]}]" if self.shows_digest else ""
+        changes = f", {self.environment_kwargs}" if self.environment_kwargs else ""
+        return f"{self.dataset}{digest}{changes}"
 
     @property
     def task(self) -> str:
-        """`dataset_label`, and how many of the episodes are used unless all are."""
-        used = f", {self.episodes} episodes" if self.episodes else ""
-        return f"{self.dataset_label}{used}"
+        """`whole_task`, and how many of the episodes are used unless all are."""
+        return f"{self.whole_task}, {self.episodes} episodes" if self.episodes else self.whole_task
 
     @property
     def source(self) -> str:
@@ -280,6 +287,9 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
     return Run(
         path=folder,
         environment=_text(data, "environment"),
+        environment_kwargs=", ".join(
+            f"{name}={value}" for name, value in sorted(_leaves(data["environment_kwargs"], ""))
+        ),
         references=_references(data),
         dataset=_text(data, "dataset"),
         dataset_digest=_text(data, "dataset_digest"),
@@ -438,7 +448,7 @@ class MethodResult:
 
     Attributes:
       task: see `Run.task`.
-      dataset_label: see `Run.dataset_label`.
+      whole_task: see `Run.whole_task`.
       episodes: number of randomly drawn episodes that are used; 0 is all.
       environment: Gymnasium id.
       method: label, with the settings in which the runs at hand differ.
@@ -465,7 +475,7 @@ class MethodResult:
     """
 
     task: str
-    dataset_label: str
+    whole_task: str
     episodes: int
     environment: str
     method: str
@@ -584,7 +594,7 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     curve_scores = normalised_score(first.environment, curve, first.references)
     return MethodResult(
         task=first.task,
-        dataset_label=first.dataset_label,
+        whole_task=first.whole_task,
         episodes=first.episodes,
         environment=first.environment,
         method=named(first.label, varied),

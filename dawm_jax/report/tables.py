@@ -254,7 +254,8 @@ def _interval_of_tasks(found: Comparison) -> str:
 
 def _published(results: Iterable[MethodResult]) -> str:
     """Published scores beside the runs' own, and whether the two can be compared."""
-    results = [r for r in results if not r.runs[0].episodes]  # published scores use all episodes
+    # Published scores are of all episodes, played in the unchanged environment.
+    results = [r for r in results if not r.episodes and not r.runs[0].environment_kwargs]
     # The names of published methods have no share of real data; theirs is 0.
     own = {(r.task, r.method.removesuffix(", 0 % real")): r.last for r in results}
     datasets = {r.task: r.runs[0].dataset for r in results}

@@ -286,6 +286,7 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
         target = {"rule": "max_fraction", "factor": parts.planner.target_fraction}
     return {
         "environment": config.environment,
+        "environment_kwargs": config.environment_arguments,
         "dataset": config.dataset,
         "dataset_summary": dataset.summary,
         "dataset_digest": dataset.digest,
@@ -313,7 +314,7 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
 def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
     """Settings of the agent, of the method and of its models, and how they use the data.
 
-    `environment_kwargs` and the evaluation's settings are not among them: they change the task.
+    The evaluation's settings are not among them: they do not change the agents.
     """
     values = schema.to_dict(config)
     names = [] if method.plans else [config.agent]

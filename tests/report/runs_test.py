@@ -112,6 +112,23 @@ def test_runs_on_some_episodes_are_a_task_of_their_own(tmp_path):
     np.testing.assert_allclose(found["dawm/hopper/medium-v0, 20 episodes"], [30.0])
 
 
+def test_runs_in_a_changed_environment_are_a_task_of_their_own(tmp_path):
+    write_run(tmp_path / "plain", [10.0, 20.0])
+    changed = {"terminate_when_unhealthy": False, "reset_noise_scale": 0.1}
+    write_run(tmp_path / "changed", [30.0], environment_kwargs=changed, episodes=20)
+    words = "reset_noise_scale=0.1, terminate_when_unhealthy=False"
+    assert {result.task: result.num_seeds for result in group(tmp_path)} == {
+        "dawm/hopper/medium-v0": 2,
+        f"dawm/hopper/medium-v0, {words}, 20 episodes": 1,
+    }
+    # Published scores are of the unchanged environment.
+    write_run(
+        tmp_path / "d4rl", [10.0], dataset="/x/hopper_medium-v2.hdf5", environment_kwargs=changed
+    )
+    text = tables.write(runs.load([tmp_path / "d4rl"]), tmp_path / "report", reference="dawm")
+    assert "| hopper_medium-v2.hdf5 | DWM" not in text
+
+
 def test_runs_of_other_seeds_are_seeds_of_one_result(tmp_path, caplog):
     write_run(tmp_path / "a", [10.0, 20.0])
     write_run(tmp_path / "b", [30.0], seed=1)

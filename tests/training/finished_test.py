@@ -37,7 +37,11 @@ def no_simulator():
 
 CONFIG = schema.replace(
     schema.parse(schema.get_config("smoke")),
-    {"training.real_fraction": 1.0, "td3_bc.hidden": (8,)},
+    {
+        "training.real_fraction": 1.0,
+        "td3_bc.hidden": (8,),
+        "environment_kwargs": '{"reset_noise_scale": 0.1}',
+    },
 )
 DATA = load_dataset(CONFIG.dataset)
 FILES = ("results.json", "returns.npz", "curves.png", "metrics.jsonl", "config.json")
@@ -91,6 +95,7 @@ def test_a_finished_run_is_answered_without_computing(workdir, monkeypatch, capl
         results = train.run(CONFIG, workdir)
     assert results == json.loads(before["results.json"])
     assert results["dataset_digest"] == DATA.digest
+    assert results["environment_kwargs"] == {"reset_noise_scale": 0.1}
     assert "TD3+BC on real data" in caplog.text
     assert contents(workdir) == before
 
