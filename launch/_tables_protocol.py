@@ -283,6 +283,26 @@ def world_models() -> str:
     return table([*header, "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
 
 
+def completion() -> str:
+    """DAWM-TD3+BC on generated rows alone: completed actions against more real starts."""
+    forms = {
+        "56-starts-completed": ("all seven", 56, 392),
+        "56-starts-first-steps": ("the first", 56, 56),
+        "392-starts-first-steps": ("the first", 392, 392),
+    }
+    assert list(forms) == list(experiments.COMPLETION)
+    rows = []
+    for task in experiments.DEVELOPED_ON:
+        for form, (steps, starts, transitions) in forms.items():
+            name = f"{task.replace('/', '-')}-dawm-alone-td3_bc-{form}"
+            if (folder := PROTOCOL / "studies" / name).exists():
+                run = single(folder)
+                score = last_score(run)
+                rows.append([task.replace("/", " "), steps, str(starts), str(transitions), score])
+    header = ["", "steps of a window that are used", "real starts", "transitions", "score"]
+    return table(header, rows)
+
+
 def fine_tuning() -> str:
     """The part online, and the control without generated rows."""
     found = runs.load([PROTOCOL / "online", RESULTS / "studies" / "fine-tuning"])
