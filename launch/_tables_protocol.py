@@ -8,8 +8,18 @@ from collections.abc import Mapping, Sequence
 
 import experiments
 import numpy as np
-from _raw import PROTOCOL, RESULTS, last_score, last_scores, robot_name, single, task_name
+from _raw import (
+    PROTOCOL,
+    RESULTS,
+    json_lines,
+    last_score,
+    last_scores,
+    robot_name,
+    single,
+    task_name,
+)
 
+from dawm_jax.envs.scores import normalised_score
 from dawm_jax.report import cells as report_cells
 from dawm_jax.report import fine_tuning as report_fine_tuning
 from dawm_jax.report import over_tasks, runs
@@ -21,8 +31,6 @@ from dawm_jax.runtime.markdown import table
 _HEADLINE = tuple(
     (source, agent) for agent in ("td3_bc", "iql") for source in ("dawm", "dwm", "real")
 )
-
-
 # Ends of the names of the part main's folders.
 _MAIN_ROWS = tuple(f"{source}-{agent}" for source, agent in _HEADLINE)
 
@@ -123,8 +131,6 @@ def longer_returns() -> str:
 
 # The part few's columns: what an agent learnt from, and the share of real rows.
 _FEW_COLUMNS = (("real", 1.0), ("dawm", 0.5), ("dawm", 0.0), ("dwm", 0.5), ("joint", 0.5))
-
-
 # Pairs of these columns whose gains are shown.
 _FEW_PAIRS = (
     (("dawm", 0.5), ("real", 1.0)),
@@ -134,8 +140,6 @@ _FEW_PAIRS = (
     (("dwm", 0.5), ("real", 1.0)),
     (("joint", 0.5), ("real", 1.0)),
 )
-
-
 _FewKey = tuple[str, int, str, tuple[str, float]]
 
 
@@ -281,6 +285,41 @@ def world_models() -> str:
         rows.append([*row, *[""] * (7 - len(row))])
     header = ["", "protocol", "again, root seed 0", "root seed 1", "all three"]
     return table([*header, "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
+
+
+def dwm_lead() -> str:
+    """DAWM-TD3+BC on Walker2d medium-replay, changed in two steps towards DWM: learning curves."""
+    rows = []
+    for label, folder in {
+        "TD3+BC": PROTOCOL / "main" / "walker2d-medium-replay-real-td3_bc",
+        "DAWM": PROTOCOL / "main" / "walker2d-medium-replay-dawm-td3_bc",
+        "DAWM, seven-step returns": PROTOCOL
+        / "volume"
+        / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
+        "DAWM, first steps of its windows": RESULTS / "studies" / "dwm-lead" / "first-steps",
+        "DAWM, first steps of its windows, seven-step returns of generated rows": RESULTS
+        / "studies"
+        / "dwm-lead"
+        / "first-steps-seven-step-returns",
+        "DWM": PROTOCOL / "main" / "walker2d-medium-replay-dwm-td3_bc",
+    }.items():
+        returns = {
+            row["step"]: row["return_mean"]
+            for row in json_lines(folder / "metrics.jsonl")
+            if row["stage"] == "agent" and row["kind"] == "assess"
+        }
+        shown = (6_000, 12_000, 18_000, 24_000, 30_000)
+        cells = [_walker_score(returns[step]) if step in returns else "" for step in shown]
+        last = last_score(single(folder)) if (folder / "results.json").exists() else ""
+        rows.append([label, *cells, last])
+    header = ["updates", "6,000", "12,000", "18,000", "24,000", "30,000", "mean of the last five"]
+    return table(header, rows)
+
+
+def _walker_score(returned: float) -> str:
+    score = normalised_score("Walker2d-v5", np.array(returned))
+    assert score is not None
+    return f"{score:.1f}"
 
 
 def completion() -> str:

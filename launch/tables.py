@@ -91,6 +91,7 @@ BLOCKS = (
     Block("docs/robotics.md", "robotics", _tables_tasks.robotics),
     Block("docs/finetuning.md", "fine-tuning", _tables_protocol.fine_tuning),
     Block("docs/results.md", "world-models", _tables_protocol.world_models),
+    Block("docs/results.md", "dwm-lead", _tables_protocol.dwm_lead),
     Block("docs/results.md", "completion", _tables_protocol.completion),
     Block("docs/results.md", "few", _tables_protocol.few),
     Block("docs/results.md", "few-again", _tables_protocol.few_again),
