@@ -11,7 +11,6 @@ import numpy as np
 from _raw import (
     PROTOCOL,
     RESULTS,
-    json_lines,
     last_score,
     last_scores,
     robot_name,
@@ -19,7 +18,6 @@ from _raw import (
     task_name,
 )
 
-from dawm_jax.envs.scores import normalised_score
 from dawm_jax.report import cells as report_cells
 from dawm_jax.report import fine_tuning as report_fine_tuning
 from dawm_jax.report import over_tasks, runs
@@ -118,14 +116,13 @@ def longer_returns() -> str:
             volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
         ),
     }
-    score = lambda folder: last_score(single(folder)) if folder.exists() else ""
     rows = []
     for tier, own in seven_steps.items():
         one_step = [
             PROTOCOL / "main" / f"walker2d-{tier}-{source}-td3_bc"
             for source in ("real", "dawm", "dwm")
         ]
-        rows.append([f"walker2d {tier}", *map(score, (*one_step, *own))])
+        rows.append([f"walker2d {tier}", *(last_score(single(x)) for x in (*one_step, *own))])
     return table(["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"], rows)
 
 
@@ -289,37 +286,23 @@ def world_models() -> str:
 
 def dwm_lead() -> str:
     """DAWM-TD3+BC on Walker2d medium-replay, changed in two steps towards DWM: learning curves."""
-    rows = []
-    for label, folder in {
-        "TD3+BC": PROTOCOL / "main" / "walker2d-medium-replay-real-td3_bc",
-        "DAWM": PROTOCOL / "main" / "walker2d-medium-replay-dawm-td3_bc",
-        "DAWM, seven-step returns": PROTOCOL
-        / "volume"
-        / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
-        "DAWM, first steps of its windows": RESULTS / "studies" / "dwm-lead" / "first-steps",
-        "DAWM, first steps of its windows, seven-step returns of generated rows": RESULTS
-        / "studies"
-        / "dwm-lead"
-        / "first-steps-seven-step-returns",
-        "DWM": PROTOCOL / "main" / "walker2d-medium-replay-dwm-td3_bc",
-    }.items():
-        returns = {
-            row["step"]: row["return_mean"]
-            for row in json_lines(folder / "metrics.jsonl")
-            if row["stage"] == "agent" and row["kind"] == "assess"
-        }
-        shown = (6_000, 12_000, 18_000, 24_000, 30_000)
-        cells = [_walker_score(returns[step]) if step in returns else "" for step in shown]
-        last = last_score(single(folder)) if (folder / "results.json").exists() else ""
-        rows.append([label, *cells, last])
-    header = ["updates", "6,000", "12,000", "18,000", "24,000", "30,000", "mean of the last five"]
-    return table(header, rows)
-
-
-def _walker_score(returned: float) -> str:
-    score = normalised_score("Walker2d-v5", np.array(returned))
-    assert score is not None
-    return f"{score:.1f}"
+    task, study = "walker2d-medium-replay", RESULTS / "studies" / "dwm-lead"
+    first, seven = "DAWM, first steps of its windows", "seven-step returns"
+    volume = PROTOCOL / "volume" / f"{task}-dawm-td3_bc-volume-returns"
+    folders = {
+        "TD3+BC": PROTOCOL / "main" / f"{task}-real-td3_bc",
+        "DAWM": PROTOCOL / "main" / f"{task}-dawm-td3_bc",
+        f"DAWM, {seven}": volume,
+        first: study / "first-steps",
+        f"{first}, {seven} of generated rows": study / "first-steps-seven-step-returns",
+        "DWM": PROTOCOL / "main" / f"{task}-dwm-td3_bc",
+    }
+    shown, rows = (6_000, 12_000, 18_000, 24_000, 30_000), []
+    for label, folder in folders.items():
+        result = single(folder)
+        means = result.curve.mean(axis=0)[np.isin(result.evaluated, shown)]
+        rows.append([label, *(f"{mean:.1f}" for mean in means), last_score(result)])
+    return table(["updates", *(f"{x:,}" for x in shown), "mean of the last five"], rows)
 
 
 def completion() -> str:
@@ -335,8 +318,7 @@ def completion() -> str:
         for form, (steps, starts, transitions) in forms.items():
             name = f"{task.replace('/', '-')}-dawm-alone-td3_bc-{form}"
             if (folder := PROTOCOL / "studies" / name).exists():
-                run = single(folder)
-                score = last_score(run)
+                score = last_score(single(folder))
                 rows.append([task.replace("/", " "), steps, str(starts), str(transitions), score])
     header = ["", "steps of a window that are used", "real starts", "transitions", "score"]
     return table(header, rows)

@@ -15,6 +15,7 @@ from dawm_jax.runtime import markdown
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _NUM_THRESHOLDS = 101
 # The pale colours of the second are hard to tell from the others.
@@ -71,18 +72,31 @@ def _plot_series(axis: "Axes", found: Sequence[Series], setting: str) -> None:
     along = [member for one in found for member in one.results if setting in member.varied]
     values = sorted({_number(member, setting) for member in along})
     for one in found:
-        means = [float(_last(member).mean()) for member in one.results]
         if setting not in one.results[0].varied:
-            axis.axhline(means[0], linestyle="--", color="grey")
-            axis.annotate(one.label, (0.01, means[0]), xycoords=("axes fraction", "data"))
+            mean = _last(one.results[0]).mean()
+            axis.axhline(mean, linestyle="--", color="grey")
+            axis.annotate(one.label, (0.01, mean), xycoords=("axes fraction", "data"))
             continue
         at = [values.index(_number(member, setting)) for member in one.results]
-        bounds = np.transpose([_bounds(member) for member in one.results])
-        axis.errorbar(at, means, np.abs(bounds - means), marker="o", capsize=3, label=one.label)
+        _plot_means(axis, at, one.results, label=one.label)
     # Values stand at equal distances because most studies double them.
     axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     axis.grid(alpha=0.3)
     axis.legend()
+
+
+def _plot_means(
+    axis: "Axes",
+    at: Sequence[float],
+    results: Sequence[MethodResult],
+    *,
+    label: str,
+    colour: Colour | None = None,
+) -> None:
+    """A line of means with intervals at the positions [n]; without a colour Matplotlib's next."""
+    means = [float(_last(result).mean()) for result in results]
+    errors = np.abs(np.transpose([_bounds(result) for result in results]) - means)
+    axis.errorbar(at, means, errors, marker="o", capsize=3, color=colour, label=label)
 
 
 def _number(result: MethodResult, setting: str) -> float:
@@ -124,14 +138,11 @@ def plot_curves(
         path.unlink(missing_ok=True)
         return
     columns = min(_MAX_COLUMNS, len(tasks))
-    rows = -(-len(tasks) // columns)
-    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure = Figure(layout="constrained")
+    panels = _panels(figure, len(tasks), columns=columns, size=(5.0, 3.6))
     colours = _colours(runs.method_names(results))
-    for axis in panels[len(tasks) :]:
-        axis.remove()
     lines: dict[str, Artist] = {}
-    for axis, task in zip(panels, tasks, strict=False):
+    for axis, task in zip(panels, tasks, strict=True):
         own = [result for result in results if result.task == task]
         for result in own:
             _plot_curve(axis, result, colours[result.method])
@@ -178,14 +189,10 @@ def plot_episodes(results: Sequence[MethodResult], path: pathlib.Path) -> None:
     if not panels:
         path.unlink(missing_ok=True)
         return
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.5 * columns, 4.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
-        axis.remove()
+    figure = Figure(layout="constrained")
+    axes = _panels(figure, len(panels), columns=2, size=(5.5, 4.2))
     colours = _colours(runs.method_names(one for own in panels.values() for one in own))
-    for axis, ((task, _, agent), own) in zip(axes, panels.items(), strict=False):
+    for axis, ((task, _, agent), own) in zip(axes, panels.items(), strict=True):
         _plot_episodes(axis, own, colours)
         quantity = "return" if own[0].last is None else "normalised score"
         axis.set(title=f"{markdown.shorten_path(task)}, {agent}", xlabel="episodes")
@@ -205,17 +212,8 @@ def _plot_episodes(
         used = [count for count in counts if count in own]
         # Lines stand a little beside each other: their intervals would cover each other.
         at = [counts.index(count) + 0.3 * ((index + 0.5) / len(names) - 0.5) for count in used]
-        means = [float(_last(own[count]).mean()) for count in used]
-        bounds = np.transpose([_bounds(own[count]) for count in used])
-        axis.errorbar(
-            at,
-            means,
-            np.abs(bounds - means),
-            marker="o",
-            capsize=3,
-            color=colours[name],
-            label=name,
-        )
+        members = [own[count] for count in used]
+        _plot_means(axis, at, members, label=name, colour=colours[name])
     axis.set_xticks(range(len(counts)), [f"{count:,}" if count else "all" for count in counts])
     axis.grid(alpha=0.3)
 
@@ -282,6 +280,26 @@ def plot_line(
     axis.plot(at, values, color=colour, marker=marker, markersize=3, label=label)
     if band is not None:
         axis.fill_between(at, *band, color=colour, alpha=0.15, linewidth=0)
+
+
+def _panels(
+    figure: "Figure", count: int, *, columns: int, size: tuple[float, float]
+) -> "list[Axes]":
+    """Panels row by row, the last row with what is left; the figure gets their size.
+
+    Args:
+      figure: without panels.
+      count: of panels.
+      columns: at most.
+      size: width and height of a panel in inches.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure.set_size_inches(size[0] * columns, size[1] * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[count:]:
+        panel.remove()
+    return list(panels[:count])
 
 
 def _colours(methods: Sequence[str]) -> dict[str, Colour]:
