@@ -182,6 +182,7 @@ def check(config: Config) -> None:
         ("world_model.state_columns", config.world_model.state_columns, 0),
         ("rollout.real_actions_only", config.rollout.real_actions_only, False),
         ("training.return_steps", config.training.return_steps, 1),
+        ("training.real_return_steps", config.training.real_return_steps, 0, 1),
     )
     for name, value, *wanted in expected:
         if value not in wanted:

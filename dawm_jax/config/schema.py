@@ -125,6 +125,13 @@ class Training:
         at_least=1,
         at_most=100,
     )
+    real_return_steps: int = setting(
+        0,
+        "the same for real transitions alone; 0 takes `return_steps`",
+        absent=0,
+        at_least=0,
+        at_most=100,
+    )
     checkpoint_updates: int = setting(
         100_000, "gradient updates between checkpoints", quick=5_000, smoke=20, at_least=1
     )
@@ -135,6 +142,24 @@ class Training:
         smoke=8,
         at_least=1,
     )
+
+    @property
+    def steps_of_real_returns(self) -> int:
+        """Steps of the returns of real transitions."""
+        return self.real_return_steps or self.return_steps
+
+    def check_one_step(self, why: str) -> None:
+        """Checks that no return has several steps.
+
+        Args:
+          why: such returns are excluded, behind "expected 1".
+
+        Raises:
+          UserError: a return has.
+        """
+        for name in ("return_steps", "real_return_steps"):
+            if (steps := getattr(self, name)) > 1:
+                raise UserError(f"config.training.{name}: expected 1 {why}, got {steps}")
 
 
 @dataclasses.dataclass(frozen=True)

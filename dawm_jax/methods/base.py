@@ -192,13 +192,10 @@ def check(config: Config) -> MethodSpec:
             f"config.rollout.expand: expected sweep with config.method={method.name}, which "
             "generates no expansions, got 'minibatch'"
         )
-    if config.training.return_steps > 1 and method.trains_models(config):
-        if method.rows is not Transition:
-            raise UserError(
-                "config.training.return_steps: expected 1 with "
-                f"config.method={method.name}, which generates no transitions, got "
-                f"{config.training.return_steps}"
-            )
+    if method.trains_models(config) and method.rows is not Transition:
+        config.training.check_one_step(
+            f"with config.method={method.name}, which generates no transitions"
+        )
     if method.rows is None or not method.trains_models(config):
         return method
     if method.rows not in agent.learns_from:

@@ -104,7 +104,9 @@ class Run:
       seed: root seed.
       updates: updates of the agents, 0 for a method that plans.
       real_fraction: share of real transitions in a minibatch.
-      return_steps: steps of the return that the critics' target sums; 1 is one-step TD.
+      return_steps: steps of the return that the critics' target sums, of generated rows; 1 is
+        one-step TD.
+      real_return_steps: the same of real rows.
       top_fraction: share of the episodes, those of highest return, that is used.
       episodes: number of randomly drawn episodes that are used; 0 is all.
       learns_values: whether the agent has a critic.
@@ -137,6 +139,7 @@ class Run:
     updates: int
     real_fraction: float
     return_steps: int
+    real_return_steps: int
     top_fraction: float
     episodes: int
     learns_values: bool
@@ -193,9 +196,18 @@ class Run:
             text = f"{100 * self.top_fraction:g} % {text}"
         if not real and not plans:
             text = f"{text}, {100 * self.real_fraction:g} % real"
-        if self.return_steps > 1:
-            text = f"{text}, {self.return_steps}-step returns"
+        text = f"{text}{self._returns}"
         return f"{text}, online" if self.is_tuned else text
+
+    @property
+    def _returns(self) -> str:
+        """The steps of the returns in words, "" for one-step targets."""
+        generated, real = self.return_steps, self.real_return_steps
+        generated = real if self.real_fraction == 1.0 else generated
+        real = generated if self.real_fraction == 0.0 else real
+        if generated == real:
+            return f", {real}-step returns" if real > 1 else ""
+        return f", {generated}-step returns of generated and {real}-step of real rows"
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -301,6 +313,10 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         updates=int(_number(data, "updates")),
         real_fraction=_number(data, "real_fraction"),
         return_steps=int(_number(data, "return_steps")),
+        # Versions without the setting `training.real_return_steps` had one for both kinds of rows.
+        real_return_steps=int(
+            _number({"real_return_steps": data["return_steps"], **data}, "real_return_steps")
+        ),
         top_fraction=_number(data, "top_fraction"),
         episodes=int(_number(data, "episodes")),
         # Runs record the check of their values only if they have a critic.

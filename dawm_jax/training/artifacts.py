@@ -302,6 +302,7 @@ def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
         "updates": 0 if method.plans else config.training.updates,
         "real_fraction": method.real_fraction(config.training.real_fraction),
         "return_steps": config.training.return_steps,
+        "real_return_steps": config.training.steps_of_real_returns,
         "top_fraction": config.top_fraction,
         "episodes": config.episodes,
         "horizon": horizon,

@@ -85,11 +85,7 @@ def check(config: Config, method: MethodSpec) -> None:
             "config.online.steps: expected 0 with several processes or config.parallel=pmap, as "
             f"one process steps the environments, got {online.steps}"
         )
-    if config.training.return_steps > 1:
-        raise UserError(
-            "config.training.return_steps: expected 1 with config.online.steps above 0, whose rows "
-            f"are single steps, got {config.training.return_steps}"
-        )
+    config.training.check_one_step("with config.online.steps above 0, whose rows are single steps")
     if online.generated_fraction and not method.trains_models(config):
         raise UserError(
             "config.online.generated_fraction: expected 0 on real data only "

@@ -154,12 +154,15 @@ def _agent_training(
         ),
     )
     _check_agent(agent_spec, agent, config.sections[agent_spec.name])
+    # Either all rows of a minibatch have a discount of their own or none has.
     returns = None
-    if (steps := config.training.return_steps) > 1:
-        returns = Returns(steps, config.discount)
+    generated, real = config.training.return_steps, config.training.steps_of_real_returns
+    if generated > 1 or real > 1:
+        returns = Returns(real, config.discount)
         if generator is not None:
             assert not isinstance(generator, PolicyMethod)  # see `methods.check`
-            generator = MultiStep(generator, config.horizon, returns)
+            steps = Returns(generated, config.discount)
+            generator = MultiStep(generator, config.horizon, steps)
     windows = roll.windows_per_round
     if generator is not None and roll.real_actions_only:
         assert not isinstance(generator, PolicyMethod)  # see `methods.check`

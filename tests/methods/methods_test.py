@@ -291,9 +291,17 @@ def test_only_real_actions_at_equal_volume():
     assert parts.training.windows_per_round == H * parts.config.rollout.windows_per_round
 
 
-def test_generated_rows_are_returns_over_several_steps():
-    """Real and generated rows of a minibatch have a discount each, up to the third power."""
-    parts = make_parts("dawm", training__return_steps=3, training__real_fraction=0.5)
+@pytest.mark.parametrize(
+    ("steps", "real_steps", "most"), [(3, 0, (3, 3)), (3, 1, (1, 3)), (1, 3, (3, 1))]
+)
+def test_rows_are_returns_over_several_steps(steps, real_steps, most):
+    """Rows have a discount each: its powers reach the steps of their kind of row."""
+    parts = make_parts(
+        "dawm",
+        training__return_steps=steps,
+        training__real_return_steps=real_steps,
+        training__real_fraction=0.5,
+    )
     replay, _ = make_data()
     training = parts.training
     inputs = Inputs(make_models(parts), replay)
@@ -303,7 +311,7 @@ def test_generated_rows_are_returns_over_several_steps():
     powers = np.log(np.asarray(batches.discount)) / np.log(parts.config.discount)
     np.testing.assert_allclose(powers, np.rint(powers), atol=1e-3)
     real, generated = np.rint(powers[:, :8]), np.rint(powers[:, 8:])
-    assert real.max() == generated.max() == 3 and min(real.min(), generated.min()) >= 1
+    assert (real.max(), generated.max()) == most and min(real.min(), generated.min()) == 1
     plain = make_parts("dawm").training
     assert plain.returns is None and plain.row.discount is None
 
@@ -311,6 +319,8 @@ def test_generated_rows_are_returns_over_several_steps():
 def test_returns_over_several_steps_are_of_transitions():
     with pytest.raises(UserError, match=r"return_steps: expected 1 with config\.method=dwm"):
         make_parts("dwm", training__return_steps=2)
+    with pytest.raises(UserError, match=r"real_return_steps: expected 1 with config\.method=dwm"):
+        make_parts("dwm", training__real_return_steps=2)
     make_parts("dwm", training__return_steps=2, training__real_fraction=1.0)  # on real data alone
 
 

@@ -83,6 +83,12 @@ def group(*folders):
             {"real_fraction": 0.5, "return_steps": 7},
             "DAWM-TD3+BC, 50 % real, 7-step returns",
         ),
+        (
+            {"real_fraction": 0.5, "return_steps": 7, "real_return_steps": 1},
+            "DAWM-TD3+BC, 50 % real, 7-step returns of generated and 1-step of real rows",
+        ),
+        ({"return_steps": 7, "real_return_steps": 1}, "DAWM-TD3+BC, 0 % real, 7-step returns"),
+        ({"real_fraction": 1.0, "return_steps": 7, "real_return_steps": 1}, "TD3+BC"),
         ({"real_fraction": 0.5}, "DAWM-TD3+BC, 50 % real"),
         ({"real_fraction": 1.0, "agent": "bc", "top_fraction": 0.1}, "10 % BC"),
         (
