@@ -21,8 +21,10 @@ from _raw import (
 from dawm_jax.report import cells as report_cells
 from dawm_jax.report import fine_tuning as report_fine_tuning
 from dawm_jax.report import over_tasks, runs
+from dawm_jax.report import statistics as report_statistics
 from dawm_jax.report import tables as report_tables
 from dawm_jax.report.runs import MethodResult
+from dawm_jax.report.statistics import Models
 from dawm_jax.runtime.markdown import table
 
 # Columns of the short table: what an agent learnt from, and the agent.
@@ -62,7 +64,7 @@ def gains() -> str:
     cells: dict[tuple[str, str], list[str]] = {}
     for chosen in sets.values():
         for found in over_tasks.comparisons(chosen, "dawm"):
-            gain = report_cells.gain(found.gain, found.gain_interval, found.seeds)
+            gain = report_cells.gain(found.gain)
             cells.setdefault((found.method, found.other), []).append(gain)
     rows = [[mine, other, *gains] for (mine, other), gains in cells.items()]
     return table(["gain of the mean score of", "over", *sets], rows)
@@ -104,16 +106,18 @@ def volume() -> str:
 
 
 def longer_returns() -> str:
-    """TD3+BC with one-step targets, with returns over seven steps, and DWM-TD3+BC."""
+    """TD3+BC with one-step targets and with returns over seven steps, and DWM-TD3+BC."""
     studies, volume = RESULTS / "studies" / "volume", PROTOCOL / "volume"
     seven_steps = {
         "medium": (
             studies / "walker2d-real-td3_bc-7-steps",
             studies / "walker2d-dawm-td3_bc-200k-7-steps",
+            None,
         ),
         "medium-replay": (
             volume / "walker2d-medium-replay-real-td3_bc-returns",
             volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
+            RESULTS / "studies" / "dwm-lead" / "seven-step-returns-of-generated-rows",
         ),
     }
     rows = []
@@ -122,8 +126,10 @@ def longer_returns() -> str:
             PROTOCOL / "main" / f"walker2d-{tier}-{source}-td3_bc"
             for source in ("real", "dawm", "dwm")
         ]
-        rows.append([f"walker2d {tier}", *(last_score(single(x)) for x in (*one_step, *own))])
-    return table(["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"], rows)
+        scores = [last_score(single(x)) if x else "" for x in (*one_step, *own)]
+        rows.append([f"walker2d {tier}", *scores])
+    header = ["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"]
+    return table([*header, "DAWM, 7 steps of generated rows"], rows)
 
 
 # The part few's columns: what an agent learnt from, and the share of real rows.
@@ -238,7 +244,11 @@ def _few_name(column: tuple[str, float]) -> str:
 def _gain_of_last(mine: Sequence[MethodResult], others: Sequence[MethodResult]) -> str:
     """Gain of the average of last scores over tasks; both sequences have the same tasks."""
     models = [[x.by_model(last_scores(x)) for x in some] for some in (mine, others)]
-    return report_cells.gain_over(*models)
+    return _gain(*models)
+
+
+def _gain(models: Models, others: Models) -> str:
+    return report_cells.gain(report_statistics.gain_over(models, others))
 
 
 def fine_tuned() -> str:
@@ -258,7 +268,7 @@ def fine_tuned() -> str:
         values = [measure(x, shared) for x in own]
         means = [report_cells.mean_with_interval(*pair) for pair in zip(own, values, strict=True)]
         models = [[x.by_model(value)] for x, value in zip(own, values, strict=True)]
-        rows.append([robot, name, *means[:2], report_cells.gain_over(*models[:2]), means[2]])
+        rows.append([robot, name, *means[:2], _gain(*models[:2]), means[2]])
     header = ["medium data of", "", "DAWM-TD3+BC", "TD3+BC", "gain", "RLPD"]
     return table(header, rows)
 
@@ -278,14 +288,14 @@ def world_models() -> str:
             row += [last_score(found[-1]), report_cells.mean(models, 1)]
             for other in ("dwm", "real"):
                 rival = single(PROTOCOL / "main" / name.replace("dawm", other))
-                row.append(report_cells.gain_over([models], [[last_scores(rival)]]))
+                row.append(_gain([models], [[last_scores(rival)]]))
         rows.append([*row, *[""] * (7 - len(row))])
     header = ["", "protocol", "again, root seed 0", "root seed 1", "all three"]
     return table([*header, "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
 
 
 def dwm_lead() -> str:
-    """DAWM-TD3+BC on Walker2d medium-replay, changed in two steps towards DWM: learning curves."""
+    """DAWM-TD3+BC on Walker2d medium-replay, changed in steps towards DWM: learning curves."""
     task, study = "walker2d-medium-replay", RESULTS / "studies" / "dwm-lead"
     first, seven = "DAWM, first steps of its windows", "seven-step returns"
     volume = PROTOCOL / "volume" / f"{task}-dawm-td3_bc-volume-returns"
@@ -293,6 +303,7 @@ def dwm_lead() -> str:
         "TD3+BC": PROTOCOL / "main" / f"{task}-real-td3_bc",
         "DAWM": PROTOCOL / "main" / f"{task}-dawm-td3_bc",
         f"DAWM, {seven}": volume,
+        f"DAWM, {seven} of generated rows": study / "seven-step-returns-of-generated-rows",
         first: study / "first-steps",
         f"{first}, {seven} of generated rows": study / "first-steps-seven-step-returns",
         "DWM": PROTOCOL / "main" / f"{task}-dwm-td3_bc",
@@ -307,21 +318,38 @@ def dwm_lead() -> str:
 
 def completion() -> str:
     """DAWM-TD3+BC on generated rows alone: completed actions against more real starts."""
-    forms = {
-        "56-starts-completed": ("all seven", 56, 392),
-        "56-starts-first-steps": ("the first", 56, 56),
-        "392-starts-first-steps": ("the first", 392, 392),
-    }
-    assert list(forms) == list(experiments.COMPLETION)
+    words = {1: "the first", 7: "all seven"}
     rows = []
     for task in experiments.DEVELOPED_ON:
-        for form, (steps, starts, transitions) in forms.items():
+        for form, kept in experiments.COMPLETION.items():
             name = f"{task.replace('/', '-')}-dawm-alone-td3_bc-{form}"
             if (folder := PROTOCOL / "studies" / name).exists():
+                numbers = str(kept.starts), str(kept.starts * kept.steps)
                 score = last_score(single(folder))
-                rows.append([task.replace("/", " "), steps, str(starts), str(transitions), score])
+                rows.append([task.replace("/", " "), words[kept.steps], *numbers, score])
     header = ["", "steps of a window that are used", "real starts", "transitions", "score"]
     return table(header, rows)
+
+
+def horizons() -> str:
+    """DAWM-TD3+BC on generated rows alone, by steps of a window; "" where a run is missing.
+
+    The windows of 7 steps are those of `completion`, so that all runs are on one device.
+    """
+    suffixes = {
+        "1": "horizon-1",
+        "3": "horizon-3",
+        "7, 56 windows": "56-starts-completed",
+        "15": "horizon-15",
+    }
+    rows = []
+    for task in experiments.DEVELOPED_ON:
+        name = f"{task.replace('/', '-')}-dawm-alone-td3_bc"
+        folders = [PROTOCOL / "studies" / f"{name}-{suffix}" for suffix in suffixes.values()]
+        scores = [last_score(single(folder)) if folder.exists() else "" for folder in folders]
+        if any(scores):
+            rows.append([task.replace("/", " "), *scores])
+    return table(["horizon", *suffixes], rows)
 
 
 def fine_tuning() -> str:

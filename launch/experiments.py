@@ -9,9 +9,9 @@ python launch/experiments.py FOLDER --parts=main,few    some parts of the protoc
 With --jobs, trainings share a GPU. Every run is a folder PART/NAME below FOLDER; docs/protocol.md
 says what the parts are. Runs that are done are skipped. Models that several runs train alike are
 trained once and copied: a run that copies models starts after the run that trains them, which for
-runs of the parts rivals, studies, volume and online may be one of the part main. The command ends
-with reports of the runs that are done: of each part in PART/report, and of the part main also in
-report-developed-on and report-untouched.
+runs of the parts rivals, studies, volume, targets and online may be one of the part main. The
+command ends with reports of the runs that are done: of each part in PART/report, and of the part
+main also in report-developed-on and report-untouched.
 """
 
 import dataclasses
@@ -48,21 +48,45 @@ OF_THE_PROTOCOL = (
     "--config.rollout.prefill_transitions=20000",
     "--config.rollout.buffer_capacity=100000",
 )
-# Three runs: 56 windows a round of which all 7 steps are kept, 56 windows of which the first step
-# is kept, and 392 of which the first step is kept, which are as many transitions as those of the
-# first run. With `real_actions_only` a round has windows_per_round x horizon windows: 8 x 7 = 56.
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """Which generated transitions a run of the study of completed actions learns from.
+
+    Attributes:
+      starts: windows of a round.
+      steps: of each window that are kept: 7, or 1, whose action is real.
+      flags: of the run. With `real_actions_only` a round has windows_per_round x 7 windows.
+    """
+
+    starts: int
+    steps: int
+    flags: tuple[str, ...]
+
+
 COMPLETION = {
-    "56-starts-completed": ("--config.rollout.windows_per_round=56", *OF_THE_PROTOCOL),
-    "56-starts-first-steps": (
-        "--config.rollout.real_actions_only=True",
-        "--config.rollout.windows_per_round=8",
-        "--config.rollout.prefill_transitions=2857",
-        "--config.rollout.buffer_capacity=14286",
+    "56-starts-completed": Completion(
+        56, 7, ("--config.rollout.windows_per_round=56", *OF_THE_PROTOCOL)
     ),
-    "392-starts-first-steps": (
-        "--config.rollout.real_actions_only=True",
-        "--config.rollout.windows_per_round=56",
-        *OF_THE_PROTOCOL,
+    "56-starts-first-steps": Completion(
+        56,
+        1,
+        (
+            "--config.rollout.real_actions_only=True",
+            "--config.rollout.windows_per_round=8",
+            "--config.rollout.prefill_transitions=2857",
+            "--config.rollout.buffer_capacity=14286",
+        ),
+    ),
+    "392-starts-first-steps": Completion(
+        392,
+        1,
+        (
+            "--config.rollout.real_actions_only=True",
+            "--config.rollout.windows_per_round=56",
+            *OF_THE_PROTOCOL,
+        ),
     ),
 }
 # As many generated transitions before the first update as the data have, and room for twice as
@@ -72,6 +96,7 @@ VOLUME = (
     "--config.rollout.buffer_capacity=400000",
 )
 RETURNS = ("--config.training.return_steps=7",)
+ONE_STEP_REAL = ("--config.training.real_return_steps=1",)
 # The part few: the defaults of "quick".
 FEW = (
     "--config.rollout.prefill_transitions=200000",
@@ -239,7 +264,8 @@ def studies() -> Iterator[Experiment]:
             flags = (*alone, f"--config.horizon={horizon}")
             yield Experiment(task, name, flags, suffix=f"horizon-{horizon}")
         for form, completion in COMPLETION.items():
-            yield Experiment(task, name, (*alone, *completion), "main/dawm-td3_bc", form)
+            flags = (*alone, *completion.flags)
+            yield Experiment(task, name, flags, "main/dawm-td3_bc", form)
 
 
 def volume() -> Iterator[Experiment]:
@@ -252,6 +278,18 @@ def volume() -> Iterator[Experiment]:
             yield Experiment(task, name, (*dawm, *VOLUME), models, "volume")
             yield Experiment(task, name, (*dawm, *VOLUME, *RETURNS), models, "volume-returns")
             yield Experiment(task, real_name, (*real, *RETURNS), "", "returns")
+
+
+def targets() -> Iterator[Experiment]:
+    """DAWM whose generated rows alone have returns over seven steps."""
+    for task in (*DEVELOPED_ON, *UNTOUCHED):
+        for agent in AGENTS:
+            name, dawm = _row("dawm", agent, 0.5)
+            models = "main/dawm-td3_bc"
+            flags = (*dawm, *RETURNS, *ONE_STEP_REAL)
+            yield Experiment(task, name, (*flags, *VOLUME), models, "generated-returns")
+            first = (*flags, "--config.rollout.real_actions_only=True")
+            yield Experiment(task, name, first, models, "expansions")
 
 
 def online() -> Iterator[Experiment]:
@@ -272,6 +310,7 @@ PARTS = {
     "second": second_models,
     "studies": studies,
     "volume": volume,
+    "targets": targets,
     "online": online,
 }
 
@@ -288,10 +327,10 @@ def reports_of(part: str, folder: pathlib.Path) -> dict[pathlib.Path, list[pathl
     """Folder of each report of a part -> folders of the runs that it reads.
 
     The part main is also reported for the tasks that were developed on and for the others. The
-    parts second and volume have the part main's runs on their tasks beside their own.
+    parts second, volume and targets have the part main's runs on their tasks beside their own.
     """
     tasks: dict[pathlib.Path, str] = {}
-    for name in ("main", part) if part in ("second", "volume") else (part,):
+    for name in ("main", part) if part in ("second", "volume", "targets") else (part,):
         for experiment in PARTS[name]():
             tasks[experiment.folder(folder / name, experiment.name)] = experiment.task
     chosen = lambda names: [run for run, task in tasks.items() if task in names]

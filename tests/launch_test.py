@@ -424,8 +424,9 @@ def test_reports_set_the_tasks_that_were_developed_on_apart(tmp_path):
     ((out, second),) = module.reports_of("second", tmp_path).items()
     assert out == tmp_path / "second" / "report" and len(second) == 24
     assert set(developed) < set(second)
-    ((_, rows),) = module.reports_of("volume", tmp_path).items()
-    assert len(rows) == 54 + 54 and set(everything) < set(rows)
+    for part, own in (("volume", 54), ("targets", 36)):
+        ((_, rows),) = module.reports_of(part, tmp_path).items()
+        assert len(rows) == 54 + own and set(everything) < set(rows)
 
 
 @pytest.mark.parametrize("damage", ["", "results.json", "returns.npz", "curves.png", "no results"])

@@ -31,29 +31,11 @@ def mean(models: Sequence[np.ndarray], digits: int) -> str:
     return f"{text} ({interval(found, len(values), digits=digits)})" if found else text
 
 
-def gain(value: float | None, found: statistics.Interval | None, seeds: int) -> str:
-    """A gain in per cent with its interval in brackets, "" where bootstrap samples have none.
-
-    Args:
-      value: of the averages; None or NaN where the other average is not positive.
-      found: its interval.
-      seeds: fewest seeds of a method on a task.
-    """
-    if value is None or np.isnan(value) or (found is None and seeds > 1):
+def gain(found: statistics.Gain) -> str:
+    """A gain in per cent with its interval in brackets, "" where bootstrap samples have none."""
+    if found.value is None or (found.interval is None and found.seeds > 1):
         return ""
-    return f"{value:+.1f} % ({interval(found, seeds)})"
-
-
-def gain_over(models: statistics.Models, others: statistics.Models) -> str:
-    """The gain of an average over another one with its 95 % interval, as `gain` writes it.
-
-    Args:
-      models: of each task, values of the seeds of each world model.
-      others: of the same tasks, those of the other method.
-    """
-    mine, theirs = statistics.pooled(models), statistics.pooled(others)
-    found = statistics.bootstrap_interval(statistics.gain, models, others)
-    return gain(statistics.gain(mine, theirs), found, min(map(len, [*mine, *theirs])))
+    return f"{found.value:+.1f} % ({interval(found.interval, found.seeds)})"
 
 
 def interval(found: statistics.Interval | None, seeds: int, *, digits: int = 1) -> str:

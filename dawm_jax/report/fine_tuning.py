@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from dawm_jax.envs.scores import mean_height, normalised_score
-from dawm_jax.report import cells, runs, spreadsheet
+from dawm_jax.report import cells, runs, spreadsheet, statistics
 from dawm_jax.report.runs import MethodResult, OnlineStage, Run
 from dawm_jax.runtime import markdown
 
@@ -191,4 +191,4 @@ def _gain(pairs: Sequence[tuple[MethodResult, MethodResult]], measure: Measure) 
         shared = np.intersect1d(own.evaluated, rival.evaluated)
         own_models.append(own.by_model(measure(own, shared)))
         rival_models.append(rival.by_model(measure(rival, shared)))
-    return cells.gain_over(own_models, rival_models)
+    return cells.gain(statistics.gain_over(own_models, rival_models))

@@ -1,7 +1,6 @@
 """Methods over several tasks: aggregates, and one method against others."""
 
 import dataclasses
-import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -45,10 +44,9 @@ class Comparison:
       probability: probability of improvement.
       probability_interval: its 95 % interval, None where a task has a single seed.
       probability_by_task: probability of improvement on each of `tasks`.
-      gain: gain of the average, in per cent of the other's; None where that is not positive.
-      gain_interval: its 95 % interval, None where a task has a single seed or where an average
-        of a bootstrap sample is not positive.
-      gain_interval_of_tasks: likewise, with tasks drawn too; None for a single task as well.
+      gain: gain of the average over the other's.
+      gain_interval_of_tasks: interval of the gain, with tasks drawn too; None where `gain` has no
+        interval and for a single task.
     """
 
     method: str
@@ -58,8 +56,7 @@ class Comparison:
     probability: float
     probability_interval: statistics.Interval | None
     probability_by_task: tuple[float, ...]
-    gain: float | None
-    gain_interval: statistics.Interval | None
+    gain: statistics.Gain
     gain_interval_of_tasks: statistics.Interval | None
 
 
@@ -147,9 +144,9 @@ def _compare(results: list[MethodResult], method: str, other: str) -> Comparison
     tasks = shared_tasks(results, (method, other))
     models = scores(results, method, tasks), scores(results, other, tasks)
     mine, theirs = map(statistics.pooled, models)
-    interval = functools.partial(statistics.bootstrap_interval, statistics.gain, *models)
-    probability = statistics.probability_of_improvement
-    gain = statistics.gain(mine, theirs)
+    probability, of_tasks = statistics.probability_of_improvement, None
+    if len(tasks) > 1:
+        of_tasks = statistics.bootstrap_interval(statistics.gain, *models, resample_tasks=True)
     return Comparison(
         method=method,
         other=other,
@@ -158,7 +155,6 @@ def _compare(results: list[MethodResult], method: str, other: str) -> Comparison
         probability=probability(mine, theirs),
         probability_interval=statistics.bootstrap_interval(probability, *models),
         probability_by_task=tuple(probability([x], [y]) for x, y in zip(mine, theirs, strict=True)),
-        gain=gain if np.isfinite(gain) else None,
-        gain_interval=interval(),
-        gain_interval_of_tasks=interval(resample_tasks=True) if len(tasks) > 1 else None,
+        gain=statistics.gain_over(*models),
+        gain_interval_of_tasks=of_tasks,
     )

@@ -5,6 +5,7 @@ different numbers of seeds. Definitions are those of the authors' library rliabl
 seeds of each world model apart: a list over tasks of lists over world models of arrays [seeds].
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -15,6 +16,22 @@ from dawm_jax.envs.scores import confidence_interval
 Scores = Sequence[np.ndarray]
 Models = Sequence[Sequence[np.ndarray]]
 Interval = tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """The gain of an average over another one.
+
+    Attributes:
+      value: in per cent of the other average; None where that is not positive.
+      interval: its 95 % interval; None where a task has a single seed or where an average of a
+        bootstrap sample is not positive.
+      seeds: fewest seeds of either method on a task.
+    """
+
+    value: float | None
+    interval: Interval | None
+    seeds: int
 
 
 def pooled(models: Models) -> list[np.ndarray]:
@@ -141,6 +158,22 @@ def mean_interval(models: Sequence[np.ndarray]) -> Interval | None:
     if len(models) == 1:
         return confidence_interval(models[0])
     return bootstrap_interval(average, [models])
+
+
+def gain_over(models: Models, others: Models) -> Gain:
+    """The gain of one method's average over another's, see `gain`.
+
+    Args:
+      models: of each task, scores of the seeds of each world model.
+      others: of the same tasks, those of the other method.
+    """
+    mine, theirs = pooled(models), pooled(others)
+    value = gain(mine, theirs)
+    return Gain(
+        value=value if np.isfinite(value) else None,
+        interval=bootstrap_interval(gain, models, others),
+        seeds=min(map(len, [*mine, *theirs])),
+    )
 
 
 def is_degenerate(interval: Interval) -> bool:

@@ -223,7 +223,7 @@ def comparison_table(results: list[MethodResult], reference: str, label: str) ->
             str(len(found.tasks)),
             str(found.seeds),
             _probability(found),
-            cells.gain(found.gain, found.gain_interval, found.seeds),
+            cells.gain(found.gain),
             _interval_of_tasks(found),
         ]
         for found in over_tasks.comparisons(results, reference)
@@ -247,7 +247,7 @@ def _probability(found: Comparison) -> str:
 def _interval_of_tasks(found: Comparison) -> str:
     if len(found.tasks) == 1:
         return "one task"
-    if found.gain is None or (found.gain_interval_of_tasks is None and found.seeds > 1):
+    if found.gain.value is None or (found.gain_interval_of_tasks is None and found.seeds > 1):
         return ""
     return cells.interval(found.gain_interval_of_tasks, found.seeds)
 

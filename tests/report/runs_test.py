@@ -285,9 +285,9 @@ def test_comparisons_by_hand(tmp_path):
     assert set(found) == {dwm, "BC", "planning"}
     one = found[dwm]
     assert (one.method, len(one.tasks), one.probability) == ("DAWM-TD3+BC, 0 % real", 1, 0.75)
-    np.testing.assert_allclose(one.gain, 100 * (20.0 / 12.5 - 1))
+    np.testing.assert_allclose(one.gain.value, 100 * (20.0 / 12.5 - 1))
     # Of seeds that are drawn with replacement: from 10 / 20 to 30 / 5, in per cent.
-    np.testing.assert_allclose(one.gain_interval, (-50.0, 500.0))
+    np.testing.assert_allclose(one.gain.interval, (-50.0, 500.0))
     assert found["BC"].probability_interval is None and found["BC"].seeds == 1
     others = {one.other for one in over_tasks.comparisons(results, "dwm")}
     assert {"DAWM-TD3+BC, 0 % real", "BC"} <= others
@@ -308,7 +308,8 @@ def test_world_models_are_drawn_before_their_seeds(tmp_path):
     # One of the two world models is drawn twice in half of the samples: its own seeds alone.
     assert found[mine.method].iqm_interval[0] < 10.2 and found[mine.method].iqm_interval[1] > 20.0
     (one,) = over_tasks.comparisons([mine, real], "dawm")
-    assert one.gain_interval[0] < 100 * (10.1 / 14.08 - 1) < 0 < one.gain_interval[1]
+    low, high = one.gain.interval
+    assert low < 100 * (10.1 / 14.08 - 1) < 0 < high
     table = tables.summary([mine, real], reference="dawm")
     assert f"14.1 ({statistics.mean_interval(mine.by_model(mine.last))[0]:.1f} to" in table
 
@@ -336,7 +337,7 @@ def test_an_interval_that_draws_tasks_is_that_of_a_loop(tmp_path):
         write_run(tmp_path / f"a-{task}", [mine] * 2, dataset=dataset)
         write_run(tmp_path / f"b-{task}", [theirs] * 2, dataset=dataset, method="dwm")
     (one,) = over_tasks.comparisons(group(tmp_path), "dawm")
-    np.testing.assert_allclose(one.gain, 75.0)
+    np.testing.assert_allclose(one.gain.value, 75.0)
     # A quarter of the samples has one task alone, a quarter the other.
     np.testing.assert_allclose(one.gain_interval_of_tasks, (-50.0, 200.0))
     text = tables.summary(group(tmp_path), reference="dawm")
