@@ -10,6 +10,7 @@ Examples:
   python -m dawm_jax.main --config=hopper --config.dataset=/data/hopper_medium-v2.hdf5
   python -m dawm_jax.main --config=hopper:quick --config.training.real_fraction=1.0
   python -m dawm_jax.main --config=hopper:quick --config.method=dwm
+  python -m dawm_jax.main --config=runs/iql/config.json --config.seed=1
 
 Several processes, each with its devices: under SLURM's srun and on the hosts of a Cloud TPU
 slice they find each other; elsewhere each gets --coordinator_address=HOST:PORT

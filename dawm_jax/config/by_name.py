@@ -1,7 +1,7 @@
-"""A configuration file for the tasks that ship with the package: --config=hopper:quick.
+"""A configuration file for tasks and for the configurations of runs.
 
-`--config=NAME:VARIANT` is short for `--config=<this file>:NAME:VARIANT`, so that an installed
-package needs no file of the repository.
+`--config=hopper:quick` is short for `--config=<this file>:hopper:quick`, so that an installed
+package needs no file of the repository. `--config=runs/one/config.json` has the settings of a run.
 """
 
 import pathlib
@@ -10,29 +10,50 @@ import ml_collections
 
 from dawm_jax.config import schema
 from dawm_jax.envs.tasks import TASKS
+from dawm_jax.runtime import run_folder
+
+_STORED = "config.json"  # name of the file
 
 
 def get_config(argument: str) -> ml_collections.ConfigDict:
-    """The configuration of a task by its name.
+    """The configuration of a task by its name, or that of a run.
 
     Args:
-      argument: the name of a registered task, or "NAME:VARIANT"; see `schema.get_config`.
+      argument: the name of a registered task, or "NAME:VARIANT", see `schema.get_config`; or the
+        path of a run's config.json, of whatever version wrote it.
 
     Raises:
-      ValueError: an unknown task or variant.
+      ValueError: an unknown task or variant, or a variant of config.json.
+      UserError: config.json is missing or damaged, or this version refuses one of its settings.
     """
     name, _, variant = argument.partition(":")
+    if _is_stored(name):
+        if variant:
+            raise ValueError(f"--config: expected {name} without a variant, got {variant!r}")
+        return _stored(pathlib.Path(name))
     if name not in TASKS:
         names = ", ".join(TASKS.names())
         raise ValueError(f"--config: expected a configuration file or one of {names}, got {name!r}")
     return schema.get_config(variant, environment=TASKS.get(name).environment)
 
 
-def resolve(argv: list[str]) -> list[str]:
-    """The command line with every --config=NAME written as a file that `get_config` reads.
+def _is_stored(value: str) -> bool:
+    """Whether the value names a run's configuration."""
+    return pathlib.PurePath(value).name == _STORED
 
-    A value that ends in .py or contains a separator of folders stays. So does the name of an
-    existing file, unless a task has that name.
+
+def _stored(path: pathlib.Path) -> ml_collections.ConfigDict:
+    stored = schema.migrate(run_folder.read_config(path.parent))
+    config = ml_collections.ConfigDict(schema.to_dict(schema.parse(stored)))
+    config.lock()
+    return config
+
+
+def resolve(argv: list[str]) -> list[str]:
+    """The command line with each --config=NAME and --config=config.json as arguments of this file.
+
+    Another value that ends in .py or contains a separator of folders stays. So does the name of
+    an existing file, unless a task has that name.
     """
     resolved, expects_value = [], False
     for argument in argv:
@@ -48,6 +69,8 @@ def resolve(argv: list[str]) -> list[str]:
 
 def _resolve_value(value: str) -> str:
     name = value.partition(":")[0]
+    if _is_stored(name):
+        return f"{__file__}:{value}"
     is_path = name.endswith(".py") or "/" in name
     if not name or is_path or (name not in TASKS and pathlib.Path(name).is_file()):
         return value

@@ -20,7 +20,10 @@ from dawm_jax.envs.tasks import TASKS
 from dawm_jax.runtime import cli
 from dawm_jax.types import UserError, first_line, one_line
 
-HELP = "A task's name (hopper) or a configuration file, with an optional variant: hopper:quick"
+HELP = (
+    "A task's name (hopper) or a configuration file, with an optional variant: hopper:quick; or "
+    "the config.json of a run, whose settings are taken"
+)
 _MISSING = "--config is missing: expected e.g. --config=hopper:quick"
 _PACKAGE = pathlib.Path(__file__).parents[1]
 

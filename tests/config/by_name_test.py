@@ -2,9 +2,11 @@
 
 import pathlib
 
+import ml_collections
 import pytest
 
 from dawm_jax.config import by_name, schema
+from dawm_jax.runtime import run_folder
 
 FILE = by_name.__file__
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,6 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
         (["--config=/a/b.py"], ["--config=/a/b.py"]),
         (["--config=mine.py:smoke"], ["--config=mine.py:smoke"]),
         (["--config=./hopper"], ["--config=./hopper"]),
+        # Configurations of runs.
+        (["--config=runs/a/config.json"], [f"--config={FILE}:runs/a/config.json"]),
+        (["--config", "config.json"], ["--config", f"{FILE}:config.json"]),
         (["--config", "mine.py"], ["--config", "mine.py"]),
         (["--config=hopper:a/b.py"], [f"--config={FILE}:hopper:a/b.py"]),
         # Other flags, and values that look like one.
@@ -84,6 +89,39 @@ def test_unknown_names(name):
 def test_unknown_variants():
     with pytest.raises(ValueError, match="unknown variant 'fast'"):
         by_name.get_config("hopper:fast")
+
+
+def test_the_configuration_of_a_run(tmp_path):
+    """Settings, also those that were not defaults, with their types: flags can change them."""
+    config = schema.replace(
+        schema.parse(schema.get_config("smoke")), {"td3_bc.tau": 0.03, "rollout.guidance": 2.0}
+    )
+    run_folder.write_config(tmp_path, schema.to_dict(config))
+    stored = by_name.get_config(f"{tmp_path}/config.json")
+    assert schema.parse(stored) == config
+    assert stored.is_locked
+    assert stored.to_dict() == ml_collections.ConfigDict(schema.to_dict(config)).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none/config.json", "none is not a run: expected a config.json in it"),
+        ("config.json:quick", "without a variant, got 'quick'"),
+    ],
+)
+def test_configurations_that_no_run_has(tmp_path, name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        by_name.get_config(f"{tmp_path}/{name}")
+    assert "\n" not in str(error.value)
+
+
+def test_runs_of_the_results_can_be_trained_again():
+    """This version accepts the settings of every run that the tables are made from."""
+    paths = sorted((ROOT / "results").rglob("config.json"))
+    assert len(paths) > 100
+    for path in paths:
+        by_name.get_config(str(path))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
