@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import pathlib
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ def headline() -> str:
     return table(["", *(found[*column, tasks[0]].method for column in _HEADLINE)], rows)
 
 
+@functools.cache  # two documents show it
 def gains() -> str:
     """DAWM's gains over nine tasks, and over those that were developed on and the others."""
     results = _main_part()
@@ -319,16 +321,40 @@ def dwm_lead() -> str:
 def completion() -> str:
     """DAWM-TD3+BC on generated rows alone: completed actions against more real starts."""
     words = {1: "the first", 7: "all seven"}
+    found = {
+        (task, form): single(_study(task, form))
+        for task in experiments.DEVELOPED_ON
+        for form in experiments.COMPLETION
+    }
     rows = []
-    for task in experiments.DEVELOPED_ON:
-        for form, kept in experiments.COMPLETION.items():
-            name = f"{task.replace('/', '-')}-dawm-alone-td3_bc-{form}"
-            if (folder := PROTOCOL / "studies" / name).exists():
-                numbers = str(kept.starts), str(kept.starts * kept.steps)
-                score = last_score(single(folder))
-                rows.append([task.replace("/", " "), words[kept.steps], *numbers, score])
+    for (task, form), result in found.items():
+        kept = experiments.COMPLETION[form]
+        numbers = str(kept.starts), str(kept.starts * kept.steps)
+        rows.append([task.replace("/", " "), words[kept.steps], *numbers, last_score(result)])
     header = ["", "steps of a window that are used", "real starts", "transitions", "score"]
-    return table(header, rows)
+    scores = table(header, rows)
+    completed, fewer, more = experiments.COMPLETION
+    gains = [
+        [
+            name,
+            *(
+                _gain_of_last([found[x, mine] for x in tasks], [found[x, other] for x in tasks])
+                for tasks in (*([x] for x in experiments.DEVELOPED_ON), experiments.DEVELOPED_ON)
+            ),
+        ]
+        for name, mine, other in (
+            ("completed, at equal real starts", completed, fewer),
+            ("completed, at equal transitions", completed, more),
+            ("seven times as many real starts", more, fewer),
+        )
+    ]
+    names = [task.replace("/", " ") for task in experiments.DEVELOPED_ON]
+    return f"{scores}\n\n{table(['gain', *names, 'both'], gains)}"
+
+
+def _study(task: str, form: str) -> pathlib.Path:
+    """Folder of a run of the part studies."""
+    return PROTOCOL / "studies" / f"{task.replace('/', '-')}-dawm-alone-td3_bc-{form}"
 
 
 def horizons() -> str:
@@ -344,8 +370,7 @@ def horizons() -> str:
     }
     rows = []
     for task in experiments.DEVELOPED_ON:
-        name = f"{task.replace('/', '-')}-dawm-alone-td3_bc"
-        folders = [PROTOCOL / "studies" / f"{name}-{suffix}" for suffix in suffixes.values()]
+        folders = [_study(task, suffix) for suffix in suffixes.values()]
         scores = [last_score(single(folder)) if folder.exists() else "" for folder in folders]
         if any(scores):
             rows.append([task.replace("/", " "), *scores])

@@ -152,7 +152,7 @@ class Training:
         """Checks that no return has several steps.
 
         Args:
-          why: such returns are excluded, behind "expected 1".
+          why: the message's words behind "expected 1": which setting excludes such returns.
 
         Raises:
           UserError: a return has.

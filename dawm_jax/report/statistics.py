@@ -41,7 +41,7 @@ def pooled(models: Models) -> list[np.ndarray]:
 
 def average(scores: Scores) -> float:
     """Mean over tasks of the mean over seeds."""
-    return float(np.mean([np.mean(task) for task in scores]))
+    return float(sum(task.sum() / task.size for task in scores) / len(scores))
 
 
 def interquartile_mean(scores: Scores) -> float:

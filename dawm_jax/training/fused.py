@@ -76,8 +76,8 @@ class AgentTraining:
       buffer_capacity: rows of the ring buffer.
       supply: where synthetic rows come from; a `PolicyMethod` has "minibatch".
       next_action: whether real transitions carry the action of the next step.
-      returns: of real transitions over several steps; None: one step. Those of synthetic rows are
-        the method's.
+      returns: steps and discount of the returns of real transitions; None: one step, and no row
+        has a discount of its own. Those of synthetic rows are the method's.
       shard: spreads generated windows over devices.
     """
 
