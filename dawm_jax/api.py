@@ -19,13 +19,15 @@ from dawm_jax.types import UserError
 
 
 def get_config(name: str) -> ml_collections.ConfigDict:
-    """The configuration of a task that ships with the package, to be changed and trained.
+    """The configuration of a task of the package or of a run, to be changed and trained.
 
     Args:
-      name: "hopper" for full size, or with a variant: "hopper:quick".
+      name: "hopper" for full size, or with a variant: "hopper:quick"; or "FOLDER/config.json" of a
+        run.
 
     Raises:
       ValueError: an unknown task or variant.
+      UserError: config.json is missing or damaged, or this version refuses one of its settings.
     """
     return by_name.get_config(name)
 
