@@ -1,4 +1,4 @@
-"""Strictness for all tests, their cache of compiled programs, and throw-away environments."""
+"""Strictness for all tests, how they compile programs, and throw-away environments."""
 
 import signal
 import tempfile
@@ -20,6 +20,9 @@ for _signal, _handler in (
 ):
     if signal.getsignal(_signal) is signal.SIG_IGN:
         signal.signal(_signal, _handler)
+
+# Compilation takes most of the tests' time. Programs that tests start have XLA's optimisations.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # End-to-end tests run the same programs many times in fresh functions.
 _CACHE = tempfile.TemporaryDirectory(prefix="dawm_jax_test_cache_")
