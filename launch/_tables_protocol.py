@@ -9,15 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import experiments
 import numpy as np
-from _raw import (
-    PROTOCOL,
-    RESULTS,
-    last_score,
-    last_scores,
-    robot_name,
-    single,
-    task_name,
-)
+from _raw import PROTOCOL, RESULTS, last_score, last_scores, robot_name, single, task_name
 
 from dawm_jax.report import cells as report_cells
 from dawm_jax.report import fine_tuning as report_fine_tuning

@@ -12,8 +12,6 @@ from dawm_jax.config import schema
 from dawm_jax.envs.tasks import TASKS
 from dawm_jax.runtime import run_folder
 
-_STORED = "config.json"  # name of the file
-
 
 def get_config(argument: str) -> ml_collections.ConfigDict:
     """The configuration of a task by its name, or that of a run.
@@ -39,12 +37,11 @@ def get_config(argument: str) -> ml_collections.ConfigDict:
 
 def _is_stored(value: str) -> bool:
     """Whether the value names a run's configuration."""
-    return pathlib.PurePath(value).name == _STORED
+    return pathlib.PurePath(value).name == run_folder.CONFIG
 
 
 def _stored(path: pathlib.Path) -> ml_collections.ConfigDict:
-    stored = schema.migrate(run_folder.read_config(path.parent))
-    config = ml_collections.ConfigDict(schema.to_dict(schema.parse(stored)))
+    config = ml_collections.ConfigDict(schema.to_dict(schema.of_run(path.parent)))
     config.lock()
     return config
 

@@ -10,6 +10,7 @@ behind the other defaults.
 import copy
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from dawm_jax.models.base import DENOISERS
 from dawm_jax.models.inverse_dynamics import Settings as InverseDynamicsSettings
 from dawm_jax.models.sampler import SamplerSettings
 from dawm_jax.models.world_model import Settings as WorldModelSettings
-from dawm_jax.runtime import settings
+from dawm_jax.runtime import run_folder, settings
 from dawm_jax.runtime.registry import Registry
 from dawm_jax.runtime.settings import SCALES, Section, Spec, setting
 from dawm_jax.types import UserError
@@ -547,6 +548,15 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 # Settings of older versions without an effect on any run whose checkpoints can be restored.
 _REMOVED = ("rollout.action_temperature",)
+
+
+def of_run(workdir: pathlib.Path) -> Config:
+    """The configuration that a run's folder stores, of whatever version wrote it.
+
+    Raises:
+      UserError: there is none, it is damaged, or this version refuses one of its settings.
+    """
+    return parse(migrate(run_folder.read_config(workdir)))
 
 
 def migrate(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -315,7 +315,7 @@ def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
         return_steps=int(_number(data, "return_steps")),
         # Versions without the setting `training.real_return_steps` had one for both kinds of rows.
         real_return_steps=int(
-            _number({"real_return_steps": data["return_steps"], **data}, "real_return_steps")
+            _number(data, "real_return_steps" if "real_return_steps" in data else "return_steps")
         ),
         top_fraction=_number(data, "top_fraction"),
         episodes=int(_number(data, "episodes")),

@@ -16,7 +16,7 @@ from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
-_CONFIG, _DATASET, _LOCK, _STOP = "config.json", "dataset.json", ".lock", ".stop"
+CONFIG, _DATASET, _LOCK, _STOP = "config.json", "dataset.json", ".lock", ".stop"
 _RESULTS = "results.json"
 # The last fields of the two files: SHA-256 of the others. Files of an older version have none.
 _CONFIG_DIGEST, _RECORD_DIGEST = "config_digest", "record_digest"
@@ -70,12 +70,12 @@ def own(
             raise UserError(
                 f"--workdir {workdir} is in use by another run; wait for it or choose another"
             ) from None
-        if (workdir / _CONFIG).exists():
+        if (workdir / CONFIG).exists():
             _refuse_other_config(workdir, migrate(read_config(workdir)), config, reporting)
         elif found := _first_result(workdir):
             raise UserError(
-                f"{workdir} holds a run without its {_CONFIG}, which {found} was made with: "
-                f"restore {_CONFIG}, or choose another --workdir"
+                f"{workdir} holds a run without its {CONFIG}, which {found} was made with: "
+                f"restore {CONFIG}, or choose another --workdir"
             )
         _discard_request(workdir)  # that of a run that was killed
         try:
@@ -128,9 +128,9 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: there is none, or it is damaged.
     """
-    path = workdir / _CONFIG
+    path = workdir / CONFIG
     if not path.is_file():
-        raise UserError(f"{workdir} is not a run: expected a {_CONFIG} in it")
+        raise UserError(f"{workdir} is not a run: expected a {CONFIG} in it")
     try:
         return _unsealed(json.loads(path.read_text()), _CONFIG_DIGEST)
     except _Altered as altered:
@@ -148,14 +148,14 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], dataset: "DatasetRec
     A run of an older version, which has no record of its data, gets none: they are to be compared
     with the statistics in its checkpoints first.
     """
-    if not (workdir / _CONFIG).exists():
+    if not (workdir / CONFIG).exists():
         write_dataset(workdir, dataset)
     write_config(workdir, config)
 
 
 def write_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
-    provenance.write_atomically(workdir / _CONFIG, _sealed(config, _CONFIG_DIGEST))
+    provenance.write_atomically(workdir / CONFIG, _sealed(config, _CONFIG_DIGEST))
 
 
 def copy_trained(source: pathlib.Path, target: pathlib.Path, config: Mapping[str, Any]) -> None:
@@ -214,7 +214,7 @@ def read_dataset(workdir: pathlib.Path) -> DatasetRecord | None:
     """
     path = workdir / _DATASET
     # A call that was killed before it claimed the folder leaves dataset.json alone.
-    if path.exists() and (workdir / _CONFIG).exists():
+    if path.exists() and (workdir / CONFIG).exists():
         try:
             return DatasetRecord(**_unsealed(json.loads(path.read_bytes()), _RECORD_DIGEST))
         except (OSError, ValueError, TypeError) as error:

@@ -424,7 +424,7 @@ def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None)
     """
     backend.check()
     workdir = paths.expand(str(workdir), "workdir")
-    config = schema.parse(schema.migrate(run_folder.read_config(workdir)))
+    config = schema.of_run(workdir)
     with contextlib.ExitStack() as cleanup:
         stages = {name: _open(workdir, name) for name in finished.last_steps(config)}
         for checkpoints in stages.values():

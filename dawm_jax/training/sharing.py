@@ -88,7 +88,7 @@ def find(
     ]
     if not missing:
         return []
-    other = schema.parse(schema.migrate(run_folder.read_config(source)))
+    other = schema.of_run(source)
     _check_data(source, dataset)
     _refuse(source, _different_settings(other, config))
     theirs = METHODS.get(other.method).make(other, parts.normalizer).models
