@@ -10,6 +10,8 @@ from _command import ROOT
 
 from dawm_jax.report import cells, runs
 from dawm_jax.report.runs import MethodResult, Run
+from dawm_jax.runtime import results
+from dawm_jax.runtime.results import Results
 from dawm_jax.types import UserError
 
 RESULTS = ROOT / "results"
@@ -36,11 +38,11 @@ def json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def runs_of(folder: str) -> Iterator[tuple[dict[str, Any], Run]]:
-    """results.json of every run below results/FOLDER, as it is and as the report reads it."""
-    for path in sorted((RESULTS / folder).glob("*/results.json")):
+def runs_of(folder: str) -> Iterator[tuple[Results, Run]]:
+    """The runs below results/FOLDER, as they were written and as the report shows them."""
+    for path in sorted((RESULTS / folder).glob(f"*/{results.FILE}")):
         (run,) = runs.load([path.parent])
-        yield read(path), run
+        yield results.read(path), run
 
 
 def single(folder: pathlib.Path) -> MethodResult:

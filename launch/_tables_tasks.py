@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from _raw import PROTOCOL, RESULTS, dataset_name, last_score, read, runs_of
 
 from dawm_jax.collect.policies import shipped_policies
@@ -67,14 +66,14 @@ def robotics() -> str:
     """Successes and returns of the runs on robotics tasks."""
     rows = []
     for found, run in runs_of("robotics"):
-        success, final = found["success"], found["final"]
+        assert found.success is not None, f"{run.path}: expected successes"
         rows.append(
             [
-                found["dataset"],
+                found.dataset,
                 run.label,
-                f"{found['updates']:,}",
-                ", ".join(f"{100 * rate:.0f}" for rate in success["rate_per_seed"]),
-                report_cells.mean([np.asarray(final["return_per_seed"])], 0),
+                f"{found.updates:,}",
+                ", ".join(f"{100 * rate:.0f}" for rate in found.success.last.values),
+                report_cells.mean([found.final.returns.values], 0),
             ]
         )
     header = ["dataset", "method", "updates", "success by seed, %", "return"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,8 @@ import numpy as np
 
 from dawm_jax.envs.scores import normalised_score
 from dawm_jax.envs.tasks import References
+from dawm_jax.runtime import results
+from dawm_jax.runtime.results import Evaluation, Online, Results, Success
 from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
@@ -19,24 +20,6 @@ _log = logging.getLogger(__name__)
 # differ by tens of points. TD3+BC's paper averages its last ten.
 LAST = 5
 
-# Values of the fields that older results.json files do not have. `method_label` and
-# `agent_label` default to `_LABELS`, and to the name itself where `_LABELS` does not have it.
-_ABSENT: dict[str, object] = {
-    "method": "dawm",
-    "seed": 0,
-    "real_fraction": 0.0,
-    "return_steps": 1,
-    "top_fraction": 1.0,
-    "episodes": 0,
-    "stages": {},
-    "device": "",
-    "rollout": {},
-    "commit": None,
-    "dataset_digest": "",
-    "environment_kwargs": {},
-    "value_check": {},
-    "settings": {},
-}
 # Settings that a task or its data ask for: a method has its own value on each task. Runs that
 # differ in these alone are pooled.
 _OF_THE_TASK = ("world_model.state_columns", "clip_actions")
@@ -44,17 +27,6 @@ _OF_THE_TASK = ("world_model.state_columns", "clip_actions")
 _UPKEEP = ("evaluation_interval", "checkpoint_steps", "log_steps")
 # Settings that results.json repeats as `horizon` and `target_return`.
 _REPEATED = ("planner.horizon", "planner.target_fraction")
-_LABELS = {
-    "dawm": "DAWM",
-    "dwm": "DWM",
-    "joint": "Joint",
-    "one_step": "One-step",
-    "one_step_cloned": "One-step, cloned policy",
-    "decision_diffuser": "Decision Diffuser",
-    "td3_bc": "TD3+BC",
-    "iql": "IQL",
-    "bc": "BC",
-}
 
 Setting = str | int | float | bool
 
@@ -277,85 +249,64 @@ def _results_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _read(path: pathlib.Path) -> Run:
     try:
-        return _parse({**_ABSENT, **json.loads(path.read_text())}, path.parent)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        return _run(results.read(path), path.parent)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: expected a run's results.json, got {first_line(error)}; "
             "leave this run out or train it again"
         ) from error
 
 
-def _parse(data: dict[str, object], folder: pathlib.Path) -> Run:
-    method, agent = _text(data, "method"), _text(data, "agent")
-    label = str(data.get("method_label") or _LABELS.get(method, method))
-    # Versions without the setting `rollout.expand` called this method one_step.
-    if method == "one_step" and "expand" not in _dict(data, "rollout"):
-        method, label = "one_step_cloned", _LABELS["one_step_cloned"]
-    curve = np.array([_returns(point) for point in _list(data, "curve")])
-    evaluated = np.array([_number(point, "update") for point in _list(data, "curve")])
-    best = _returns(data["best"])
-    if curve.ndim != 2 or not curve.size or best.shape != curve.shape[1:]:
-        raise ValueError(f"returns of shapes {curve.shape} and {best.shape}")
+def _run(found: Results, folder: pathlib.Path) -> Run:
+    arguments = sorted(_leaves(found.environment_kwargs, ""))
     return Run(
         path=folder,
-        environment=_text(data, "environment"),
-        environment_kwargs=", ".join(
-            f"{name}={value}" for name, value in sorted(_leaves(data["environment_kwargs"], ""))
-        ),
-        references=_references(data),
-        dataset=_text(data, "dataset"),
-        dataset_digest=_text(data, "dataset_digest"),
-        method=method,
-        method_label=label,
-        agent=agent,
-        agent_label=str(data.get("agent_label") or _LABELS.get(agent, agent)),
-        seed=int(_number(data, "seed")),
-        updates=int(_number(data, "updates")),
-        real_fraction=_number(data, "real_fraction"),
-        return_steps=int(_number(data, "return_steps")),
-        # Versions without the setting `training.real_return_steps` had one for both kinds of rows.
-        real_return_steps=int(
-            _number(data, "real_return_steps" if "real_return_steps" in data else "return_steps")
-        ),
-        top_fraction=_number(data, "top_fraction"),
-        episodes=int(_number(data, "episodes")),
-        # Runs record the check of their values only if they have a critic.
-        learns_values=data.get("value_check") is not None,
-        settings=_settings(data),
-        evaluated=evaluated,
-        curve=curve,
-        best=best,
-        success=_success(data),
-        seconds=sum(
-            _number(stage, "seconds")
-            for name, stage in _dict(data, "stages").items()
-            if name != "online"
-        ),
-        device=_text(data, "device"),
-        commit=str(data["commit"] or ""),
-        online=_online(data, num_seeds=curve.shape[1]) if "online" in data else None,
+        environment=found.environment,
+        environment_kwargs=", ".join(f"{name}={value}" for name, value in arguments),
+        references=None if found.references is None else References(*found.references),
+        dataset=found.dataset,
+        dataset_digest=found.dataset_digest,
+        method=found.method,
+        method_label=found.method_label,
+        agent=found.agent,
+        agent_label=found.agent_label,
+        seed=found.seed,
+        updates=found.updates,
+        real_fraction=found.real_fraction,
+        return_steps=found.return_steps,
+        real_return_steps=found.real_return_steps,
+        top_fraction=found.top_fraction,
+        episodes=found.episodes,
+        learns_values=found.value_check is not None,
+        settings=_settings(found),
+        evaluated=_evaluated(found.curve),
+        curve=_returns(found.curve),
+        best=found.best.returns.values,
+        success=_last_rate(found.success),
+        seconds=found.training_seconds,
+        device=found.device,
+        commit=found.commit or "",
+        online=None if found.online is None else _online(found, found.online),
     )
 
 
-def _success(data: Mapping[str, object]) -> float | None:
-    return _number(data["success"], "rate_mean") if "success" in data else None
+def _evaluated(curve: Iterable[Evaluation]) -> np.ndarray:
+    return np.array([point.at for point in curve])
 
 
-def _online(data: Mapping[str, object], *, num_seeds: int) -> OnlineStage:
-    online = _dict(data, "online")
-    points, settings = _list(online, "curve"), _dict(online, "settings")
-    curve = np.array([_returns(point) for point in points])
-    evaluated = np.array([_number(point, "step") for point in points])
-    if curve.ndim != 2 or not curve.size or curve.shape[1] != num_seeds:
-        raise ValueError(f"returns of fine-tuning of shape {curve.shape}, of {num_seeds} seeds")
-    if evaluated[0] < 0 or (np.diff(evaluated) <= 0).any():
-        raise ValueError(f"steps of fine-tuning {one_line(evaluated.tolist())}")
-    if evaluated[-1] != (steps := _number(settings, "steps")):
-        raise ValueError(f"a last evaluation at step {evaluated[-1]:g} of {steps:g}")
-    if not isinstance(fresh := _field(settings, "fresh_agent"), bool):
-        raise TypeError(f"fresh_agent = {one_line(fresh, 40)}, expected true or false")
+def _returns(curve: Iterable[Evaluation]) -> np.ndarray:
+    """[evaluations, seeds]."""
+    return np.stack([point.returns.values for point in curve])
+
+
+def _last_rate(success: Success | None) -> float | None:
+    return None if success is None else success.last.mean
+
+
+def _online(found: Results, online: Online) -> OnlineStage:
+    settings = online.settings
     # Without generated rows no model is refitted.
-    refits = data["real_fraction"] != 1.0 and settings.get("generated_fraction") != 0.0
+    refits = found.real_fraction != 1.0 and settings.get("generated_fraction") != 0.0
     without = () if refits else ("refit_",)
     shown = {
         name: value
@@ -363,96 +314,40 @@ def _online(data: Mapping[str, object], *, num_seeds: int) -> OnlineStage:
         if name not in _UPKEEP and not name.startswith(without)
     }
     return OnlineStage(
-        evaluated=evaluated,
-        curve=curve,
-        seconds_per_step=_number(online, "seconds_per_step"),
-        fresh_agent=fresh,
-        updates_per_step=int(_number(settings, "updates_per_step")),
+        evaluated=_evaluated(online.curve),
+        curve=_returns(online.curve),
+        seconds_per_step=online.seconds_per_step,
+        fresh_agent=online.fresh_agent,
+        updates_per_step=online.updates_per_step,
         settings={f"online.{name}": value for name, value in shown.items()},
-        success=_success(online),
+        success=_last_rate(online.success),
     )
 
 
-def _references(data: dict[str, object]) -> References | None:
-    """None in a run without references, and in runs of versions that did not record them."""
-    if data.get("references") is None:
-        return None
-    low, high = np.array(_list(data, "references"), np.float64)
-    return References(float(low), float(high))
-
-
-def _settings(data: dict[str, object]) -> dict[str, Setting]:
+def _settings(found: Results) -> dict[str, Setting]:
     """What a study may vary. An agent on real data alone generates nothing."""
-    updates = int(_number(data, "updates"))
-    found = {
+    varied = {
         name: value
-        for name, value in _leaves(data["settings"], "")
+        for name, value in _leaves(found.settings, "")
         if name not in (*_OF_THE_TASK, *_REPEATED) and name.rpartition(".")[2] not in _UPKEEP
     }
-    if data["real_fraction"] == 1.0:
-        return {**found, "updates": updates}
-    if updates:  # a method that plans does not read this section
-        found |= _leaves(data["rollout"], "")
-    for name, value in _leaves(data.get("target_return") or {}, "target_"):
-        found.setdefault(name, value)
-    if "horizon" in data:
-        found["horizon"] = int(_number(data, "horizon"))
-    return {**found, "updates": updates}
+    if found.real_fraction == 1.0:
+        return {**varied, "updates": found.updates}
+    if found.updates:  # a method that plans does not read this section
+        varied |= _leaves(found.rollout, "")
+    target = dataclasses.asdict(found.target_return)
+    for name, value in _leaves(target, "target_"):
+        varied.setdefault(name, value)
+    return {**varied, "horizon": found.horizon, "updates": found.updates}
 
 
-def _leaves(section: object, prefix: str) -> Iterable[tuple[str, Setting]]:
+def _leaves(section: Mapping[str, object], prefix: str) -> Iterable[tuple[str, Setting]]:
     """Values of a nested section by dotted name."""
-    if not isinstance(section, dict):
-        raise TypeError(f"settings {one_line(section)}, expected an object")
     for name, value in section.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, Setting) else str(value)
-
-
-def _returns(point: object) -> np.ndarray:
-    """[seeds] float64, finite."""
-    values = np.array(_list(point, "return_per_seed"), np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("a return that is not a finite number")
-    return values
-
-
-def _field(data: object, name: str) -> object:
-    if not isinstance(data, dict):
-        raise TypeError(f"{one_line(data, 40)} in place of an object with {name!r}")
-    if name not in data:
-        raise ValueError(f"no field {name!r}")
-    return data[name]
-
-
-def _text(data: object, name: str) -> str:
-    value = _field(data, name)
-    if not isinstance(value, str):
-        raise TypeError(f"{name} = {one_line(value, 40)}, expected text")
-    return value
-
-
-def _number(data: object, name: str) -> float:
-    value = _field(data, name)
-    if not isinstance(value, int | float) or not np.isfinite(value):
-        raise TypeError(f"{name} = {one_line(value, 40)}, expected a finite number")
-    return float(value)
-
-
-def _list(data: object, name: str) -> list[object]:
-    value = _field(data, name)
-    if not isinstance(value, list):
-        raise TypeError(f"{name} = {one_line(value, 40)}, expected a list")
-    return value
-
-
-def _dict(data: object, name: str) -> dict[str, object]:
-    value = _field(data, name)
-    if not isinstance(value, dict):
-        raise TypeError(f"{name} = {one_line(value, 40)}, expected an object")
-    return value
 
 
 # --- results by method and task -----------------------------------------------------------

@@ -11,13 +11,12 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
-from dawm_jax.runtime import provenance
+from dawm_jax.runtime import provenance, results
 from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
 
 CONFIG, _DATASET, _LOCK, _STOP = "config.json", "dataset.json", ".lock", ".stop"
-_RESULTS = "results.json"
 # The last fields of the two files: SHA-256 of the others. Files of an older version have none.
 _CONFIG_DIGEST, _RECORD_DIGEST = "config_digest", "record_digest"
 
@@ -94,7 +93,7 @@ def _why_not_written(workdir: pathlib.Path, error: OSError) -> str:
 
 def _first_result(workdir: pathlib.Path) -> str | None:
     """Something in the folder that a run made, None if there is nothing."""
-    files = [workdir / _RESULTS, workdir / "metrics.jsonl"]
+    files = [workdir / results.FILE, workdir / "metrics.jsonl"]
     files += sorted((workdir / "checkpoints").glob("*/[0-9]*"))
     return next((str(path.relative_to(workdir)) for path in files if path.exists()), None)
 
@@ -224,11 +223,12 @@ def read_dataset(workdir: pathlib.Path) -> DatasetRecord | None:
                 "the data with the statistics in the checkpoints"
             ) from error
     try:
-        results = json.loads((workdir / _RESULTS).read_bytes())
-        name, digest = results["dataset"], results["dataset_digest"]
-        return DatasetRecord(str(name), str(digest), str(results.get("dataset_summary", "")))
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        found = results.read(workdir / results.FILE)
+    except (OSError, ValueError):
         return None
+    if not found.dataset_digest:
+        return None
+    return DatasetRecord(found.dataset, found.dataset_digest, found.dataset_summary)
 
 
 def write_dataset(workdir: pathlib.Path, record: DatasetRecord) -> None:

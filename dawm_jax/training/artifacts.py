@@ -1,12 +1,11 @@
 """What a run leaves behind: results.json, returns.npz and curves.png."""
 
-import functools
-import json
+import dataclasses
 import logging
 import pathlib
 import zlib
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,19 @@ from dawm_jax.envs.scores import (
 )
 from dawm_jax.envs.tasks import References
 from dawm_jax.methods.base import METHODS, MethodSpec
-from dawm_jax.runtime import provenance, sharding
+from dawm_jax.runtime import provenance, results, sharding
 from dawm_jax.runtime.metrics import MetricsFile, format_seconds
+from dawm_jax.runtime.results import (
+    Area,
+    Evaluation,
+    Online,
+    PerSeed,
+    Results,
+    Stage,
+    Success,
+    TargetReturn,
+    ValueCheck,
+)
 from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.training import figures
 from dawm_jax.training.setup import Setup
@@ -44,8 +54,6 @@ _DATA_SETTINGS = (
 # of a return is no noise of minibatches.
 _Q_WARNING = 0.5
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-# The last field of results.json: SHA-256 of the others. Results of an older version have none.
-_DIGEST = "results_digest"
 
 
 def evaluation_entry(
@@ -84,7 +92,7 @@ def evaluation_entry(
 
 def finish(
     parts: Setup, workdir: pathlib.Path, log: MetricsFile, *, dataset: DatasetRecord
-) -> dict[str, Any]:
+) -> Results:
     """Writes the run's results from its metrics and logs the score.
 
     results.json is written last, so that it exists only beside all other files.
@@ -101,45 +109,23 @@ def finish(
     Raises:
       UserError: metrics.jsonl has no evaluation with finite returns.
     """
-    config = parts.config
-    summary = functools.partial(_summary, config.environment, parts.references)
     returns = _returns(log)
     if not returns:
         raise UserError(
             f"{workdir}/metrics.jsonl: expected evaluations with finite returns, got none; remove "
             "those that are not finite and run the same command again"
         )
-    *_, last = returns
-    results = {
-        **_what_ran(parts, dataset),
-        "final": summary(returns[last]),
-        "best": summary(max(returns.values(), key=lambda values: values.mean())),
-        "curve": [{"update": update, **summary(values)} for update, values in returns.items()],
-        "value_check": _check_values(log, *_return_limits(parts)),
-        "evaluation_seconds": _evaluation_seconds(log),
-        "stages": _stages(log),
-        "device": sharding.describe_devices(),
-        "cpu": provenance.cpu_model(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-    }
-    if success := _success(log):
-        results["success"] = success
-    if config.online.steps:
-        results["online"] = _online(parts, log, summary, offline=results["final"])
+    found = _results(parts, log, dataset, returns)
     _write_returns(workdir / "returns.npz", returns)
-    figures.plot_curves(workdir / "curves.png", log, results)
-    sealed = {**results, _DIGEST: provenance.digest(results, _DIGEST)}
-    text = json.dumps(sealed, indent=2) + "\n"
-    provenance.write_atomically(workdir / "results.json", text)
-    announce(results, workdir)
-    stored: dict[str, Any] = json.loads(text)
-    return stored
+    figures.plot_curves(workdir / "curves.png", log, found)
+    results.write(workdir / results.FILE, found)
+    announce(found, workdir)
+    return found
 
 
-def announce(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def announce(found: Results, workdir: pathlib.Path) -> None:
     """Logs the score and where the results are."""
-    _log.info("%s", headline(results))
+    _log.info("%s", headline(found))
     _log.info("results, curves and checkpoints are in %s", workdir)
 
 
@@ -181,55 +167,47 @@ def _write_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> Non
 # --- results of a finished run ------------------------------------------------------------
 
 
-def read_results(workdir: pathlib.Path) -> dict[str, Any] | None:
+def read_results(workdir: pathlib.Path) -> Results | None:
     """The content of results.json; None, with a warning if it is damaged, without results."""
-    path = workdir / "results.json"
+    path = workdir / results.FILE
     if not path.exists():
         return None
     try:
-        results: dict[str, Any] = json.loads(path.read_bytes())
-        if results.get(_DIGEST) not in (None, provenance.digest(results, _DIGEST)):
-            raise ValueError("its content is not what was written")
-        # Both read what they show, and fail where it is missing.
-        _points(results)
-        headline(results)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        return results.read(path)
+    except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): it will be written anew", path, first_line(error))
         return None
-    return results
 
 
-def _points(results: Mapping[str, Any], *, at: str = "update") -> dict[int, np.ndarray]:
-    """Mean return of every seed at every evaluation, by its update or environment step."""
-    return {
-        point[at]: np.asarray(point["return_per_seed"], np.float64) for point in results["curve"]
-    }
-
-
-def check_recorded(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile) -> None:
+def check_recorded(found: Results, workdir: pathlib.Path, log: MetricsFile) -> None:
     """Checks that metrics.jsonl holds what results.json was made of.
 
     Raises:
       UserError: it does not.
     """
-    returns, trained = _returns(log), _stages(log)
-    for update, values in _points(results).items():
-        recorded = returns.get(update)
-        if recorded is None or not _is_mean(values, recorded):
-            raise UserError(_not_recorded(workdir, f"its evaluation at update {update}"))
-    online = {} if "online" not in results else _points(results["online"], at="step")
+    recorded, trained = _returns(log), _stages(log)
+    for point in found.curve:
+        if not _is_of(point, recorded):
+            raise UserError(_not_recorded(workdir, f"its evaluation at update {point.at}"))
     tuned = _returns(log, ("online",))
-    for step, values in online.items():
+    for point in () if found.online is None else found.online.curve:
         # Step 0 is the last evaluation of the offline training.
-        if step and not (step in tuned and _is_mean(values, tuned[step])):
-            raise UserError(_not_recorded(workdir, f"its evaluation at online step {step}"))
-    for stage, values in results["stages"].items():
-        if trained.get(stage, {}).get("steps") != values["steps"]:
-            raise UserError(_not_recorded(workdir, f"its stage {stage}"))
+        if point.at and not _is_of(point, tuned):
+            raise UserError(_not_recorded(workdir, f"its evaluation at online step {point.at}"))
+    for name, stage in found.stages.items():
+        if name not in trained or trained[name].steps != stage.steps:
+            raise UserError(_not_recorded(workdir, f"its stage {name}"))
 
 
-def _is_mean(values: np.ndarray, returns: np.ndarray) -> bool:
-    return values.shape == returns.shape[:1] and np.allclose(values, returns.mean(axis=1))
+def _is_of(point: Evaluation, recorded: Mapping[int, np.ndarray]) -> bool:
+    """Whether an evaluation is that of the returns recorded at its update or step."""
+    returns = recorded.get(point.at)
+    values = point.returns.values
+    return (
+        returns is not None
+        and values.shape == returns.shape[:1]
+        and np.allclose(values, returns.mean(axis=1))
+    )
 
 
 def _not_recorded(workdir: pathlib.Path, what: str) -> str:
@@ -239,14 +217,14 @@ def _not_recorded(workdir: pathlib.Path, what: str) -> str:
     )
 
 
-def complete(results: Mapping[str, Any], workdir: pathlib.Path, log: MetricsFile) -> None:
+def complete(found: Results, workdir: pathlib.Path, log: MetricsFile) -> None:
     """Writes returns.npz and curves.png if they are missing or damaged."""
     returns = _returns(log)
     if not _holds_returns(workdir / "returns.npz", returns):
         _write_returns(workdir / "returns.npz", returns)
     curves = workdir / "curves.png"
     if not curves.is_file() or not _is_whole_png(curves.read_bytes()):
-        figures.plot_curves(curves, log, results)
+        figures.plot_curves(curves, log, found)
 
 
 def _is_whole_png(content: bytes) -> bool:
@@ -273,43 +251,56 @@ def _holds_returns(path: pathlib.Path, returns: Mapping[int, np.ndarray]) -> boo
         return False
 
 
-# --- parts of results.json ----------------------------------------------------------------
+# --- what results.json says ---------------------------------------------------------------
 
 
-def _what_ran(parts: Setup, dataset: DatasetRecord) -> dict[str, Any]:
-    """The settings that results.json repeats from config.json."""
+def _results(
+    parts: Setup, log: MetricsFile, dataset: DatasetRecord, returns: Mapping[int, np.ndarray]
+) -> Results:
+    """Results of what ran, from its metrics and the returns in them, by update."""
     config, method = parts.config, METHODS.get(parts.config.method)
     horizon = config.horizon
-    target = {"rule": config.rollout.target_rule, "factor": config.rollout.target_factor}
+    target = TargetReturn(config.rollout.target_rule, config.rollout.target_factor)
     if parts.planner is not None:
         horizon = parts.planner.horizon
-        target = {"rule": "max_fraction", "factor": parts.planner.target_fraction}
-    return {
-        "environment": config.environment,
-        "environment_kwargs": config.environment_arguments,
-        "dataset": config.dataset,
-        "dataset_summary": dataset.summary,
-        "dataset_digest": dataset.digest,
-        "references": reference_returns(config.environment, parts.references),
-        "method": config.method,
-        "method_label": method.label,
-        "agent": "planner" if method.plans else config.agent,
-        "agent_label": "planner" if method.plans else AGENTS.get(config.agent).label,
-        "variant": config.variant,
-        "seed": config.seed,
-        "num_seeds": config.num_seeds,
-        "seed_is": method.seed_is,
-        "updates": 0 if method.plans else config.training.updates,
-        "real_fraction": method.real_fraction(config.training.real_fraction),
-        "return_steps": config.training.return_steps,
-        "real_return_steps": config.training.steps_of_real_returns,
-        "top_fraction": config.top_fraction,
-        "episodes": config.episodes,
-        "horizon": horizon,
-        "target_return": target,
-        "rollout": schema.to_dict(config)["rollout"],
-        "settings": _settings(config, method),
-    }
+        target = TargetReturn("max_fraction", parts.planner.target_fraction)
+    curve = tuple(_evaluation(parts, at, values) for at, values in returns.items())
+    return Results(
+        environment=config.environment,
+        environment_kwargs=config.environment_arguments,
+        dataset=config.dataset,
+        dataset_summary=dataset.summary,
+        dataset_digest=dataset.digest,
+        references=reference_returns(config.environment, parts.references),
+        method=config.method,
+        method_label=method.label,
+        agent="planner" if method.plans else config.agent,
+        agent_label="planner" if method.plans else AGENTS.get(config.agent).label,
+        variant=config.variant,
+        seed=config.seed,
+        num_seeds=config.num_seeds,
+        seed_is=method.seed_is,
+        updates=0 if method.plans else config.training.updates,
+        real_fraction=method.real_fraction(config.training.real_fraction),
+        return_steps=config.training.return_steps,
+        real_return_steps=config.training.steps_of_real_returns,
+        top_fraction=config.top_fraction,
+        episodes=config.episodes,
+        horizon=horizon,
+        target_return=target,
+        rollout=schema.to_dict(config)["rollout"],
+        settings=_settings(config, method),
+        curve=curve,
+        value_check=_check_values(log, *_return_limits(parts)),
+        evaluation_seconds=_evaluation_seconds(log),
+        stages=_stages(log),
+        device=sharding.describe_devices(),
+        cpu=provenance.cpu_model(),
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+        success=_success(log),
+        online=_online(parts, log, offline=curve[-1]) if config.online.steps else None,
+    )
 
 
 def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
@@ -340,47 +331,47 @@ def _return_limits(parts: Setup) -> tuple[float, float]:
     return low, high
 
 
-def headline(results: Mapping[str, Any]) -> str:
+def headline(found: Results) -> str:
     """The final score in one line."""
-    final = results["final"]
-    text = f"{results['agent_label']} on {_source(results)} of {results['dataset']}: "
-    if "score_mean" in final:
-        text += f"normalised score {final['score_mean']:.1f}"
-        if final["score_interval"]:
-            low, high = final["score_interval"]
-            text += f" (95 % interval {low:.1f} to {high:.1f} over {results['num_seeds']} seeds)"
+    final = found.final
+    text = f"{found.agent_label} on {_source(found)} of {found.dataset}: "
+    if final.scores is not None:
+        text += f"normalised score {final.scores.mean:.1f}"
+        if final.scores.interval is not None:
+            low, high = final.scores.interval
+            text += f" (95 % interval {low:.1f} to {high:.1f} over {found.num_seeds} seeds)"
         text += ", "
-    if "success" in results:
-        text += f"success in {100.0 * results['success']['rate_mean']:.0f} % of episodes, "
-    seconds = sum(
-        stage["seconds"] + stage["compile_seconds"] for stage in results["stages"].values()
-    )
-    seconds += results["evaluation_seconds"]
-    text += f"return {final['return_mean']:.0f}, in {format_seconds(seconds)}"
-    if "online" not in results:
-        return text
-    online = results["online"]
-    name = "score" if "score_mean" in online["final"] else "return"
-    after = f"after {online['curve'][-1]['step']:,} environment steps"
-    if "success" in online:
-        after += f" success in {100.0 * online['success']['rate_mean']:.0f} % of episodes,"
-    return (
-        f"{text}; {after} {name} "
-        f"{online['final'][f'{name}_mean']:.1f}, on average over the steps "
-        f"{online['area'][f'{name}_mean']:.1f}"
-    )
+    if found.success is not None:
+        text += f"success in {100.0 * found.success.last.mean:.0f} % of episodes, "
+    seconds = sum(stage.seconds + stage.compile_seconds for stage in found.stages.values())
+    seconds += found.evaluation_seconds
+    text += f"return {final.returns.mean:.0f}, in {format_seconds(seconds)}"
+    return text if found.online is None else f"{text}; {_headline_online(found.online)}"
 
 
-def _source(results: Mapping[str, Any]) -> str:
+def _headline_online(online: Online) -> str:
+    last, area = online.final, online.area
+    assert area is not None, "results of this version have it"
+    after = f"after {last.at:,} environment steps"
+    if online.success is not None:
+        after += f" success in {100.0 * online.success.last.mean:.0f} % of episodes,"
+    if last.scores is None or area.scores is None:
+        name, end, height = "return", last.returns, area.returns
+    else:
+        name, end, height = "score", last.scores, area.scores
+    return f"{after} {name} {end.mean:.1f}, on average over the steps {height.mean:.1f}"
+
+
+def _source(found: Results) -> str:
     """What the agent learnt from, for the headline."""
-    share = results["real_fraction"]
+    share = found.real_fraction
     if share == 1.0:
         return "real data"
-    generated = f"{results['method_label']} data"
+    generated = f"{found.method_label} data"
     return generated if share == 0.0 else f"{share:.0%} real and {1 - share:.0%} {generated}"
 
 
-def _check_values(log: MetricsFile, smallest: float, largest: float) -> dict[str, float] | None:
+def _check_values(log: MetricsFile, smallest: float, largest: float) -> ValueCheck | None:
     """The last mean Q beside the best the data ever returned; says so when it is far above.
 
     Far above is a distance, so that the check holds for returns of any sign: more than
@@ -393,7 +384,7 @@ def _check_values(log: MetricsFile, smallest: float, largest: float) -> dict[str
       largest: likewise.
 
     Returns:
-      What results.json records; None without a critic.
+      None without a critic.
     """
     last = list(log.lines("agent", "train"))[-1:]
     if not last or not isinstance(last[0].get("q_mean"), int | float):
@@ -407,22 +398,18 @@ def _check_values(log: MetricsFile, smallest: float, largest: float) -> dict[str
             q_mean,
             largest,
         )
-    return {"q_mean": q_mean, "largest_return_to_go": largest}
+    return ValueCheck(q_mean, largest)
 
 
-class Summary(Protocol):
-    """What results.json says of an evaluation."""
-
-    def __call__(self, returns: np.ndarray, /) -> dict[str, Any]:
-        """Returns [seeds, episodes] -> scores by seed, their mean and interval."""
-
-
-def _online(
-    parts: Setup, log: MetricsFile, summary: Summary, *, offline: Mapping[str, Any]
-) -> dict[str, Any]:
+def _online(parts: Setup, log: MetricsFile, *, offline: Evaluation) -> Online:
     """The learning curve over environment steps.
 
     It begins with the agents trained offline, unless new ones took their place.
+
+    Args:
+      parts: what the run computed with.
+      log: its metrics.
+      offline: the last evaluation of the offline training.
 
     Raises:
       UserError: metrics.jsonl has no last evaluation of the fine-tuning.
@@ -433,91 +420,67 @@ def _online(
             f"metrics.jsonl: expected an evaluation at online step {settings.steps}, got none with "
             "finite returns; run the same command again"
         )
-    curve = [] if settings.fresh_agent else [{"step": 0, **offline}]
-    curve += [{"step": step, **summary(values)} for step, values in returns.items()]
-    trained = _stages(log)["online"]
-    seconds = trained["seconds"]
-    success = _success(log, online=True)
-    return {
-        **({"success": success} if success else {}),
-        "settings": schema.to_dict(parts.config)["online"],
-        "curve": curve,
-        "final": summary(returns[settings.steps]),
-        "area": _area(curve),
-        "updates": (settings.steps - settings.envs) * settings.updates_per_step,
-        "seconds_per_step": seconds / settings.steps,
-    }
+    tuned = tuple(_evaluation(parts, at, values) for at, values in returns.items())
+    curve = tuned if settings.fresh_agent else (dataclasses.replace(offline, at=0), *tuned)
+    return Online(
+        settings=schema.to_dict(parts.config)["online"],
+        fresh_agent=settings.fresh_agent,
+        updates_per_step=settings.updates_per_step,
+        curve=curve,
+        area=_area(curve),
+        updates=(settings.steps - settings.envs) * settings.updates_per_step,
+        seconds_per_step=_stages(log)["online"].seconds / settings.steps,
+        success=_success(log, online=True),
+    )
 
 
-def _success(log: MetricsFile, *, online: bool = False) -> dict[str, Any]:
-    """Shares of successful episodes by seed, of every evaluation; empty if none was recorded."""
+def _success(log: MetricsFile, *, online: bool = False) -> Success | None:
+    """Shares of successful episodes by seed, of every evaluation; None if none was recorded."""
     entries = _evaluations(log, ("online",)) if online else _evaluations(log)
-    curve = [
-        {"step" if online else "update": entry["step"], "rate_per_seed": entry["successes"]}
+    curve = tuple(
+        (int(entry["step"]), np.asarray(entry["successes"], np.float64))
         for entry in entries
         if "successes" in entry
-    ]
-    if not curve:
-        return {}
-    last = np.asarray(curve[-1]["rate_per_seed"])
-    return {
-        "rate_mean": float(last.mean()),
-        "rate_per_seed": last.tolist(),
-        "rate_interval": confidence_interval(last),
-        "curve": curve,
-    }
+    )
+    return Success(_with_interval(curve[-1][1]), curve) if curve else None
 
 
-def _area(curve: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean height of a learning curve over its steps, by the trapezoidal rule.
+def _area(curve: Sequence[Evaluation]) -> Area:
+    """The mean height of a learning curve over its steps, by the trapezoidal rule."""
+    at = np.asarray([point.at for point in curve], np.float64)
 
-    Args:
-      curve: points with "step", "return_per_seed" and, where there are scores, "score_per_seed".
-    """
-    steps = np.asarray([point["step"] for point in curve], np.float64)
-    found: dict[str, Any] = {}
-    for name in ("return", "score"):
-        if f"{name}_per_seed" in curve[0]:
-            values = np.asarray([point[f"{name}_per_seed"] for point in curve])
-            per_seed = mean_height(values, steps)
-            found[f"{name}_per_seed"] = per_seed.tolist()
-            found[f"{name}_mean"] = float(per_seed.mean())
-    return found
+    def height(values: Sequence[PerSeed]) -> PerSeed:
+        return PerSeed(mean_height(np.stack([each.values for each in values]), at))
+
+    scores = [point.scores for point in curve if point.scores is not None]
+    return Area(height([point.returns for point in curve]), height(scores) if scores else None)
 
 
-def _summary(
-    environment: str, references: References | None, returns: np.ndarray
-) -> dict[str, Any]:
-    """Returns and scores by seed, their mean and 95 % interval over seeds."""
+def _evaluation(parts: Setup, at: int, returns: np.ndarray) -> Evaluation:
+    """An evaluation with these returns, [seeds, episodes], after `at` updates or steps."""
     per_seed = returns.mean(axis=1)
-    summary = {
-        "return_per_seed": per_seed.tolist(),
-        "return_mean": float(per_seed.mean()),
-        "return_interval": confidence_interval(per_seed),
-        "episodes_per_seed": returns.shape[1],
-    }
-    scores = normalised_score(environment, per_seed, references)
-    if scores is not None:
-        summary["score_per_seed"] = scores.tolist()
-        summary["score_mean"] = float(scores.mean())
-        summary["score_interval"] = confidence_interval(scores)
-    return summary
+    scores = normalised_score(parts.config.environment, per_seed, parts.references)
+    return Evaluation(
+        at=at,
+        returns=_with_interval(per_seed),
+        scores=None if scores is None else _with_interval(scores),
+        episodes=returns.shape[1],
+    )
 
 
-def _stages(log: MetricsFile) -> dict[str, Any]:
-    """Steps, seconds and speed of every stage, from its last line."""
+def _with_interval(values: np.ndarray) -> PerSeed:
+    return PerSeed(values, confidence_interval(values))
+
+
+def _stages(log: MetricsFile) -> dict[str, Stage]:
+    """Steps and seconds of every stage, from the last line of its training."""
     last = {entry["stage"]: entry for entry in log.lines(kind="train")}
-    return {stage: _stage(entry) for stage, entry in last.items()}
-
-
-def _stage(last: Mapping[str, Any]) -> dict[str, Any]:
-    """What results.json says of a stage, from the last line of its training."""
-    seconds = last.get("seconds", 0.0)
-    found = {
-        "steps": last["step"],
-        "seconds": seconds,
-        "compile_seconds": last.get("compile_seconds", 0.0),
-        "steps_per_second": last["step"] / max(seconds, 1e-9),
+    return {
+        stage: Stage(
+            steps=entry["step"],
+            seconds=entry.get("seconds", 0.0),
+            compile_seconds=entry.get("compile_seconds", 0.0),
+            trained_in=entry.get("trained_in"),
+        )
+        for stage, entry in last.items()
     }
-    # The folder of another run, which trained the stage.
-    return {**found, "trained_in": last["trained_in"]} if "trained_in" in last else found

@@ -3,7 +3,7 @@
 import functools
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import numpy as np
 from dawm_jax.agents.base import AGENTS
 from dawm_jax.runtime import provenance
 from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.results import Evaluation, Results
 
 _log = logging.getLogger(__name__)
 
 
-def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]) -> None:
+def plot_curves(path: pathlib.Path, log: MetricsFile, results: Results) -> None:
     """Draws the learning curve, each model's loss, and a metric of the agents' updates.
 
     Args:
@@ -25,15 +26,16 @@ def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]
     """
     from matplotlib.figure import Figure
 
-    models = [stage for stage in results["stages"] if stage not in ("agent", "online")]
+    models = [stage for stage in results.stages if stage not in ("agent", "online")]
+    scores = functools.partial(_plot_scores, agent=results.agent_label)
     panels: list[Callable[[Any], None]] = [
-        functools.partial(_plot_scores, results=results, curve=results["curve"], unit="update")
+        functools.partial(scores, curve=results.curve, unit="updates")
     ]
-    if "online" in results:
-        curve = results["online"]["curve"]
-        panels.append(functools.partial(_plot_scores, results=results, curve=curve, unit="step"))
+    if results.online is not None:
+        curve = results.online.curve
+        panels.append(functools.partial(scores, curve=curve, unit="environment steps"))
     panels += [functools.partial(_plot_loss, log=log, stage=stage) for stage in models]
-    if "agent" in results["stages"]:
+    if "agent" in results.stages:
         panels.append(functools.partial(_plot_metric, log=log, results=results))
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.5 * rows), layout="constrained")
@@ -44,24 +46,20 @@ def plot_curves(path: pathlib.Path, log: MetricsFile, results: Mapping[str, Any]
         axis.locator_params(axis="x", nbins=6)
     for axis in grid.ravel()[len(panels) :]:
         axis.set_axis_off()
-    figure.suptitle(f"{results['environment']}, {results['dataset']}")
+    figure.suptitle(f"{results.environment}, {results.dataset}")
     with provenance.whole_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def _plot_scores(
-    axis: Any, results: Mapping[str, Any], curve: list[dict[str, Any]], unit: str
-) -> None:
+def _plot_scores(axis: Any, *, agent: str, curve: Sequence[Evaluation], unit: str) -> None:
     """Every seed's score, or return without a score, and the mean over seeds."""
-    scored = "score_mean" in curve[0]
-    field, name = ("score", "normalised score") if scored else ("return", "return")
-    steps = [point[unit] for point in curve]
-    per_seed = np.asarray([point[f"{field}_per_seed"] for point in curve])
-    axis.plot(steps, per_seed, color="tab:blue", alpha=0.3, linewidth=1)
-    axis.plot(steps, per_seed.mean(axis=1), color="tab:blue", marker="o")
-    title = f"{results['agent_label']}: {name}, seeds and mean"
-    xlabel = "updates" if unit == "update" else "environment steps"
-    axis.set(title=title, xlabel=xlabel, ylabel=name)
+    scores = [point.scores.values for point in curve if point.scores is not None]
+    name = "normalised score" if scores else "return"
+    per_seed = np.stack(scores or [point.returns.values for point in curve])
+    at = [point.at for point in curve]
+    axis.plot(at, per_seed, color="tab:blue", alpha=0.3, linewidth=1)
+    axis.plot(at, per_seed.mean(axis=1), color="tab:blue", marker="o")
+    axis.set(title=f"{agent}: {name}, seeds and mean", xlabel=unit, ylabel=name)
 
 
 def _plot_loss(axis: Any, log: MetricsFile, stage: str) -> None:
@@ -78,16 +76,16 @@ def _curve(log: MetricsFile, stage: str, metric: str) -> tuple[list[int], list[f
     return [entry["step"] for entry in entries], [entry[metric] for entry in entries]
 
 
-def _plot_metric(axis: Any, log: MetricsFile, results: Mapping[str, Any]) -> None:
+def _plot_metric(axis: Any, log: MetricsFile, results: Results) -> None:
     """The metric that the agent names, beside the data's largest return if it is a value."""
-    metric = AGENTS.get(results["agent"]).curve
+    metric = AGENTS.get(results.agent).curve
     steps, values = _curve(log, "agent", metric)
     if not steps:
-        _log.warning("%s's updates report no metric %r to plot", results["agent_label"], metric)
+        _log.warning("%s's updates report no metric %r to plot", results.agent_label, metric)
     axis.plot(steps, values)
     axis.set(title=f"{metric.replace('_', ' ')} of minibatches", xlabel="updates")
-    if results["value_check"]:
-        limit = results["value_check"]["largest_return_to_go"]
+    if results.value_check is not None:
+        limit = results.value_check.largest_return_to_go
         label = "largest return-to-go of data"
         axis.axhline(limit, color="tab:gray", linestyle="--", label=label)
         axis.legend()

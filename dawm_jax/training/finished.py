@@ -3,14 +3,13 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.methods.base import METHODS
-from dawm_jax.runtime import checkpoint, distributed, run_folder
+from dawm_jax.runtime import checkpoint, distributed, results, run_folder
 from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.results import Results
 from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.training import artifacts
 
@@ -24,11 +23,11 @@ class Earlier:
     """What earlier calls left in a run's folder.
 
     Attributes:
-      results: the content of results.json; {} without one, and in all processes but the first.
+      results: of a finished run; None without results.json, and in all processes but the first.
       is_finished: whether nothing is left to do.
     """
 
-    results: Mapping[str, Any]
+    results: Results | None
     is_finished: bool
 
 
@@ -51,21 +50,21 @@ def look_up(
         metrics.jsonl does not, or metrics.jsonl is damaged.
     """
     if not distributed.is_first():
-        return Earlier({}, is_finished=False)
+        return Earlier(None, is_finished=False)
     knows_data = run_folder.check_dataset(workdir, dataset)
-    results = artifacts.read_results(workdir)
-    if results is None:
+    found = artifacts.read_results(workdir)
+    if found is None:
         log.check()
-        return Earlier({}, is_finished=False)
-    artifacts.check_recorded(results, workdir, log)
+        return Earlier(None, is_finished=False)
+    artifacts.check_recorded(found, workdir, log)
     log.check()
     has_checkpoints = (workdir / "checkpoints").is_dir()
     if has_checkpoints and (lacks := _what_lacks(config, workdir)):
         _log.warning("%s: the run goes on from there; its former results are in %s", lacks, _FORMER)
-        (workdir / "results.json").replace(workdir / _FORMER)
-        return Earlier({}, is_finished=False)
+        (workdir / results.FILE).replace(workdir / _FORMER)
+        return Earlier(None, is_finished=False)
     # Without a record of the data, the statistics in the checkpoints are compared.
-    return Earlier(results, is_finished=knows_data or not has_checkpoints)
+    return Earlier(found, is_finished=knows_data or not has_checkpoints)
 
 
 def last_steps(config: Config) -> dict[str, int]:

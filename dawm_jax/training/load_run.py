@@ -24,7 +24,7 @@ from dawm_jax.data.load import load_dataset
 from dawm_jax.data.replay import Replay
 from dawm_jax.methods.base import METHODS, GeneratingMethod
 from dawm_jax.models.inverse_dynamics import ActionModel
-from dawm_jax.runtime import backend, loop, paths, run_folder, sharding
+from dawm_jax.runtime import backend, loop, paths, results, run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
 from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.training import finished, fused, online, setup, train
@@ -493,7 +493,7 @@ def _restore(checkpoints: Checkpoints, state: StateT, normalizer: Normalizer) ->
 def _open(workdir: pathlib.Path, stage: str) -> Checkpoints:
     folder = workdir / "checkpoints" / stage
     if newest_step(folder) is None:
-        has_results = (workdir / "results.json").exists()
+        has_results = (workdir / results.FILE).exists()
         fix = "delete results.json and train it again" if has_results else "resume the run"
         raise UserError(f"{workdir} has no checkpoint of its {stage} stage: {fix}")
     return Checkpoints(folder)

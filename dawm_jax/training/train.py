@@ -7,7 +7,6 @@ import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 
@@ -19,6 +18,7 @@ from dawm_jax.envs import guard
 from dawm_jax.methods import base as methods
 from dawm_jax.runtime import distributed, loop, run_folder, sharding, stopping
 from dawm_jax.runtime.metrics import MetricsFile, Writer, check_writers, make_writers
+from dawm_jax.runtime.results import Results
 from dawm_jax.runtime.run_folder import DatasetRecord
 from dawm_jax.training import artifacts, cost_model, finished, online, setup, sharing, stages
 from dawm_jax.types import UserError
@@ -32,7 +32,7 @@ def run(
     dataset: OfflineDataset | None = None,
     *,
     models_from: pathlib.Path | None = None,
-) -> dict[str, Any]:
+) -> Results | None:
     """Trains what `config` asks for, resuming what `workdir` already holds.
 
     A finished run is answered with its stored results.
@@ -45,8 +45,8 @@ def run(
         run would train.
 
     Returns:
-      The content of results.json in process 0, which alone evaluates, logs and writes
-      everything but checkpoints; {} in other processes.
+      The results in process 0, which alone evaluates, logs and writes everything but
+      checkpoints; None in other processes.
 
     Raises:
       UserError: a mistake in the settings, the data or the folder; data that are not what the
@@ -143,10 +143,10 @@ def run(
 
         # --- results ---
         if not distributed.is_first():
-            return {}
+            return None
         # The statistics in all checkpoints are those of the data at hand.
         run_folder.write_dataset(workdir, record)
-        if earlier.results:
+        if earlier.results is not None:
             return _stored(earlier, workdir, log)
         return artifacts.finish(parts, workdir, log, dataset=record)
 
@@ -170,12 +170,12 @@ def _record(config: Config, dataset: OfflineDataset) -> DatasetRecord:
     return DatasetRecord(config.dataset, dataset.digest, describe(dataset))
 
 
-def _stored(earlier: finished.Earlier, workdir: pathlib.Path, log: MetricsFile) -> dict[str, Any]:
+def _stored(earlier: finished.Earlier, workdir: pathlib.Path, log: MetricsFile) -> Results | None:
     """The results of a finished run, whose other files are written if they are missing."""
-    if distributed.is_first():
+    if earlier.results is not None:
         artifacts.complete(earlier.results, workdir, log)
         artifacts.announce(earlier.results, workdir)
-    return dict(earlier.results)
+    return earlier.results
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from results_content import results_content, stage_content
 
 from dawm_jax.envs.scores import confidence_interval, reference_returns
 from dawm_jax.report import (
@@ -27,33 +28,14 @@ LOW, HIGH = reference_returns("Hopper-v5")
 def write_run(folder, scores, **overrides):
     """A results.json as training writes it, of a Hopper run with these normalised scores."""
     returns = [LOW + (HIGH - LOW) * score / 100 for score in scores]
-    best = [value + (HIGH - LOW) / 10 for value in returns]
-    # The last five evaluations swing about these scores; an earlier one does not count.
-    swings = [700.0, -100.0, 50.0, 0.0, 150.0, -100.0]
-    run = {
-        "environment": "Hopper-v5",
-        "dataset": "dawm/hopper/medium-v0",
-        "method": "dawm",
-        "agent": "td3_bc",
-        "seed": 0,
-        "num_seeds": len(scores),
-        "updates": 1000,
-        "real_fraction": 0.0,
-        "top_fraction": 1.0,
-        "horizon": 7,
-        "target_return": {"rule": "amplified", "factor": 1.2},
-        "rollout": {"guidance": 1.2},
-        "value_check": {"q_mean": 1.0, "largest_return_to_go": 2.0},
-        "curve": [
-            {"update": 100 * (i + 1), "return_per_seed": [v + swing for v in returns]}
-            for i, swing in enumerate(swings)
-        ],
-        "best": {"return_per_seed": best},
-        "stages": {"agent": {"seconds": 12.0}},
-        "device": "1 x cpu",
-        "commit": "abc",
-        **overrides,
-    }
+    # The last five evaluations swing about these scores; the best is earlier, ten points above.
+    swings = [(HIGH - LOW) / 10, -100.0, 50.0, 0.0, 150.0, -100.0]
+    curve = [
+        {"update": 100 * (i + 1), "return_per_seed": [value + swing for value in returns]}
+        for i, swing in enumerate(swings)
+    ]
+    fields = {"num_seeds": len(scores), "rollout": {"guidance": 1.2}, "curve": curve, **overrides}
+    run = results_content(**fields)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(run))
     return folder
@@ -208,16 +190,13 @@ def test_budgets_are_kept_apart(tmp_path):
 
 def test_an_older_run_without_the_newer_fields(tmp_path):
     folder = write_run(tmp_path / "a", [1.0])
-
-    def remove(run):
-        for name in ("method", "seed", "top_fraction", "rollout", "horizon", "target_return"):
-            del run[name]
-        del run["stages"], run["device"], run["commit"], run["value_check"], run["real_fraction"]
-
-    change_run(folder, remove)
-    (result,) = group(folder)
-    assert result.method == "DAWM-TD3+BC, 0 % real"
-    assert result.learns_values
+    newer = {"method_label", "agent_label", "return_steps", "real_return_steps", "episodes"}
+    newer |= {"environment_kwargs", "dataset_digest", "references", "cpu", "settings"}
+    assert not newer & json.loads((folder / "results.json").read_text()).keys()
+    (run,) = runs.load([folder])
+    assert run.label == "DAWM-TD3+BC, 0 % real"
+    assert (run.return_steps, run.real_return_steps, run.episodes) == (1, 1, 0)
+    assert (run.dataset_digest, run.environment_kwargs, run.references) == ("", "", None)
 
 
 def test_methods_are_ordered_by_label_with_real_data_last(tmp_path):
@@ -388,7 +367,7 @@ def test_successes_are_shown_of_the_runs_that_have_them(tmp_path):
     header = lambda *folders: tables.runs_table(runs.load(folders)).splitlines()[0]
     assert "success" not in header(plain)
     # Two seeds of four episodes, of which three and four succeeded.
-    success = {"rate_mean": 0.875, "rate_per_seed": [0.75, 1.0]}
+    success = {"rate_per_seed": [0.75, 1.0]}
     other = write_run(tmp_path / "b", [1.0, 2.0], success=success)
     assert "success, final" in header(plain, other)
     column = [cell.strip() for cell in header(plain, other).split("|")].index("success, final")
@@ -511,6 +490,7 @@ def _online(curve, *, step=100, first=0, fresh_agent=False, **settings):
     return {
         "settings": {**defaults, **settings},
         "curve": [{"step": k, "return_per_seed": p} for k, p in zip(at, points, strict=True)],
+        "updates": 2 * at[-1],
         "seconds_per_step": 0.25,
     }
 
@@ -641,8 +621,8 @@ def test_gains_of_fine_tuning_are_of_scores_of_the_same_task_agent_and_steps(tmp
 
 
 def test_the_last_success_of_a_fine_tuning_has_a_column(tmp_path):
-    online = {**_online([[1.0], [2.0]]), "success": {"rate_mean": 0.75}}
-    write_run(tmp_path / "a", [1.0], success={"rate_mean": 0.25}, online=online)
+    online = {**_online([[1.0], [2.0]]), "success": {"rate_per_seed": [0.5, 1.0]}}
+    write_run(tmp_path / "a", [1.0], success={"rate_per_seed": [0.25]}, online=online)
     text, _ = _fine_tuning(tmp_path / "a")
     assert _cells(text, "dawm/hopper/medium-v0")[8] == "75 %"
     (row,) = csv.DictReader(fine_tuning.csv_text(_tuned(tmp_path / "a")).splitlines())
@@ -651,7 +631,7 @@ def test_the_last_success_of_a_fine_tuning_has_a_column(tmp_path):
 
 
 def test_the_seconds_of_a_run_are_those_of_its_offline_training(tmp_path):
-    stages = {"agent": {"seconds": 12.0}, "online": {"seconds": 100.0}}
+    stages = {"agent": stage_content(), "online": stage_content(seconds=100.0)}
     write_run(tmp_path / "a", [1.0], stages=stages, online=_online([[1.0], [2.0]]))
     (run,) = runs.load([tmp_path / "a"])
     assert run.seconds == 12.0
@@ -717,14 +697,21 @@ def test_nothing_to_report_is_refused(tmp_path):
     ("text", "message"),
     [
         ("{", "JSONDecodeError"),
-        ("[]", "TypeError"),
-        ("{}", "no field 'agent'"),
+        ("[]", "[] in place of an object"),
+        ("{}", "no field 'method'"),
         ({"agent": 3}, "agent = 3, expected text"),
-        ({"curve": []}, "returns of shapes"),
+        ({"curve": []}, "a curve without evaluations"),
         ({"curve": [{"return_per_seed": [1.0, float("nan")]}]}, "not a finite number"),
-        ({"curve": [{"return_per_seed": [1.0]}, {"return_per_seed": [1.0, 2.0]}]}, "shape"),
-        ({"best": {"return_per_seed": [1.0, 2.0, 3.0]}}, "returns of shapes"),
-        ({"best": None}, "None in place of an object with 'return_per_seed'"),
+        (
+            {
+                "curve": [
+                    {"update": 1, "return_per_seed": [1.0]},
+                    {"update": 2, "return_per_seed": [1.0, 2.0]},
+                ]
+            },
+            "evaluations of [1, 2] seeds",
+        ),
+        ({"results_digest": "0"}, "its content is not what was written"),
         ({"real_fraction": "half"}, "real_fraction = half, expected a finite number"),
         ({"rollout": [1]}, "expected an object"),
     ],

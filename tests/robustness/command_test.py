@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from results_content import results_content
 from small_run import small_config, write_run
 
 from dawm_jax.robustness import store, sweeps
@@ -21,17 +22,16 @@ def finished(folder, *, agent="bc", updates=40, **changes):
         agent=agent, training__real_fraction=1.0, num_seeds=2, evaluation__max_steps=12, **changes
     )
     write_run(folder, config)
-    evaluation = {"return_per_seed": [1.0, 2.0]}
-    results = {
-        "environment": config.environment,
-        "dataset": config.dataset,
-        "agent": agent,
-        "seed": config.seed,
-        "updates": updates,
-        "real_fraction": 1.0,
-        "curve": [{"update": updates, **evaluation}],
-        "best": evaluation,
-    }
+    results = results_content(
+        environment=config.environment,
+        dataset=config.dataset,
+        agent=agent,
+        num_seeds=2,
+        seed=config.seed,
+        updates=updates,
+        real_fraction=1.0,
+        curve=[{"update": updates, "return_per_seed": [1.0, 2.0]}],
+    )
     (folder / "results.json").write_text(json.dumps(results))
     return folder
 

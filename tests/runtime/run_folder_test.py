@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from results_content import results_content
 
 from dawm_jax.runtime import run_folder
 from dawm_jax.runtime.run_folder import DatasetRecord
@@ -214,8 +215,8 @@ def test_a_run_of_an_older_version_is_claimed_without_a_record_of_its_data(tmp_p
 
 def test_results_name_the_data_where_the_record_is_lost(tmp_path):
     run_folder.write_config(tmp_path, CONFIG)
-    results = {"dataset": "hopper", "dataset_digest": "ab" * 32, "dataset_summary": ""}
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    content = results_content(dataset="hopper", dataset_digest="ab" * 32)
+    (tmp_path / "results.json").write_text(json.dumps(content))
     assert run_folder.check_dataset(tmp_path, DATA)
     (tmp_path / "results.json").write_text("null")
     assert not run_folder.check_dataset(tmp_path, DATA)

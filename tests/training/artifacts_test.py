@@ -3,10 +3,13 @@
 import logging
 
 import pytest
+from results_content import results_content
 from small_run import small_config
 
 from dawm_jax.methods.base import METHODS
+from dawm_jax.runtime import results
 from dawm_jax.runtime.metrics import MetricsFile
+from dawm_jax.runtime.results import ValueCheck
 from dawm_jax.training import artifacts
 from dawm_jax.types import UserError
 
@@ -38,7 +41,7 @@ def test_values_that_have_run_away(log, caplog, smallest, largest, q_mean, warns
     caplog.set_level(logging.WARNING)
     log.append("agent", "train", 1, {"q_mean": q_mean})
     found = artifacts._check_values(log, smallest, largest)
-    assert found == {"q_mean": q_mean, "largest_return_to_go": largest}
+    assert found == ValueCheck(q_mean, largest)
     assert ("the values have run away" in caplog.text) == warns
 
 
@@ -76,11 +79,19 @@ def test_the_curve_of_a_fine_tuning_must_be_recorded(log, tmp_path):
     """Its step 0 is an evaluation of the offline training."""
     log.append("agent", "assess", 8, {"returns": [[1.0, 3.0]]})
     log.append("online", "assess", 40, {"returns": [[4.0, 6.0]]})
-    offline = [{"update": 8, "return_per_seed": [2.0]}]
-    points = [{"step": 0, "return_per_seed": [2.0]}, {"step": 40, "return_per_seed": [5.0]}]
-    results = {"curve": offline, "stages": {}, "online": {"curve": points}}
-    artifacts.check_recorded(results, tmp_path, log)
-    for wrong in ({"step": 40, "return_per_seed": [6.0]}, {"step": 80, "return_per_seed": [5.0]}):
-        results["online"] = {"curve": [points[0], wrong]}
-        with pytest.raises(UserError, match=f"its evaluation at online step {wrong['step']}"):
-            artifacts.check_recorded(results, tmp_path, log)
+
+    def tuned(step, value):
+        last = {"step": step, "return_per_seed": [value]}
+        online = {
+            "settings": {"steps": step, "fresh_agent": False, "updates_per_step": 1},
+            "curve": [{"step": 0, "return_per_seed": [2.0]}, last],
+            "updates": step,
+            "seconds_per_step": 1.0,
+        }
+        offline = [{"update": 8, "return_per_seed": [2.0]}]
+        return results.of_json(results_content(curve=offline, stages={}, online=online))
+
+    artifacts.check_recorded(tuned(40, 5.0), tmp_path, log)
+    for step, value in ((40, 6.0), (80, 5.0)):
+        with pytest.raises(UserError, match=f"its evaluation at online step {step}"):
+            artifacts.check_recorded(tuned(step, value), tmp_path, log)

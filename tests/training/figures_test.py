@@ -3,7 +3,9 @@
 import matplotlib
 import pytest
 from matplotlib.figure import Figure
+from results_content import results_content, stage_content
 
+from dawm_jax.runtime import results
 from dawm_jax.runtime.metrics import MetricsFile
 from dawm_jax.training import figures
 
@@ -14,15 +16,8 @@ def _log(tmp_path):
 
 
 def _results(*stages):
-    return {
-        "environment": "Hopper-v5",
-        "dataset": "x",
-        "agent": "td3_bc",
-        "agent_label": "TD3+BC",
-        "curve": [{"update": 2, "return_per_seed": [1.0, 2.0]}],
-        "stages": dict.fromkeys(stages),
-        "value_check": None,
-    }
+    trained = {stage: stage_content() for stage in stages}
+    return results.of_json(results_content(stages=trained, value_check=None))
 
 
 @pytest.mark.parametrize("models", [(), ("world_model",), ("world_model", "inverse_dynamics")])

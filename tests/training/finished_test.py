@@ -11,6 +11,7 @@ import pytest
 from dawm_jax.config import schema
 from dawm_jax.data.load import load_dataset
 from dawm_jax.envs import rollouts
+from dawm_jax.runtime import results
 from dawm_jax.training import artifacts, cost_model, setup, stages, train
 from dawm_jax.training.load_run import load_run
 from dawm_jax.types import UserError
@@ -92,10 +93,10 @@ def test_a_finished_run_is_answered_without_computing(workdir, monkeypatch, capl
     for module, name in ((setup, "make"), (setup, "build_replay"), (stages, "train_agents")):
         monkeypatch.setattr(module, name, compute)
     with caplog.at_level(logging.INFO):
-        results = train.run(CONFIG, workdir)
-    assert results == json.loads(before["results.json"])
-    assert results["dataset_digest"] == DATA.digest
-    assert results["environment_kwargs"] == {"reset_noise_scale": 0.1}
+        found = train.run(CONFIG, workdir)
+    assert results.to_json(found) == results.to_json(results.read(workdir / "results.json"))
+    assert found.dataset_digest == DATA.digest
+    assert found.environment_kwargs == {"reset_noise_scale": 0.1}
     assert "TD3+BC on real data" in caplog.text
     assert contents(workdir) == before
 
@@ -140,7 +141,7 @@ def test_damaged_results_are_made_of_the_metrics_again(workdir, content, caplog)
     after = train.run(CONFIG, workdir)
     assert "results.json is damaged" in caplog.text
     for name in ("final", "best", "curve", "stages", "dataset_digest"):
-        assert after[name] == before[name], name
+        assert results.to_json(after)[name] == before[name], name
 
 
 # --- metrics that do not support the results ----------------------------------------------
@@ -180,7 +181,7 @@ def test_reversed_lines_and_a_torn_last_line_change_nothing(workdir):
     (workdir / "results.json").unlink()
     again = train.run(CONFIG, workdir)
     for name in ("final", "curve", "stages"):
-        assert again[name] == json.loads(before)[name]
+        assert results.to_json(again)[name] == json.loads(before)[name]
 
 
 def test_only_returns_that_are_not_finite_is_one_line(workdir):
@@ -212,7 +213,7 @@ def test_a_flipped_digit_in_the_results_is_noticed(workdir, caplog):
     again = train.run(CONFIG, workdir)
     assert "results.json is damaged" in caplog.text
     for name in ("final", "best", "curve"):
-        assert again[name] == before[name], name
+        assert results.to_json(again)[name] == before[name], name
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
@@ -255,8 +256,9 @@ def test_a_run_that_was_stopped_before_its_first_step_is_resumed(tmp_path, monke
         with pytest.raises(stopping.Interrupted, match="agent at update 0"):
             train.run(CONFIG, run, DATA)  # a signal would end the reading of data
     assert (run / "checkpoints" / "agent" / "0").is_dir()
-    results = train.run(CONFIG, run)
-    assert results["final"] == json.loads((original / "results.json").read_text())["final"]
+    found = train.run(CONFIG, run)
+    expected_returns = results.read(original / "results.json").final.returns.values
+    np.testing.assert_array_equal(found.final.returns.values, expected_returns)
 
 
 def test_a_flipped_bit_in_the_curves_is_noticed():
@@ -292,9 +294,9 @@ def test_other_data_of_the_same_name_are_refused(workdir, state):
 @pytest.mark.parametrize("state", ["finished", "stopped"])
 def test_a_run_of_an_older_version_is_compared_by_its_statistics(workdir, state):
     (workdir / "dataset.json").unlink()
-    results = json.loads((workdir / "results.json").read_text())
-    del results["dataset_digest"], results["results_digest"]
-    (workdir / "results.json").write_text(json.dumps(results))
+    content = json.loads((workdir / "results.json").read_text())
+    del content["dataset_digest"], content["results_digest"]
+    (workdir / "results.json").write_text(json.dumps(content))
     if state == "stopped":
         stop_at_24(workdir)
     before = contents(workdir)
@@ -352,9 +354,10 @@ def test_a_damaged_last_checkpoint_is_trained_again(original, workdir, caplog):
     flip(workdir)
     np.testing.assert_equal(load_run(workdir).policy(np.ones(11)) == expected, False)
     caplog.clear()
-    results = train.run(CONFIG, workdir)
+    found = train.run(CONFIG, workdir)
     assert "is damaged" in caplog.text and "results_former.json" in caplog.text
-    assert results["final"] == json.loads((original / "results.json").read_text())["final"]
+    expected_returns = results.read(original / "results.json").final.returns.values
+    np.testing.assert_array_equal(found.final.returns.values, expected_returns)
     np.testing.assert_array_equal(load_run(workdir).policy(np.ones(11)), expected)
     assert (workdir / "results_former.json").read_bytes() == contents(original)["results.json"]
 

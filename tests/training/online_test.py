@@ -313,25 +313,23 @@ def test_refits_move_the_models_and_replace_generated_rows(undisturbed):
 
 def test_results_have_the_curve_its_area_and_the_cost(undisturbed):
     workdir, results = undisturbed
-    found = results["online"]
-    assert [point["step"] for point in found["curve"]] == [0, 80, STEPS]
-    assert found["curve"][0]["return_mean"] == results["final"]["return_mean"]
-    assert found["final"]["score_mean"] == found["curve"][-1]["score_mean"]
-    first, middle, last = (point["score_mean"] for point in found["curve"])
-    np.testing.assert_allclose(found["area"]["score_mean"], (first + 2 * middle + last) / 4)
-    stage = results["stages"]["online"]
-    assert found["seconds_per_step"] == pytest.approx(stage["seconds"] / STEPS)
-    assert found["updates"] == STEPS - ENVS
+    found = results.online
+    assert [point.at for point in found.curve] == [0, 80, STEPS]
+    assert found.curve[0].returns.mean == results.final.returns.mean
+    first, middle, last = (point.scores.mean for point in found.curve)
+    np.testing.assert_allclose(found.area.scores.mean, (first + 2 * middle + last) / 4)
+    assert found.seconds_per_step == pytest.approx(results.stages["online"].seconds / STEPS)
+    assert found.updates == STEPS - ENVS
     assert f"after {STEPS} environment steps score" in artifacts.headline(results)
     assert (workdir / "curves.png").stat().st_size > 10_000
 
 
 def test_the_curve_of_new_agents_has_no_offline_evaluation(tmp_path):
     results = train.run(real_config(online__fresh_agent=True), tmp_path)
-    curve = results["online"]["curve"]
-    assert [point["step"] for point in curve] == [80, STEPS]
-    first, last = (point["return_mean"] for point in curve)
-    np.testing.assert_allclose(results["online"]["area"]["return_mean"], (first + last) / 2)
+    curve = results.online.curve
+    assert [point.at for point in curve] == [80, STEPS]
+    first, last = (point.returns.mean for point in curve)
+    np.testing.assert_allclose(results.online.area.returns.mean, (first + last) / 2)
 
 
 def test_the_loaded_policy_is_the_fine_tuned_one(undisturbed):
@@ -351,7 +349,7 @@ def test_a_loaded_run_is_fine_tuned_as_by_the_command(undisturbed, tmp_path):
     (offline / "config.json").unlink()
     train.run_folder.write_config(offline, schema.to_dict(config))
     results = train.run(config, offline)
-    assert "online" not in results and "online" not in results["stages"]
+    assert results.online is None and "online" not in results.stages
     changed = load_run(offline).finetune(tmp_path / "tuned", steps=STEPS)
     jax.tree.map(
         np.testing.assert_array_equal,

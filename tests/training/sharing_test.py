@@ -1,7 +1,6 @@
 """--models_from: a run with another's models equals the run that trains its own."""
 
 import dataclasses
-import json
 import shutil
 
 import jax
@@ -12,6 +11,7 @@ from dawm_jax.config import schema
 from dawm_jax.data.load import load_dataset
 from dawm_jax.envs import rollouts
 from dawm_jax.models import inverse_dynamics
+from dawm_jax.runtime import results
 from dawm_jax.training import artifacts, cost_model, setup, sharing, stages, train
 from dawm_jax.training.load_run import load_run
 from dawm_jax.types import UserError
@@ -82,24 +82,23 @@ def test_a_run_with_shared_models_is_bit_for_bit_the_run_that_trains_them(
     source, tmp_path, monkeypatch
 ):
     no_training(monkeypatch, "world_model", "inverse_dynamics")
-    results = train.run(config(), tmp_path, models_from=source)
-    original = json.loads((source / "results.json").read_text())
-    assert results["final"] == original["final"]
+    found = train.run(config(), tmp_path, models_from=source)
+    original = results.read(source / "results.json")
+    np.testing.assert_array_equal(found.final.returns.values, original.final.returns.values)
     for name in ("world_model", "inverse_dynamics"):
-        assert results["stages"][name] == {
-            **original["stages"][name],
-            "trained_in": str(source),
-        }
+        copied = dataclasses.replace(original.stages[name], trained_in=str(source))
+        assert found.stages[name] == copied
     learnt = [jax.device_get((r.policies, r.models)) for r in map(load_run, (source, tmp_path))]
     jax.tree.map(np.testing.assert_array_equal, *learnt)
     # The folder stands for itself: the same call again, also without the other run.
-    assert train.run(config(), tmp_path, models_from=source.parent / "gone") == results
+    again = train.run(config(), tmp_path, models_from=source.parent / "gone")
+    assert results.to_json(again) == results.to_json(found)
 
 
 def test_models_that_both_methods_train_alike_are_shared(source, tmp_path, monkeypatch):
     no_training(monkeypatch, "world_model")
-    results = train.run(config(method="dwm", agent="iql"), tmp_path, models_from=source)
-    assert results["stages"]["world_model"]["trained_in"] == str(source)
+    found = train.run(config(method="dwm", agent="iql"), tmp_path, models_from=source)
+    assert found.stages["world_model"].trained_in == str(source)
 
 
 def parts_of(settings):

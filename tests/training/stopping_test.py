@@ -159,7 +159,7 @@ def test_an_environment_without_a_time_limit_is_refused_before_the_data_is_read(
     limited = schema.replace(
         config, {"dataset": "bundled/hopper/medium-v0", "evaluation.max_steps": 6}
     )
-    assert train.run(limited, tmp_path / "limited")["final"]["return_mean"] == 6.0
+    assert train.run(limited, tmp_path / "limited").final.returns.mean == 6.0
 
 
 def test_returns_that_are_nan_never_reach_the_results(tmp_path, register):

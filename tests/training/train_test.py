@@ -18,6 +18,7 @@ import dawm_jax
 from dawm_jax.config import schema
 from dawm_jax.envs import rollouts
 from dawm_jax.runtime import checkpoint, loop, run_folder
+from dawm_jax.runtime.results import read, to_json
 from dawm_jax.training import artifacts, cost_model, train
 from dawm_jax.training.load_run import load_run
 from dawm_jax.types import UserError
@@ -139,36 +140,36 @@ def test_the_folder_holds_what_is_promised(undisturbed):
     workdir, results = undisturbed
     names = {path.name for path in workdir.iterdir()}
     assert {"config.json", "metrics.jsonl", "results.json", "returns.npz", "curves.png"} <= names
-    assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
-    assert set(results["stages"]) == {"world_model", "inverse_dynamics", "agent"}
-    assert len(results["final"]["return_per_seed"]) == 2
+    assert to_json(read(workdir / "results.json")) == to_json(results)
+    assert set(results.stages) == {"world_model", "inverse_dynamics", "agent"}
+    assert len(results.final.returns.values) == 2
     # The data's largest discounted return in raw units, 383 on this set.
-    assert 300 < results["value_check"]["largest_return_to_go"] < 450
+    assert 300 < results.value_check.largest_return_to_go < 450
     # Every evaluation's returns are kept, by seed and episode.
     returns = np.load(workdir / "returns.npz")
     last = returns[f"update_{returns['updates'][-1]}"]
     assert last.shape == (2, 2)
-    np.testing.assert_allclose(last.mean(1), results["final"]["return_per_seed"])
+    np.testing.assert_allclose(last.mean(1), results.final.returns.values)
 
 
 def test_scores_follow_from_returns(undisturbed):
     _, results = undisturbed
-    returns = np.asarray(results["final"]["return_per_seed"])
+    returns = results.final.returns.values
     expected = 100 * (returns + 20.272305) / (3234.3 + 20.272305)  # D4RL's hopper
-    np.testing.assert_allclose(results["final"]["score_per_seed"], expected)
+    np.testing.assert_allclose(results.final.scores.values, expected)
 
 
 def test_the_same_command_again_changes_nothing(undisturbed):
     workdir, results = undisturbed
     before = recorded(workdir)
     again = train.run(tiny_config(), workdir)
-    assert again["final"] == results["final"]
+    assert to_json(again) == to_json(results)
     assert recorded(workdir) == before
 
 
 def test_real_data_needs_no_models(tmp_path):
     results = train.run(tiny_config(training__real_fraction=1.0), tmp_path)
-    assert set(results["stages"]) == {"agent"}
+    assert set(results.stages) == {"agent"}
     run = load_run(tmp_path)
     assert run.models is None
     for use in (
@@ -182,7 +183,7 @@ def test_real_data_needs_no_models(tmp_path):
 
 def test_iql_runs(tmp_path):
     results = train.run(tiny_config(agent="iql"), tmp_path)
-    assert np.isfinite(results["final"]["score_mean"])
+    assert np.isfinite(results.final.scores.mean)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +199,9 @@ def test_iql_runs(tmp_path):
 def test_every_method_trains_and_loads(tmp_path, method):
     config = lambda: tiny_config(method=method, planner__horizon=3)
     results = train.run(config(), tmp_path)
-    assert results["method"] == method
+    assert results.method == method
     again = train.run(config(), tmp_path)
-    assert again["final"] == results["final"]
+    assert to_json(again) == to_json(results)
     run = load_run(tmp_path)
     observations = np.random.default_rng(0).normal(size=(2, 5, 11))
     actions = run.policy(observations, seed=1)
@@ -218,8 +219,8 @@ def test_cloning_the_best_episodes(tmp_path):
     """%BC: no models, no values, a tenth of the data."""
     config = tiny_config(agent="bc", training__real_fraction=1.0, top_fraction=0.1)
     results = train.run(config, tmp_path)
-    assert set(results["stages"]) == {"agent"}
-    assert results["value_check"] is None
+    assert set(results.stages) == {"agent"}
+    assert results.value_check is None
     assert np.abs(load_run(tmp_path).policy(np.zeros(11))).max() <= 1.0
 
 
