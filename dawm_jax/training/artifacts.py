@@ -120,7 +120,7 @@ def finish(
     figures.plot_curves(workdir / "curves.png", log, found)
     results.write(workdir / results.FILE, found)
     announce(found, workdir)
-    return found
+    return results.read(workdir / results.FILE)  # as a later call finds them
 
 
 def announce(found: Results, workdir: pathlib.Path) -> None:
