@@ -17,19 +17,35 @@ from dawm_jax.runtime import interrupts
 if TYPE_CHECKING:
     from dawm_jax.api import evaluate, get_config, train
     from dawm_jax.data.load import dataset_from_arrays, load_dataset
+    from dawm_jax.envs.scores import normalised_score
+    from dawm_jax.runtime.stopping import Interrupted
     from dawm_jax.training.load_run import load_run
+    from dawm_jax.types import UserError
 
 interrupts.quiet_imports()
 
 __version__ = "0.1.0"
-__all__ = ["dataset_from_arrays", "evaluate", "get_config", "load_dataset", "load_run", "train"]
+__all__ = [
+    "Interrupted",
+    "UserError",
+    "dataset_from_arrays",
+    "evaluate",
+    "get_config",
+    "load_dataset",
+    "load_run",
+    "normalised_score",
+    "train",
+]
 
 _HOMES = {
+    "Interrupted": "dawm_jax.runtime.stopping",
+    "UserError": "dawm_jax.types",
     "dataset_from_arrays": "dawm_jax.data.load",
     "evaluate": "dawm_jax.api",
     "get_config": "dawm_jax.api",
     "load_dataset": "dawm_jax.data.load",
     "load_run": "dawm_jax.training.load_run",
+    "normalised_score": "dawm_jax.envs.scores",
     "train": "dawm_jax.api",
 }
 

@@ -1,5 +1,6 @@
 """What scripts and notebooks call; `import dawm_jax` shows these functions."""
 
+import logging
 import pathlib
 from collections.abc import Mapping
 
@@ -57,7 +58,9 @@ def train(
       UserError: a mistake in the settings, the data or the folder.
       Interrupted: a signal asked to stop; the same call resumes.
     """
-    cli.set_up_logging()
+    # The caller's own handlers show this package's lines as they show others.
+    if not logging.getLogger().handlers:
+        cli.set_up_logging()
     typed = config if isinstance(config, Config) else schema.parse(config)
     backend.check()
     workdir = paths.expand(str(workdir), "workdir")
@@ -93,7 +96,7 @@ def evaluate(
         raise UserError(f"seed: expected at least 0, got {seed}")
     num_seeds = run.config.num_seeds
     outcome = rollouts.run_episodes(
-        run.act,
+        run.in_episodes(),
         environment or run.config.environment,
         seeds=rollouts.reset_seeds(
             seed, run.config.seed, 0, num_policies=num_seeds, num_episodes=episodes

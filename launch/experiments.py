@@ -364,7 +364,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--seeds", type=int, default=5, help="agents of a run")
     parser.add_argument(
-        "--updates", type=int, default=30_000, help="of the agents; 0: the variant's"
+        "--updates", type=int, help="of the agents; default: 30000 with quick, else the variant's"
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--jobs", type=int, default=1, help="trainings at a time")
@@ -383,9 +383,10 @@ def main() -> int:
     for name, least, most in (
         ("jobs", 1, MAX_JOBS),
         ("seeds", 1, 10_000),
-        ("updates", 0, 10_000_000),
+        ("updates", 1, 10_000_000),
     ):
-        if not least <= (value := getattr(arguments, name)) <= most:
+        value = getattr(arguments, name)
+        if value is not None and not least <= value <= most:
             parser.error(f"--{name}: expected {least} to {most:,}, got {value:,}")
     gpus = parse_gpus(parser, arguments.gpus)
     folder = arguments.folder.absolute()
@@ -393,8 +394,9 @@ def main() -> int:
         folder = folder.relative_to(ROOT)  # results name the folder of copied models
     os.chdir(ROOT)
     flags = [f"--config.num_seeds={arguments.seeds}"]
-    if arguments.updates:
-        flags.append(f"--config.training.updates={arguments.updates}")
+    updates = arguments.updates or (30_000 if arguments.variant == "quick" else None)
+    if updates is not None:
+        flags.append(f"--config.training.updates={updates}")
     if arguments.variant == "quick":
         flags += OF_THE_PROTOCOL
     protocol = Protocol(arguments.variant, tuple(flags))

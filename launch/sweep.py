@@ -99,15 +99,21 @@ def read(path: pathlib.Path) -> list[Run]:
     grid, folder = content.get("grid"), content.get("folder")
     if not isinstance(folder, str) or not isinstance(grid, dict) or "config" not in grid:
         raise ValueError(f'{path}: expected folder = "..." and a [grid] with config = [...]')
+    # A flag with a list names the folders, also where the list has one value: runs that are done
+    # keep their folders when values are added.
+    listed = {name for name, value in grid.items() if isinstance(value, list)}
     flags = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in flags.items():
         _check_flag(path, name, values)
     runs = [
-        _run(pathlib.Path(folder), dict(zip(flags, values, strict=True)), flags)
+        _run(pathlib.Path(folder), dict(zip(flags, values, strict=True)), listed)
         for values in itertools.product(*flags.values())
     ]
-    if len({run.folder for run in runs}) < len(runs):
-        raise ValueError(f"{path}: two combinations have the same name; a value is there twice")
+    named: dict[pathlib.Path, Run] = {}
+    for run in runs:
+        if (other := named.setdefault(run.folder, run)) is not run:
+            both = " and ".join(shlex.join(each.arguments[:-1]) for each in (other, run))
+            raise ValueError(f"{path}: {both} have the same folder, {run.folder}; leave one out")
     return runs
 
 
@@ -122,8 +128,8 @@ def _check_flag(path: pathlib.Path, name: str, values: list[object]) -> None:
         raise ValueError(f"{path}: {unprintable[0]!r} holds a control character")
 
 
-def _run(folder: pathlib.Path, values: dict[str, object], flags: dict[str, list[object]]) -> Run:
-    varying = {name: value for name, value in values.items() if len(flags[name]) > 1}
+def _run(folder: pathlib.Path, values: dict[str, object], listed: set[str]) -> Run:
+    varying = {name: value for name, value in values.items() if name in listed}
     # hopper-quick-agent=iql-seed=1
     parts = [pathlib.Path(str(values["config"])).name.replace(".py", "")]
     parts += [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import subprocess
 import sys
 
@@ -27,11 +28,14 @@ def test_the_package_shows_what_it_offers():
         "get_config",
         "load_dataset",
         "load_run",
+        "normalised_score",
         "train",
     ]
-    assert dir(dawm_jax) == sorted([*functions, "__version__"])
-    assert sorted(dawm_jax.__all__) == functions
+    errors = ["Interrupted", "UserError"]
+    assert dir(dawm_jax) == sorted([*functions, *errors, "__version__"])
+    assert sorted(dawm_jax.__all__) == sorted([*functions, *errors])
     assert all(callable(getattr(dawm_jax, name)) for name in functions)
+    assert all(issubclass(getattr(dawm_jax, name), Exception) for name in errors)
     with pytest.raises(AttributeError, match="module 'dawm_jax' has no attribute 'trian'"):
         _ = dawm_jax.trian
 
@@ -46,7 +50,7 @@ def test_get_config_can_be_changed_and_checked():
     config = dawm_jax.get_config("hopper:smoke")
     config.rollout.guidance = 2.0
     assert schema.parse(config).rollout.guidance == 2.0
-    with pytest.raises(ValueError, match=r"expected a configuration file or one of .*hopper"):
+    with pytest.raises(ValueError, match=r"expected one of .*hopper"):
         dawm_jax.get_config("hoper")
 
 
@@ -143,8 +147,9 @@ def test_train_takes_arrays_and_stores_their_name(no_simulator, tmp_path, given)
     assert loaded.policy(np.zeros(11)).shape == (3,)
     with pytest.raises(UserError, match=r"dawm_jax\.load_run"):
         loaded.training_data()
-    again = dawm_jax.load_run(tmp_path, dataset=dawm_jax.dataset_from_arrays(**arrays()))
-    assert len(again.training_data()) == 70
+    for data in (arrays(), dawm_jax.dataset_from_arrays(**arrays())):
+        again = dawm_jax.load_run(tmp_path, dataset=data)
+        assert len(again.training_data()) == 70
 
 
 def test_references_of_the_data_score_a_task_without_its_own(register, monkeypatch, tmp_path):
@@ -219,6 +224,18 @@ def test_evaluation_gives_the_returns_of_every_seed(run, no_simulator):
     # An episode does not depend on how many there are, but on its seed.
     np.testing.assert_allclose(dawm_jax.evaluate(run, episodes=2), returns[:, :2], rtol=1e-6)
     assert np.abs(dawm_jax.evaluate(run, episodes=4, seed=0) - returns).max() > 0
+
+
+def test_the_callers_log_handlers_are_used(no_simulator, tmp_path, caplog, monkeypatch):
+    """`caplog` is one of them."""
+    log = logging.getLogger("dawm_jax")
+    monkeypatch.setattr(log, "handlers", [])  # as in a process that runs no command
+    monkeypatch.setattr(log, "propagate", True)
+    config = small_config(training__real_fraction=1.0)
+    with caplog.at_level(logging.INFO):
+        dawm_jax.train(config, tmp_path / "run")
+    assert "results, curves and checkpoints are in" in caplog.text
+    assert log.propagate and not log.handlers
 
 
 def test_evaluation_in_the_simulator(run):

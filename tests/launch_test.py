@@ -699,7 +699,7 @@ def test_damaged_results_do_not_block_a_sweep(tmp_path, sweep, content):
         ("folder = 'f'\n[grid]\nseed = [1]", "expected folder"),
         ("folder = 'f'\n[grid]\nconfig = []", "config has no values"),
         ("folder = 'f'\n[grid]\nconfig = ['x']\nworkdir = ['y']", "workdir is chosen by folder"),
-        ("folder = 'f'\n[grid]\nconfig = ['x', 'x']", "a value is there twice"),
+        ("folder = 'f'\n[grid]\nconfig = ['x', 'x']", "have the same folder, f/x; leave one out"),
         ('folder = "f"\n[grid]\nconfig = ["x\\ny"]', "holds a control character"),
     ],
 )

@@ -55,7 +55,7 @@ def test_help_with_a_file_that_fails_is_one_line(tmp_path):
             f"--config=configs/hoper.py: no such file in the current folder, {_ROOT}; expected a "
             "configuration file, or the name of a task: --config=ant",
         ),
-        (["--config=hoper"], "expected a configuration file or one of "),
+        (["--config=hoper"], "expected one of "),
         (["--config", "hoper:quick"], "got 'hoper'"),
         (["--config=configs/hopper.py:fast"], "unknown variant 'fast'"),
         (["--config=hopper:fast"], "unknown variant 'fast'"),

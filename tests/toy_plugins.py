@@ -139,10 +139,6 @@ class Scaled:
     def models(self) -> Mapping[str, Trainable]:
         return {"toy_model": self.dawm.world_model, "toy_inverse": self.dawm.inverse_dynamics}
 
-    @property
-    def scan_length(self) -> int:
-        return self.dawm.scan_length
-
     def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
         named = {"world_model": params["toy_model"], "inverse_dynamics": params["toy_inverse"]}
         rows, valid = self.dawm.generate(named, key, condition)

@@ -508,6 +508,11 @@ def parse(values: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
 
 
 def _subtree(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if name not in values and name not in _SHARED:
+        raise UserError(
+            f"config.{name}: this configuration has no such section; import the file that "
+            "registers it before you make the configuration"
+        )
     subtree = values.get(name)
     if not isinstance(subtree, Mapping):
         raise UserError(f"config.{name}: expected a section of settings, got {subtree!r}")

@@ -46,10 +46,6 @@ class Method(Protocol):
     def models(self) -> Mapping[str, Trainable]:
         """The models that are trained before the agents, in this order, by name."""
 
-    @property
-    def scan_length(self) -> int:
-        """Iterations of the scan that generates a window or a plan, for estimates of cost."""
-
 
 @runtime_checkable
 class GeneratingMethod(Method, Protocol):

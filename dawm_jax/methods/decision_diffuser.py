@@ -118,11 +118,6 @@ class DecisionDiffuser:
         return {"world_model": self.world_model, "inverse_dynamics": self.inverse_dynamics}
 
     @property
-    def scan_length(self) -> int:
-        """Sampling steps of the world model."""
-        return self.world_model.sampler.sampling_steps
-
-    @property
     def horizon(self) -> int:
         """Steps of a plan."""
         return self.world_model.horizon
@@ -136,7 +131,8 @@ class DecisionDiffuser:
         """The action from the first two states of a plan; see `PlanningMethod`."""
         state = normalizing.normalise_observation(self.normalizer, observation)
         batch = len(state)
-        condition = Condition(state, jnp.zeros((batch, 0)), self.target(jnp.zeros(batch)))
+        unused = jnp.zeros((batch, len(self.normalizer.action_low)))  # plans have no first action
+        condition = Condition(state, unused, self.target(jnp.zeros(batch)))
         plan = self.world_model.sample_tokens(params["world_model"], key, condition)
         states = self.world_model.tokens.states(plan)
         action = self.inverse_dynamics.infer(params["inverse_dynamics"], states[:, 0], states[:, 1])

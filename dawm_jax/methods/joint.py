@@ -35,11 +35,6 @@ class Joint:
         """The world model."""
         return {"world_model": self.world_model}
 
-    @property
-    def scan_length(self) -> int:
-        """Sampling steps of the world model."""
-        return self.world_model.sampler.sampling_steps
-
     def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
         """Transitions [B * H]; see `GeneratingMethod`."""
         window = self.world_model.sample(params["world_model"], key, self.target.aim(condition))

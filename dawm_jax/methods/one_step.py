@@ -35,11 +35,6 @@ class OneStep:
         """The dynamics model."""
         return {"world_model": self.dynamics}
 
-    @property
-    def scan_length(self) -> int:
-        """Steps of a window: the model is rolled out step by step."""
-        return self.horizon
-
     def expand(
         self, params: ModelParams, key: jax.Array, condition: Condition, *, act: PolicyFn
     ) -> Generated:

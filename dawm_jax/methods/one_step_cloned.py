@@ -42,11 +42,6 @@ class OneStepCloned:
         """Dynamics model and cloned policy."""
         return {"world_model": self.dynamics, "policy": self.policy}
 
-    @property
-    def scan_length(self) -> int:
-        """Steps of a window: the model is rolled out step by step."""
-        return self.horizon
-
     def generate(self, params: ModelParams, key: jax.Array, condition: Condition) -> Generated:
         """Transitions [B * H]; see `GeneratingMethod`. The return-to-go is not used."""
         window = self.dynamics.roll_out(

@@ -179,11 +179,6 @@ class _Wrapper(Generic[MethodT]):
         """Those of the method."""
         return self.method.models
 
-    @property
-    def scan_length(self) -> int:
-        """That of the method."""
-        return self.method.scan_length
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FirstSteps(_Wrapper[GeneratingMethod]):

@@ -194,8 +194,7 @@ class DiffusionWorldModel:
 
     def init(self, key: jax.Array) -> TrainState:
         """A fresh training state; `key` is consumed."""
-        key_denoiser, key_termination = jax.random.split(key)
-        key_derived = jax.random.fold_in(key, 2)
+        key_denoiser, key_termination, key_derived = jax.random.split(key, 3)
         params = {}
         if self.layout.rewards:
             pair = jnp.zeros((1, 2 * self.tokens.state_size))

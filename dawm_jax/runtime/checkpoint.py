@@ -1,6 +1,7 @@
 """Checkpoints of one training stage, by Orbax: atomic, asynchronous, the last few kept."""
 
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -27,6 +28,7 @@ _ORBAX = str(pathlib.Path(ocp.__file__).parent)
 _LOOP_CLOSED = "Event loop is closed"
 
 
+@functools.cache  # once in a process, when it first uses checkpoints
 def _quiet_orbax() -> None:
     """Drops what Orbax and its threads print of a failure that Orbax also raises.
 
@@ -46,9 +48,6 @@ def _quiet_orbax() -> None:
     previous, sys.unraisablehook = sys.unraisablehook, show
 
 
-_quiet_orbax()
-
-
 class Checkpoints:
     """The checkpoints of a stage in one folder, shared by all processes of a job.
 
@@ -65,6 +64,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
+        _quiet_orbax()
         self._folder = folder
         self._saving: int | None = None  # step whose digests are not complete yet
         self._damaged: dict[int, str] = {}  # steps that were found damaged, and how

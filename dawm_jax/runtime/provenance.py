@@ -49,9 +49,11 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Short hash of the source's git commit; "+" is appended if tracked files differ from it.
 
-    None if the source is not in a git repository, or git is not installed.
+    None if no git repository tracks the source, as where the package is installed below another
+    project, or git is not installed.
     """
     try:
+        _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)
         return _git("rev-parse", "--short", "HEAD") + (
             "+" if _git("status", "--porcelain", "-uno") else ""
         )

@@ -149,7 +149,9 @@ def _returns(
         if returns.ndim == 2 and returns.size and np.isfinite(returns).all():
             found[entry["step"]] = returns
         else:
-            _log.warning("update %d: its returns are not finite; left out", entry["step"])
+            _log.warning(
+                "%s %d: its returns are not finite; left out", entry["stage"], entry["step"]
+            )
     return found
 
 
@@ -306,7 +308,8 @@ def _results(
 def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
     """Settings of the agent, of the method and of its models, and how they use the data.
 
-    The evaluation's settings are not among them: they do not change the agents.
+    Of the evaluation's settings only the length of episodes is among them: it changes returns, and
+    what agents live through while they are fine-tuned.
     """
     values = schema.to_dict(config)
     names = [] if method.plans else [config.agent]
@@ -316,6 +319,7 @@ def _settings(config: Config, method: MethodSpec) -> dict[str, Any]:
     return {
         **{name: values[name] for name in _DATA_SETTINGS},
         "training": {"batch_size": config.training.batch_size},
+        "evaluation": {"max_steps": config.evaluation.max_steps},
         **{name: values[name] for name in names},
     }
 

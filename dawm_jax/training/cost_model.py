@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxpr_as_fun
 
 from dawm_jax.config.schema import Config
 from dawm_jax.data import replay as replaying
@@ -226,11 +227,7 @@ def _calls(
         condition = replaying.gather_conditions(replay, jnp.zeros(windows, jnp.int32))
         return method.generate(models, jax.random.key(0), condition)
 
-    flops, operations = _cost(generate, models, replay, agent)
-    # XLA reports the cost of a scan for one iteration.
-    assert training.method is not None
-    scan = training.method.scan_length
-    return StageCost(text, calls, flops * scan, operations * scan)
+    return StageCost(text, calls, *_cost(generate, models, replay, agent))
 
 
 def _updates(
@@ -304,16 +301,46 @@ def _planning(
 
     cost = _cost(plan, models, observations)
     steps = len(replay) // int(jnp.unique(replay.episode_end).size)
-    text = f"planning, {episodes} episodes of about {steps} steps, {method.scan_length} each"
-    return StageCost(text, steps * method.scan_length, *cost)
+    return StageCost(f"planning, {episodes} episodes of about {steps} steps", steps, *cost)
 
 
 def _cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
     """FLOPs and number of operations of a function, from its lowered program."""
     shapes = jax.eval_shape(lambda *a: a, *arguments)
-    lowered = jax.jit(function).lower(*shapes)
+    return _cost_of(jax.make_jaxpr(function)(*shapes))
+
+
+def _cost_of(program: ClosedJaxpr) -> tuple[float, int]:
+    """FLOPs and number of operations of a program."""
+    flops, operations = _cost_of_text(program)
+    for scan in _scans(program.jaxpr):
+        # XLA reports one iteration, and in it one of each scan inside.
+        body, length = scan.params["jaxpr"], scan.params["length"]
+        counted, whole = _cost_of_text(body), _cost_of(body)
+        flops += length * whole[0] - counted[0]
+        operations += length * whole[1] - counted[1]
+    return flops, operations
+
+
+def _cost_of_text(program: ClosedJaxpr) -> tuple[float, int]:
+    """What XLA reports of a program, in which the body of a scan stands once."""
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
+    lowered = jax.jit(jaxpr_as_fun(program)).lower(*shapes)
     analysis = lowered.cost_analysis() or {}
     return float(analysis.get("flops", 0.0)), lowered.as_text().count(" = stablehlo.")
+
+
+def _scans(program: Jaxpr) -> Iterator[JaxprEqn]:
+    """The scans of a program that are not inside of others, also those in functions it calls."""
+    for equation in program.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+            continue
+        for value in equation.params.values():
+            if isinstance(value, ClosedJaxpr):
+                yield from _scans(value.jaxpr)
+            elif isinstance(value, Jaxpr):
+                yield from _scans(value)
 
 
 def _step_seconds(flops: float, operations: int, rate: float) -> float:

@@ -8,6 +8,7 @@ action = run.policy(observation)
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -15,19 +16,21 @@ from typing import Any, Protocol, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data import normalizer as normalizing
 from dawm_jax.data.dataset import OfflineDataset, describe
-from dawm_jax.data.load import load_dataset
+from dawm_jax.data.load import dataset_from_mapping, load_dataset
 from dawm_jax.data.replay import Replay
+from dawm_jax.envs.rollouts import PolicyFn
 from dawm_jax.methods.base import METHODS, GeneratingMethod
 from dawm_jax.models.inverse_dynamics import ActionModel
 from dawm_jax.runtime import backend, loop, paths, results, run_folder, sharding
 from dawm_jax.runtime.checkpoint import Checkpoints, newest_step
 from dawm_jax.runtime.run_folder import DatasetRecord
-from dawm_jax.training import finished, fused, online, setup, train
+from dawm_jax.training import finished, fused, online, setup, stages, train
 from dawm_jax.training.setup import Setup
 from dawm_jax.types import Condition, ModelParams, Normalizer, Transition, UserError
 
@@ -111,6 +114,18 @@ class LoadedRun:
           UserError: observations of another size.
         """
         return np.stack([self.policy(own, seed=seed) for seed, own in enumerate(observations)])
+
+    def in_episodes(self) -> PolicyFn:
+        """Every seed's agent, or plans of every seed, for whole episodes: `rollouts.run_episodes`.
+
+        The noise of plans differs between the time steps and is that of the run's own evaluation,
+        so that what this returns is for one evaluation.
+        """
+        if self.setup.planner is None:
+            return self.act
+        plan = stages.plan_policy(self.setup, self._need_models(), jax.random.key(self.config.seed))
+        steps = itertools.count()
+        return lambda observations: plan(observations, next(steps))
 
     def inverse_dynamics(self, observation: np.ndarray, next_observation: np.ndarray) -> np.ndarray:
         """The action between two observations, [..., S], [..., S] -> [..., A].
@@ -312,7 +327,13 @@ class LoadedRun:
         if not config.online.steps:
             raise UserError("finetune: expected steps=N, the environment steps of each seed")
         online.check(config, METHODS.get(config.method))  # before the folder is claimed
-        if not target.exists() or not any(target.iterdir()):
+        if not (target / run_folder.CONFIG).exists():
+            # Training in a folder without the copied stages would train them anew.
+            if target.exists() and (found := sorted(path.name for path in target.iterdir())):
+                raise UserError(
+                    f"finetune: expected {target} to be absent, empty or an earlier call's, got a "
+                    f"folder with {found[0]}; choose another"
+                )
             run_folder.copy_trained(self.workdir, target, schema.to_dict(config))
         train.run(config, target, self.dataset)
         return load_run(target, self.dataset)
@@ -411,12 +432,15 @@ class LoadedRun:
 # --- loading ------------------------------------------------------------------------------
 
 
-def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None) -> LoadedRun:
+def load_run(
+    workdir: str | pathlib.Path, dataset: OfflineDataset | Mapping[str, ArrayLike] | None = None
+) -> LoadedRun:
     """Loads the newest checkpoints of a run.
 
     Args:
       workdir: the run's folder.
-      dataset: the run's data, if it was trained on arrays: `generate` needs them.
+      dataset: the run's data, if it was trained on arrays: `generate` needs them. See
+        `dawm_jax.train` for its forms.
 
     Raises:
       UserError: the folder is no run, a stage has no checkpoint, or a checkpoint was made by an
@@ -424,28 +448,30 @@ def load_run(workdir: str | pathlib.Path, dataset: OfflineDataset | None = None)
     """
     backend.check()
     workdir = paths.expand(str(workdir), "workdir")
+    if isinstance(dataset, Mapping):
+        dataset = dataset_from_mapping(dataset)
     config = schema.of_run(workdir)
     with contextlib.ExitStack() as cleanup:
-        stages = {name: _open(workdir, name) for name in finished.last_steps(config)}
-        for checkpoints in stages.values():
+        opened = {name: _open(workdir, name) for name in finished.last_steps(config)}
+        for checkpoints in opened.values():
             cleanup.callback(checkpoints.close)
         # The shapes of the statistics give S and A, which give the shapes of all parameters.
-        normalizer = _normalizer(workdir, stages)
+        normalizer = _normalizer(workdir, opened)
         parts = setup.make(config, normalizer)
         key = jax.random.key(0)
         models, policies = None, None
         if METHODS.get(config.method).trains_models(config):
             models = {
-                name: _restore(stages[name], jax.eval_shape(model.init, key), normalizer).average
+                name: _restore(opened[name], jax.eval_shape(model.init, key), normalizer).average
                 for name, model in parts.method.models.items()
             }
         if parts.training is not None:
             keys = jax.random.split(key, config.num_seeds)
             shapes = {"agent": jax.eval_shape(jax.vmap(parts.training.agent.init), keys)}
-            if "online" in stages:
-                found = _restore(stages["online"], {"learner": shapes}, normalizer)["learner"]
+            if "online" in opened:
+                found = _restore(opened["online"], {"learner": shapes}, normalizer)["learner"]
             else:
-                found = _restore(stages["agent"], shapes, normalizer)
+                found = _restore(opened["agent"], shapes, normalizer)
             policies = found["agent"]
     return LoadedRun(
         config=config,

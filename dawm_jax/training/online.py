@@ -205,9 +205,9 @@ class OnlineSteps:
         self, state: OnlineRun, first_step: int, num_steps: int
     ) -> tuple[OnlineRun, Metrics]:
         """See `loop.Steps`; it returns when the updates of the last turn are done."""
-        if not self._is_at_state:
+        if first_step and not self._is_at_state:
             self._copies.resume(state.episodes)
-            self._is_at_state = True
+        self._is_at_state = True
         learner, gathered = state.learner, _Gathered()
         for step in range(first_step, first_step + num_steps, self._tuning.settings.envs):
             learner = self._turn(learner, step, gathered)

@@ -404,7 +404,7 @@ def _evaluate_plans(
     parts: Setup, models: ModelParams | None, key: jax.Array, session: loop.Session
 ) -> None:
     config, section = parts.config, parts.config.evaluation
-    policy = ResumablePolicy(_plan_fn(parts, models, key), session.workdir / _KEPT_ACTIONS)
+    policy = ResumablePolicy(plan_policy(parts, models, key), session.workdir / _KEPT_ACTIONS)
     if any(session.log.lines("planner", "assess")):
         policy.discard()
         return
@@ -436,8 +436,14 @@ def _evaluate_plans(
     policy.discard()
 
 
-def _plan_fn(parts: Setup, models: ModelParams | None, key: jax.Array) -> StepPolicyFn:
-    """The plans of all seeds at a time step of their episodes."""
+def plan_policy(parts: Setup, models: ModelParams | None, key: jax.Array) -> StepPolicyFn:
+    """The plans of all seeds at a time step of their episodes.
+
+    Args:
+      parts: what the run computes with; its method plans.
+      models: averaged parameters of the method's models.
+      key: of the run.
+    """
     method = parts.planner
     assert method is not None
     models = sharding.local_copy(models)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import chex
 import jax
@@ -123,7 +124,6 @@ def test_the_models_of_each_method(method, names):
     assert (parts.planner is not None, parts.agent is None) == (plans,) * 2
     # Nothing is generated without an agent by a method that plans or follows the agent's policy.
     assert (parts.generator is None) == (plans or method == "one_step")
-    assert parts.method.scan_length >= 1
     # A policy sees one state, inverse dynamics two.
     if "policy" in names:
         policy = parts.method.models["policy"]
@@ -450,7 +450,7 @@ def test_transitions_carry_the_next_action_for_an_agent_that_needs_it(method):
 class FakeExpansions:
     """Expansions that know their start, without a world model; the last step always ends."""
 
-    models, scan_length = {}, 1
+    models: ClassVar = {}
 
     def generate(self, params, key, condition):
         shape = (len(condition.state), H)

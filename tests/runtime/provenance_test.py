@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and facts about the host and the source."""
 
+import subprocess
 import threading
 
 import pytest
@@ -29,6 +30,16 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_the_commit_is_that_of_the_source_alone(tmp_path, monkeypatch):
+    """A repository around an installed package does not track the package's files."""
+    assert provenance.commit()
+    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit"]):
+        options = ["-q", "--allow-empty", "-m", "first"] if "commit" in command else []
+        subprocess.run(["git", *command, *options], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    assert provenance.commit() is None
 
 
 @pytest.mark.parametrize("link", ["results.tmp", "results.json.tmp", "results.json"])

@@ -2,6 +2,8 @@
 
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_run import small_config
@@ -80,6 +82,25 @@ def test_the_flops_of_a_regression_are_counted(data):
     expected = 3 * sum(products) - products[0]  # no gradient of the inputs
     # The rest is element-wise: activations, Adam, the average.
     assert expected < stage.flops < expected + 100 * stage.parameters
+
+
+def test_every_iteration_of_a_scan_is_counted():
+    """Also of a scan inside of another, with what stands beside them."""
+    x = jnp.ones((16, 16))
+    product = 2 * 16**3
+
+    def inner(x, _):
+        return x @ x, None
+
+    def outer(x, _):
+        return jax.lax.scan(inner, x, None, length=3)[0] @ x, None
+
+    def program(x):
+        return jax.jit(lambda x: jax.lax.scan(outer, x, None, length=5)[0])(x @ x)
+
+    flops, operations = cost_model._cost(program, x)
+    np.testing.assert_allclose(flops, (1 + 5 * (1 + 3)) * product, rtol=0.01)
+    assert operations >= 1 + 5 * (1 + 3)
 
 
 def test_a_long_run_names_the_shorter_variant(monkeypatch):

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from typing import ClassVar
 
 import chex
 import jax
@@ -52,7 +53,7 @@ def make_replay():
 class FakeMethod:
     """Random walks from the condition; every second window ends after its first step."""
 
-    models, scan_length = {}, 1
+    models: ClassVar = {}
 
     def __init__(self, seen=None):
         self.seen = [] if seen is None else seen
@@ -350,7 +351,7 @@ def test_real_data_only_needs_no_models():
 class FakeExpansions:
     """A `PolicyMethod` whose rewards tell the start; the last step always ends."""
 
-    models, scan_length = {}, 1
+    models: ClassVar = {}
 
     def expand(self, params, key, condition, *, act):
         """The actions of the policy stand in place of the next states' first value."""
@@ -370,7 +371,7 @@ class FakeExpansions:
 class FakeGenerator:
     """The same as a `GeneratingMethod`."""
 
-    models, scan_length = {}, 1
+    models: ClassVar = {}
 
     def generate(self, params, key, condition):
         policy = lambda state: state[..., :A]

@@ -359,6 +359,11 @@ def test_a_loaded_run_is_fine_tuned_as_by_the_command(undisturbed, tmp_path):
     assert recorded(tmp_path / "tuned") == recorded(undisturbed[0])
     with pytest.raises(UserError, match="it was fine-tuned already"):
         changed.finetune(tmp_path / "again", steps=STEPS)
+    # A folder with anything else would be trained anew.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "log.txt").touch()
+    with pytest.raises(UserError, match=r"absent, empty or an earlier call's, got a .* log\.txt"):
+        load_run(offline).finetune(tmp_path / "other", steps=STEPS)
     with pytest.raises(UserError, match=r"config\.online\.stepz: unknown setting"):
         load_run(offline).finetune(tmp_path / "again", stepz=STEPS)
     # What the offline run excludes is refused before the folder is taken.

@@ -203,6 +203,10 @@ def test_every_method_trains_and_loads(tmp_path, method):
     again = train.run(config(), tmp_path)
     assert to_json(again) == to_json(results)
     run = load_run(tmp_path)
+    if method == "decision_diffuser":  # its plans have the noise of the run's evaluation
+        section = run.config.evaluation
+        returns = dawm_jax.evaluate(run, episodes=section.final_episodes, seed=section.seed)
+        np.testing.assert_allclose(returns.mean(axis=1), results.final.returns.values, rtol=1e-6)
     observations = np.random.default_rng(0).normal(size=(2, 5, 11))
     actions = run.policy(observations, seed=1)
     assert actions.shape == (2, 5, 3) and np.abs(actions).max() <= 1.0
