@@ -52,7 +52,7 @@ def gains() -> str:
     developed = {task.replace("/", " ") for task in experiments.DEVELOPED_ON}
     sets = {
         "nine tasks": results,
-        "seven held-out tasks": [x for x in results if task_name(x) not in developed],
+        "seven unseen tasks": [x for x in results if task_name(x) not in developed],
         "two development tasks": [x for x in results if task_name(x) in developed],
     }
     cells: dict[tuple[str, str], list[str]] = {}
@@ -100,30 +100,39 @@ def volume() -> str:
 
 
 def longer_returns() -> str:
-    """TD3+BC with one-step targets and with returns over seven steps, and DWM-TD3+BC."""
+    """TD3+BC with one-step targets and with returns over seven steps, and DWM-TD3+BC.
+
+    All runs on Walker2d medium are on a CPU. On medium-replay those of the first three columns are
+    on the H100.
+    """
     studies, volume = RESULTS / "studies" / "volume", PROTOCOL / "volume"
+    lead = RESULTS / "studies" / "dwm-lead"
+    one_step = {"medium": PROTOCOL / "cpu", "medium-replay": PROTOCOL / "main"}
     seven_steps = {
         "medium": (
             studies / "walker2d-real-td3_bc-7-steps",
             studies / "walker2d-dawm-td3_bc-200k-7-steps",
             None,
+            None,
         ),
         "medium-replay": (
             volume / "walker2d-medium-replay-real-td3_bc-returns",
             volume / "walker2d-medium-replay-dawm-td3_bc-volume-returns",
-            RESULTS / "studies" / "dwm-lead" / "seven-step-returns-of-generated-rows",
+            lead / "seven-step-returns-of-generated-rows",
+            lead / "first-steps-seven-step-returns",
         ),
     }
     rows = []
     for tier, own in seven_steps.items():
-        one_step = [
-            PROTOCOL / "main" / f"walker2d-{tier}-{source}-td3_bc"
+        plain = [
+            one_step[tier] / f"walker2d-{tier}-{source}-td3_bc"
             for source in ("real", "dawm", "dwm")
         ]
-        scores = [last_score(single(x)) if x else "" for x in (*one_step, *own)]
+        scores = [last_score(single(x)) if x else "" for x in (*plain, *own)]
         rows.append([f"walker2d {tier}", *scores])
     header = ["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"]
-    return table([*header, "DAWM, 7 steps of generated rows"], rows)
+    header += ["DAWM, 7 steps of generated rows", "the same, one row a window"]
+    return table(header, rows)
 
 
 # The part few's columns: what an agent learnt from, and the share of real rows.
@@ -275,9 +284,9 @@ def world_models() -> str:
         folders = [PROTOCOL / "main" / name, PROTOCOL / "repeated" / name]
         found = [single(path) for path in folders]
         row = [task.replace("/", " "), *map(last_score, found)]
-        second = PROTOCOL / "second" / f"{name}-seed-1"
-        if second.exists():
-            found.append(single(second))
+        other_seed = PROTOCOL / "repeated" / f"{name}-seed-1"
+        if other_seed.exists():
+            found.append(single(other_seed))
             models = [last_scores(x) for x in found]
             row += [last_score(found[-1]), report_cells.mean(models, 1)]
             for other in ("dwm", "real"):
@@ -286,6 +295,53 @@ def world_models() -> str:
         rows.append([*row, *[""] * (7 - len(row))])
     header = ["", "protocol", "again, root seed 0", "root seed 1", "all three"]
     return table([*header, "gain over DWM-TD3+BC", "gain over TD3+BC"], rows)
+
+
+def second_models() -> str:
+    """The parts main and second: scores by root seed, and gains over both world models."""
+    tasks = experiments.DEVELOPED_ON
+    found = {
+        (task, source, agent): [
+            single(PROTOCOL / "main" / f"{task.replace('/', '-')}-{source}-{agent}"),
+            single(PROTOCOL / "second" / f"{task.replace('/', '-')}-{source}-{agent}-seed-1"),
+        ]
+        for task in tasks
+        for source, agent in _HEADLINE
+    }
+    scores = [
+        [
+            task.replace("/", " "),
+            str(root),
+            *(last_score(found[task, *column][root]) for column in _HEADLINE),
+        ]
+        for task in tasks
+        for root in (0, 1)
+    ]
+    methods = [found[tasks[0], *column][0].method for column in _HEADLINE]
+    gains = []
+    for agent, (mine, other) in itertools.product(
+        experiments.AGENTS, (("dawm", "dwm"), ("dawm", "real"), ("dwm", "real"))
+    ):
+        models = {
+            source: [_models_of(found[task, source, agent]) for task in tasks]
+            for source in (mine, other)
+        }
+        labels = [found[tasks[0], source, agent][0].method for source in (mine, other)]
+        sets = (*([k] for k in range(len(tasks))), range(len(tasks)))
+        cells = [
+            _gain([models[mine][k] for k in chosen], [models[other][k] for k in chosen])
+            for chosen in sets
+        ]
+        gains.append([*labels, *cells])
+    names = [task.replace("/", " ") for task in tasks]
+    header = ["gain of the mean score of", "over", *names, "both"]
+    return f"{table(['', 'root seed', *methods], scores)}\n\n{table(header, gains)}"
+
+
+def _models_of(results: Sequence[MethodResult]) -> list[np.ndarray]:
+    """Last scores by world model; agents on real data have none, and count as those of one."""
+    values = [last_scores(result) for result in results]
+    return [np.concatenate(values)] if results[0].source == "real" else values
 
 
 def dwm_lead() -> str:

@@ -17,7 +17,8 @@ dawm_jax.main:
     "config.agent" = ["td3_bc", "iql"]
     "config.seed" = [0, 1, 2]
 
-Every combination is a run in its own folder, which is named after its values. The command skips
+Every combination is a run in its own folder, which is named after its values of the flags that have
+several: a second value for a flag that had one gives all runs new folders. The command skips
 runs with results and resumes stopped ones. Its table is summary.md in the sweep's folder.
 """
 
@@ -99,14 +100,11 @@ def read(path: pathlib.Path) -> list[Run]:
     grid, folder = content.get("grid"), content.get("folder")
     if not isinstance(folder, str) or not isinstance(grid, dict) or "config" not in grid:
         raise ValueError(f'{path}: expected folder = "..." and a [grid] with config = [...]')
-    # A flag with a list names the folders, also where the list has one value: runs that are done
-    # keep their folders when values are added.
-    listed = {name for name, value in grid.items() if isinstance(value, list)}
     flags = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
     for name, values in flags.items():
         _check_flag(path, name, values)
     runs = [
-        _run(pathlib.Path(folder), dict(zip(flags, values, strict=True)), listed)
+        _run(pathlib.Path(folder), dict(zip(flags, values, strict=True)), flags)
         for values in itertools.product(*flags.values())
     ]
     named: dict[pathlib.Path, Run] = {}
@@ -128,8 +126,8 @@ def _check_flag(path: pathlib.Path, name: str, values: list[object]) -> None:
         raise ValueError(f"{path}: {unprintable[0]!r} holds a control character")
 
 
-def _run(folder: pathlib.Path, values: dict[str, object], listed: set[str]) -> Run:
-    varying = {name: value for name, value in values.items() if name in listed}
+def _run(folder: pathlib.Path, values: dict[str, object], flags: dict[str, list[object]]) -> Run:
+    varying = {name: value for name, value in values.items() if len(flags[name]) > 1}
     # hopper-quick-agent=iql-seed=1
     parts = [pathlib.Path(str(values["config"])).name.replace(".py", "")]
     parts += [

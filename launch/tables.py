@@ -90,6 +90,7 @@ BLOCKS = (
     Block("docs/reliability.md", "reliability", _tables_tasks.reliability),
     Block("docs/robotics.md", "robotics", _tables_tasks.robotics),
     Block("docs/finetuning.md", "fine-tuning", _tables_protocol.fine_tuning),
+    Block("docs/results.md", "second", _tables_protocol.second_models),
     Block("docs/results.md", "world-models", _tables_protocol.world_models),
     Block("docs/results.md", "dwm-lead", _tables_protocol.dwm_lead),
     Block("docs/results.md", "completion", _tables_protocol.completion),

@@ -70,7 +70,7 @@ _DATA = {"discount", "timeout_value", "return_scale", "held_out_fraction", "clip
 def test_the_settings_are_those_of_what_ran(changes, sections):
     config = small_config(world_model__denoiser="unet", **changes)
     found = artifacts._settings(config, METHODS.get(config.method))
-    assert set(found) == {*_DATA, "training", *sections}
+    assert set(found) == {*_DATA, "training", "evaluation", *sections}
     assert found["training"] == {"batch_size": config.training.batch_size}
     assert all(found[name] for name in sections)
 
