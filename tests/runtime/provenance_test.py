@@ -34,12 +34,22 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path):
 
 def test_the_commit_is_that_of_the_source_alone(tmp_path, monkeypatch):
     """A repository around an installed package does not track the package's files."""
-    assert provenance.commit()
-    for command in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit"]):
-        options = ["-q", "--allow-empty", "-m", "first"] if "commit" in command else []
-        subprocess.run(["git", *command, *options], cwd=tmp_path, check=True)
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+
+    def git(*arguments):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+
+    source = tmp_path / "provenance.py"
+    source.touch()
+    monkeypatch.setattr(provenance, "__file__", str(source))
+    identity = ("-c", "user.name=a", "-c", "user.email=b")
+    git("init", "-q")
+    git(*identity, "commit", "-q", "--allow-empty", "-m", "first")
     assert provenance.commit() is None
+    git("add", "provenance.py")
+    git(*identity, "commit", "-q", "-m", "second")
+    assert len(provenance.commit()) >= 4
+    source.write_text("changed")
+    assert provenance.commit().endswith("+")
 
 
 @pytest.mark.parametrize("link", ["results.tmp", "results.json.tmp", "results.json"])
