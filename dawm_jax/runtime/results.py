@@ -49,7 +49,7 @@ class PerSeed:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Episodes of every seed's agent, or the mean height of such evaluations over a training.
+    """Episodes of every seed's agent.
 
     Attributes:
       at: updates of the agents before it, or environment steps in a fine-tuning.
@@ -124,8 +124,6 @@ class Online:
 
     Attributes:
       settings: the section `online` of the configuration.
-      fresh_agent: whether new agents took the place of those trained offline; one of the settings.
-      updates_per_step: of the critics; one of the settings.
       curve: evaluations, by environment steps; one at 0 is the last of the offline training.
       area: mean height of the curve; None in files that do not say.
       updates: of the critics.
@@ -135,13 +133,21 @@ class Online:
     """
 
     settings: Mapping[str, Any]
-    fresh_agent: bool
-    updates_per_step: int
     curve: tuple[Evaluation, ...]
     area: Area | None
     updates: int
     seconds_per_step: float
     success: Success | None
+
+    @property
+    def fresh_agent(self) -> bool:
+        """Whether new agents took the place of those trained offline."""
+        return bool(self.settings["fresh_agent"])
+
+    @property
+    def updates_per_step(self) -> int:
+        """Updates of the critics in an environment step."""
+        return int(self.settings["updates_per_step"])
 
     @property
     def final(self) -> Evaluation:
@@ -406,10 +412,9 @@ def _online(content: object, *, num_seeds: int) -> Online | None:
     area = _field(online, "area", None)
     if not isinstance(fresh := _field(settings, "fresh_agent"), bool):
         raise ValueError(f"fresh_agent = {one_line(fresh, 40)}, expected true or false")
+    _integer(settings, "updates_per_step")
     return Online(
         settings=settings,
-        fresh_agent=fresh,
-        updates_per_step=_integer(settings, "updates_per_step"),
         curve=curve,
         area=None if area is None else Area(*_returns_and_scores(area)),
         updates=_integer(online, "updates"),

@@ -428,8 +428,6 @@ def _online(parts: Setup, log: MetricsFile, *, offline: Evaluation) -> Online:
     curve = tuned if settings.fresh_agent else (dataclasses.replace(offline, at=0), *tuned)
     return Online(
         settings=schema.to_dict(parts.config)["online"],
-        fresh_agent=settings.fresh_agent,
-        updates_per_step=settings.updates_per_step,
         curve=curve,
         area=_area(curve),
         updates=(settings.steps - settings.envs) * settings.updates_per_step,

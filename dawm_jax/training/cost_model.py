@@ -312,18 +312,24 @@ def _cost(function: Callable[..., Any], *arguments: Any) -> tuple[float, int]:
 
 def _cost_of(program: ClosedJaxpr) -> tuple[float, int]:
     """FLOPs and number of operations of a program."""
-    flops, operations = _cost_of_text(program)
-    for scan in _scans(program.jaxpr):
-        # XLA reports one iteration, and in it one of each scan inside.
+    flops, operations = _cost_once(program)
+    more_flops, more_operations = _repeated(program.jaxpr)
+    return flops + more_flops, operations + more_operations
+
+
+def _repeated(program: Jaxpr) -> tuple[float, int]:
+    """What the iterations of a program's scans cost beyond what `_cost_once` counts."""
+    flops, operations = 0.0, 0
+    for scan in _scans(program):
         body, length = scan.params["jaxpr"], scan.params["length"]
-        counted, whole = _cost_of_text(body), _cost_of(body)
-        flops += length * whole[0] - counted[0]
-        operations += length * whole[1] - counted[1]
+        once, inside = _cost_once(body), _repeated(body.jaxpr)
+        flops += (length - 1) * once[0] + length * inside[0]
+        operations += (length - 1) * once[1] + length * inside[1]
     return flops, operations
 
 
-def _cost_of_text(program: ClosedJaxpr) -> tuple[float, int]:
-    """What XLA reports of a program, in which the body of a scan stands once."""
+def _cost_once(program: ClosedJaxpr) -> tuple[float, int]:
+    """What XLA reports of a program: one iteration of each scan, and of each scan inside of it."""
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in program.in_avals]
     lowered = jax.jit(jaxpr_as_fun(program)).lower(*shapes)
     analysis = lowered.cost_analysis() or {}
