@@ -27,13 +27,11 @@ def get_config(argument: str) -> ml_collections.ConfigDict:
     name, _, variant = argument.partition(":")
     if _is_stored(name):
         if variant:
-            raise ValueError(f"configuration: expected {name} without a variant, got {variant!r}")
+            raise ValueError(f"expected {name} without a variant, got {variant!r}")
         return _stored(pathlib.Path(name))
     if name not in TASKS:
         names = ", ".join(TASKS.names())
-        raise ValueError(
-            f"configuration: expected one of {names}, or FOLDER/config.json of a run, got {name!r}"
-        )
+        raise ValueError(f"expected one of {names}, or FOLDER/config.json of a run, got {name!r}")
     return schema.get_config(variant, environment=TASKS.get(name).environment)
 
 

@@ -136,7 +136,8 @@ def _explain_file(error: Exception, path: str) -> str:
         raised = pathlib.Path(frames[-1].filename)
         if isinstance(cause, UserError | ValueError) and _PACKAGE in raised.parents:
             message = one_line(cause, limit=1000)  # a mistake that this package explains
-            return message if "config" in message else f"--config: {message}"
+            is_named = message.startswith(("--config", "config."))
+            return message if is_named else f"--config: {message}"
         return f"{shown}, line {lines[-1]}: {first_line(cause)}"
     return ""
 
