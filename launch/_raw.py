@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,6 @@ from _command import ROOT
 
 from dawm_jax.report import cells, runs
 from dawm_jax.report.runs import MethodResult, Run
-from dawm_jax.runtime import results
-from dawm_jax.runtime.results import Results
 from dawm_jax.types import UserError
 
 RESULTS = ROOT / "results"
@@ -38,11 +35,9 @@ def json_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def runs_of(folder: str) -> Iterator[tuple[Results, Run]]:
-    """The runs below results/FOLDER, as they were written and as the report shows them."""
-    for path in sorted((RESULTS / folder).glob(f"*/{results.FILE}")):
-        (run,) = runs.load([path.parent])
-        yield results.read(path), run
+def runs_of(folder: str) -> list[Run]:
+    """The runs below results/FOLDER, sorted by folder."""
+    return sorted(runs.load((RESULTS / folder).glob("*/")), key=lambda run: run.path)
 
 
 def single(folder: pathlib.Path) -> MethodResult:

@@ -79,18 +79,20 @@ def volume() -> str:
     tasks = [f"dawm/{task}-200k-v1" for task in experiments.DEVELOPED_ON]
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     # Runs of the same rows on two devices are not pooled.
-    devices = dict.fromkeys(run.device for run in found)
-    pools = (runs.pooled(run for run in found if run.device == device) for device in devices)
+    devices = dict.fromkeys(run.results.device for run in found)
+    pools = (
+        runs.pooled(run for run in found if run.results.device == device) for device in devices
+    )
     for (name, _, _), members in itertools.chain.from_iterable(pool.items() for pool in pools):
         (result,) = runs.group(members)
         # The name of a dataset that another machine collected differently ends with its digest.
         task = next(task for task in tasks if name.startswith(task))
-        settings = members[0].settings
-        number_of = settings.get("prefill_transitions")
+        first = members[0]
+        number_of = first.settings.get("prefill_transitions")
         before = f"{number_of:,}" if number_of is not None else ""
-        if members[0].method == "dwm" and before:
+        if first.results.method == "dwm" and before:
             before = "a window for each training step"
-        row = members[0].label, before, re.sub(r"1 x |NVIDIA | \(.*", "", members[0].device)
+        row = first.label, before, re.sub(r"1 x |NVIDIA | \(.*", "", first.results.device)
         cells.setdefault(row, {})[task] = last_score(result)
     header = ["method", "transitions before the first update", "device", *experiments.DEVELOPED_ON]
     rows = [

@@ -65,7 +65,8 @@ def reliability() -> str:
 def robotics() -> str:
     """Successes and returns of the runs on robotics tasks."""
     rows = []
-    for found, run in runs_of("robotics"):
+    for run in runs_of("robotics"):
+        found = run.results
         assert found.success is not None, f"{run.path}: expected successes"
         rows.append(
             [
@@ -115,7 +116,7 @@ def many_dimensions() -> str:
             last_score(result),
             report_cells.mean_with_interval(result, result.last_return, digits=0),
         ]
-        for result in runs.group(run for _, run in runs_of("many-dimensions"))
+        for result in runs.group(runs_of("many-dimensions"))
         for run in result.runs
     ]
     return table(["data", "method", "updates", "seeds", "score", "return"], rows)
@@ -123,5 +124,4 @@ def many_dimensions() -> str:
 
 def _episodes_of(run: Run) -> str:
     """What the run's log said of its data: name, steps, episodes and returns."""
-    summary = read(run.path / "dataset.json")["summary"]
-    return ", ".join(summary.split(", ")[:-2])
+    return ", ".join(run.results.dataset_summary.split(", ")[:-2])

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dawm_jax.envs.scores import mean_height, normalised_score
+from dawm_jax.envs.scores import mean_height
 from dawm_jax.report import cells, runs, spreadsheet, statistics
-from dawm_jax.report.runs import MethodResult, OnlineStage, Run
+from dawm_jax.report.runs import MethodResult, Run
 from dawm_jax.runtime import markdown
+from dawm_jax.runtime.results import Online
 
 _SCORES = (
     "Normalised scores, or returns where a task has no references, over the environment steps of "
@@ -109,7 +110,7 @@ def _seconds_per_step(result: MethodResult) -> float:
 
 
 def _devices(result: MethodResult) -> str:
-    return ", ".join(dict.fromkeys(run.device for run in result.runs))
+    return ", ".join(dict.fromkeys(run.results.device for run in result.runs))
 
 
 # --- values of seeds ----------------------------------------------------------------------
@@ -127,7 +128,7 @@ def heights(result: MethodResult) -> np.ndarray:
 
 def _scores(run: Run) -> np.ndarray:
     """[evaluations, seeds] scores, or returns where there are no references."""
-    found = normalised_score(run.environment, run.curve, run.references)
+    found = run.scores(run.curve)
     return run.curve if found is None else found
 
 
@@ -136,12 +137,12 @@ def _at(result: MethodResult, evaluation: int) -> np.ndarray:
     return np.concatenate([_scores(run)[evaluation] for run in result.runs])
 
 
-def _stages(result: MethodResult) -> list[OnlineStage]:
-    return [run.online for run in result.runs if run.online is not None]
+def _stages(result: MethodResult) -> list[Online]:
+    return [run.results.online for run in result.runs if run.results.online is not None]
 
 
 def _steps(result: MethodResult) -> int:
-    return int(_stages(result)[0].evaluated[-1])
+    return _stages(result)[0].final.at
 
 
 # --- gains --------------------------------------------------------------------------------

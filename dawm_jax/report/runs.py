@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from dawm_jax.envs.scores import normalised_score
+from dawm_jax.envs.scores import normalised_score, reference_returns
 from dawm_jax.envs.tasks import References
 from dawm_jax.runtime import results
-from dawm_jax.runtime.results import Evaluation, Online, Results, Success
+from dawm_jax.runtime.results import Evaluation, Results
 from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
@@ -32,31 +32,6 @@ Setting = str | int | float | bool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class OnlineStage:
-    """What a run recorded of its fine-tuning in the environment.
-
-    Attributes:
-      evaluated: [evaluations] environment steps of each seed, increasing; 0 are the agents trained
-        offline.
-      curve: [evaluations, seeds] returns.
-      seconds_per_step: time in which every seed makes one environment step, without compilation and
-        evaluation.
-      fresh_agent: whether the stage began with new agents in place of those trained offline.
-      updates_per_step: gradient updates of the critics.
-      settings: "online." and the name of a setting that changes the agents -> its value.
-      success: see `Run.success`.
-    """
-
-    evaluated: np.ndarray
-    curve: np.ndarray
-    seconds_per_step: float
-    fresh_agent: bool
-    updates_per_step: int
-    settings: Mapping[str, Setting]
-    success: float | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """One finished run by its offline training, or by its fine-tuning: see `latest`.
 
@@ -64,68 +39,64 @@ class Run:
 
     Attributes:
       path: folder of the run.
-      environment: Gymnasium id.
-      environment_kwargs: keyword arguments of `gym.make` in words, "" for none.
-      references: returns of scores 0 and 100 that the run used, or None.
-      dataset: name of the dataset.
-      dataset_digest: digest of the dataset's content, "" if unknown.
-      method: registered name of the method.
-      method_label: the method's name in tables.
-      agent: registered name of the agent, "planner" for a method that plans.
-      agent_label: the agent's name in tables.
-      seed: root seed.
-      updates: updates of the agents, 0 for a method that plans.
-      real_fraction: share of real transitions in a minibatch.
-      return_steps: steps of the return that the critics' target sums, of generated rows; 1 is
-        one-step TD.
-      real_return_steps: the same of real rows.
-      top_fraction: share of the episodes, those of highest return, that is used.
-      episodes: number of randomly drawn episodes that are used; 0 is all.
-      learns_values: whether the agent has a critic.
-      settings: values of the settings that a study may vary, by name.
-      evaluated: [evaluations] updates at each evaluation, increasing; environment steps in a run
-        by its fine-tuning.
-      curve: [evaluations, seeds] returns.
-      best: [seeds] returns at the evaluation with the highest mean return.
-      success: share of the last evaluation's episodes that the environment calls a success; None
-        where it calls none so.
-      seconds: duration of the offline training, without compilation and evaluation.
-      device: the devices in words.
-      commit: git commit of the source, "" if unknown.
-      online: the fine-tuning in the environment; None if there was none.
+      results: what the run says of itself.
       is_tuned: whether the run stands here by its fine-tuning.
       shows_digest: whether `whole_task` tells this content of the dataset from another one.
     """
 
     path: pathlib.Path
-    environment: str
-    environment_kwargs: str
-    references: References | None
-    dataset: str
-    dataset_digest: str
-    method: str
-    method_label: str
-    agent: str
-    agent_label: str
-    seed: int
-    updates: int
-    real_fraction: float
-    return_steps: int
-    real_return_steps: int
-    top_fraction: float
-    episodes: int
-    learns_values: bool
-    settings: Mapping[str, Setting]
-    evaluated: np.ndarray
-    curve: np.ndarray
-    best: np.ndarray
-    success: float | None
-    seconds: float
-    device: str
-    commit: str
-    online: OnlineStage | None
+    results: Results
     is_tuned: bool = False
     shows_digest: bool = False
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Setting]:
+        """Values of the settings that a study may vary, by name; of both stages if tuned."""
+        online = _online_settings(self.results) if self.is_tuned else {}
+        return {**_settings(self.results), **online}
+
+    @property
+    def _evaluations(self) -> tuple[Evaluation, ...]:
+        """Of the stage by which the run stands here."""
+        online = self.results.online if self.is_tuned else None
+        return self.results.curve if online is None else online.curve
+
+    @functools.cached_property
+    def evaluated(self) -> np.ndarray:
+        """[evaluations] updates at each evaluation, increasing; environment steps if tuned."""
+        return np.array([evaluation.at for evaluation in self._evaluations])
+
+    @functools.cached_property
+    def curve(self) -> np.ndarray:
+        """[evaluations, seeds] returns."""
+        return np.stack([evaluation.returns.values for evaluation in self._evaluations])
+
+    @property
+    def best(self) -> np.ndarray:
+        """[seeds] returns at the evaluation with the highest mean return."""
+        return self.curve[self.curve.mean(axis=1).argmax()]
+
+    @property
+    def references(self) -> References | None:
+        """Returns of scores 0 and 100: the task's, else those of the data."""
+        of_data = self.results.references
+        return reference_returns(
+            self.results.environment, None if of_data is None else References(*of_data)
+        )
+
+    def scores(self, returns: np.ndarray) -> np.ndarray | None:
+        """Normalised scores of this run's returns, None without references."""
+        return normalised_score(self.results.environment, returns, self.references)
+
+    @property
+    def success(self) -> float | None:
+        """Share of the last evaluation's episodes that the environment calls a success.
+
+        None where the environment calls no episode a success.
+        """
+        online = self.results.online if self.is_tuned else None
+        found = self.results.success if online is None else online.success
+        return None if found is None else found.last.mean
 
     @property
     def num_seeds(self) -> int:
@@ -138,19 +109,23 @@ class Run:
 
         A part of the digest follows a name that several contents have.
         """
-        digest = f" [{self.dataset_digest[:8]}]" if self.shows_digest else ""
-        changes = f", {self.environment_kwargs}" if self.environment_kwargs else ""
-        return f"{self.dataset}{digest}{changes}"
+        found = self.results
+        shows_digest = self.shows_digest and found.dataset_digest
+        digest = f" [{found.dataset_digest[:8]}]" if shows_digest else ""
+        arguments = sorted(_leaves(found.environment_kwargs, ""))
+        changes = "".join(f", {name}={value}" for name, value in arguments)
+        return f"{found.dataset}{digest}{changes}"
 
     @property
     def task(self) -> str:
         """`whole_task`, and how many of the episodes are used unless all are."""
-        return f"{self.whole_task}, {self.episodes} episodes" if self.episodes else self.whole_task
+        episodes = self.results.episodes
+        return f"{self.whole_task}, {episodes} episodes" if episodes else self.whole_task
 
     @property
     def source(self) -> str:
         """What the agent learnt from: the method's name, or "real"."""
-        return "real" if self.real_fraction == 1.0 else self.method
+        return "real" if self.results.real_fraction == 1.0 else self.results.method
 
     @property
     def label(self) -> str:
@@ -159,27 +134,28 @@ class Run:
         For example "DAWM-TD3+BC, 50 % real", "DWM-IQL, 0 % real", "IQL" and "10 % BC" (real data),
         "IQL, 7-step returns", "Decision Diffuser" (its plans have no minibatches), "IQL, online".
         """
-        real, plans = self.real_fraction == 1.0, self.updates == 0
+        found = self.results
+        real, plans = found.real_fraction == 1.0, found.updates == 0
         if plans:
-            text = self.method_label
+            text = found.method_label
         else:
-            text = self.agent_label if real else f"{self.method_label}-{self.agent_label}"
-        if self.top_fraction < 1.0:
-            text = f"{100 * self.top_fraction:g} % {text}"
+            text = found.agent_label if real else f"{found.method_label}-{found.agent_label}"
+        if found.top_fraction < 1.0:
+            text = f"{100 * found.top_fraction:g} % {text}"
         if not real and not plans:
-            text = f"{text}, {100 * self.real_fraction:g} % real"
-        text = f"{text}{self._returns}"
+            text = f"{text}, {100 * found.real_fraction:g} % real"
+        text = f"{text}{_returns_in_words(found)}"
         return f"{text}, online" if self.is_tuned else text
 
-    @property
-    def _returns(self) -> str:
-        """The steps of the returns in words, "" for one-step targets."""
-        generated, real = self.return_steps, self.real_return_steps
-        generated = real if self.real_fraction == 1.0 else generated
-        real = generated if self.real_fraction == 0.0 else real
-        if generated == real:
-            return f", {real}-step returns" if real > 1 else ""
-        return f", {generated}-step returns of generated and {real}-step of real rows"
+
+def _returns_in_words(found: Results) -> str:
+    """The steps of the returns, "" for one-step targets."""
+    generated, real = found.return_steps, found.real_return_steps
+    generated = real if found.real_fraction == 1.0 else generated
+    real = generated if found.real_fraction == 0.0 else real
+    if generated == real:
+        return f", {real}-step returns" if real > 1 else ""
+    return f", {generated}-step returns of generated and {real}-step of real rows"
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -204,29 +180,32 @@ def load(paths: Iterable[str | pathlib.Path]) -> list[Run]:
             "wait until a run has finished or name other folders"
         )
     runs = _tell_datasets_apart([_read(path) for path in found])
-    return sorted(runs, key=lambda run: (run.task, *_order(run), run.label))
+    return sorted(runs, key=_position)
+
+
+def _position(run: Run) -> tuple[str, bool, str, str, str]:
+    found = run.results
+    order = _order(run.source == "real", found.method_label, found.agent_label)
+    return (run.task, *order, run.label)
 
 
 def _tell_datasets_apart(runs: list[Run]) -> list[Run]:
     """Shows the digest of a dataset that runs know with different contents."""
     digests: dict[str, set[str]] = {}
     for run in runs:
-        digests.setdefault(run.dataset, set()).add(run.dataset_digest)
-    several = {name for name, found in digests.items() if len(found - {""}) > 1}
+        if run.results.dataset_digest:
+            digests.setdefault(run.results.dataset, set()).add(run.results.dataset_digest)
+    several = {name for name, found in digests.items() if len(found) > 1}
     for name in sorted(several):
         _log.warning(
             "runs on %s were trained on different data of this name: they are told apart", name
         )
-    return [
-        dataclasses.replace(run, shows_digest=run.dataset in several and bool(run.dataset_digest))
-        for run in runs
-    ]
+    return [dataclasses.replace(run, shows_digest=run.results.dataset in several) for run in runs]
 
 
-def _order(run: "Run | MethodResult") -> tuple[bool, str, str]:
+def _order(real: bool, method_label: str, agent_label: str) -> tuple[bool, str, str]:
     """Methods by label, agents by label; agents on real data last."""
-    real = run.source == "real"
-    return real, "" if real else run.method_label.casefold(), run.agent_label.casefold()
+    return real, "" if real else method_label.casefold(), agent_label.casefold()
 
 
 def _results_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -249,79 +228,12 @@ def _results_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _read(path: pathlib.Path) -> Run:
     try:
-        return _run(results.read(path), path.parent)
+        return Run(path.parent, results.read(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: expected a run's results.json, got {first_line(error)}; "
             "leave this run out or train it again"
         ) from error
-
-
-def _run(found: Results, folder: pathlib.Path) -> Run:
-    arguments = sorted(_leaves(found.environment_kwargs, ""))
-    return Run(
-        path=folder,
-        environment=found.environment,
-        environment_kwargs=", ".join(f"{name}={value}" for name, value in arguments),
-        references=None if found.references is None else References(*found.references),
-        dataset=found.dataset,
-        dataset_digest=found.dataset_digest,
-        method=found.method,
-        method_label=found.method_label,
-        agent=found.agent,
-        agent_label=found.agent_label,
-        seed=found.seed,
-        updates=found.updates,
-        real_fraction=found.real_fraction,
-        return_steps=found.return_steps,
-        real_return_steps=found.real_return_steps,
-        top_fraction=found.top_fraction,
-        episodes=found.episodes,
-        learns_values=found.value_check is not None,
-        settings=_settings(found),
-        evaluated=_evaluated(found.curve),
-        curve=_returns(found.curve),
-        best=found.best.returns.values,
-        success=_last_rate(found.success),
-        seconds=found.training_seconds,
-        device=found.device,
-        commit=found.commit or "",
-        online=None if found.online is None else _online(found, found.online),
-    )
-
-
-def _evaluated(curve: Iterable[Evaluation]) -> np.ndarray:
-    return np.array([point.at for point in curve])
-
-
-def _returns(curve: Iterable[Evaluation]) -> np.ndarray:
-    """[evaluations, seeds]."""
-    return np.stack([point.returns.values for point in curve])
-
-
-def _last_rate(success: Success | None) -> float | None:
-    return None if success is None else success.last.mean
-
-
-def _online(found: Results, online: Online) -> OnlineStage:
-    settings = online.settings
-    # Without generated rows no model is refitted.
-    refits = found.real_fraction != 1.0 and settings.get("generated_fraction") != 0.0
-    without = () if refits else ("refit_",)
-    shown = {
-        name: value
-        for name, value in _leaves(settings, "")
-        if name not in _UPKEEP and not name.startswith(without)
-    }
-    return OnlineStage(
-        evaluated=_evaluated(online.curve),
-        curve=_returns(online.curve),
-        seconds_per_step=online.seconds_per_step,
-        fresh_agent=online.fresh_agent,
-        updates_per_step=online.updates_per_step,
-        settings={f"online.{name}": value for name, value in shown.items()},
-        success=_last_rate(online.success),
-    )
 
 
 def _settings(found: Results) -> dict[str, Setting]:
@@ -339,6 +251,21 @@ def _settings(found: Results) -> dict[str, Setting]:
     for name, value in _leaves(target, "target_"):
         varied.setdefault(name, value)
     return {**varied, "horizon": found.horizon, "updates": found.updates}
+
+
+def _online_settings(found: Results) -> dict[str, Setting]:
+    """Settings of the fine-tuning that change the agents, named "online.SETTING"."""
+    if found.online is None:
+        return {}
+    settings = found.online.settings
+    # Without generated rows no model is refitted.
+    refits = found.real_fraction != 1.0 and settings.get("generated_fraction") != 0.0
+    without = () if refits else ("refit_",)
+    return {
+        f"online.{name}": value
+        for name, value in _leaves(settings, "")
+        if name not in _UPKEEP and not name.startswith(without)
+    }
 
 
 def _leaves(section: Mapping[str, object], prefix: str) -> Iterable[tuple[str, Setting]]:
@@ -427,24 +354,8 @@ def group(runs: Iterable[Run]) -> list[MethodResult]:
 
 
 def latest(runs: Iterable[Run]) -> list[Run]:
-    """The runs, those that were fine-tuned by their fine-tuning.
-
-    Their `evaluated`, `curve`, `best` and `success` are those of the steps in the environment.
-    `settings` holds what a study may vary in either stage.
-    """
-    return [run if run.online is None else _tuned(run, run.online) for run in runs]
-
-
-def _tuned(run: Run, online: OnlineStage) -> Run:
-    return dataclasses.replace(
-        run,
-        settings={**run.settings, **online.settings},
-        evaluated=online.evaluated,
-        curve=online.curve,
-        best=online.curve[online.curve.mean(axis=1).argmax()],
-        success=online.success,
-        is_tuned=True,
-    )
+    """The runs, those that were fine-tuned by their fine-tuning."""
+    return [dataclasses.replace(run, is_tuned=run.results.online is not None) for run in runs]
 
 
 def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
@@ -457,11 +368,12 @@ def pooled(runs: Iterable[Run]) -> dict[tuple[str, str, str], list[Run]]:
     varied = _varied(runs)
     groups: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
-        key = run.task, run.environment, named(run.label, _own(run, varied))
+        found = run.results
+        key = run.task, found.environment, named(run.label, _own(run, varied))
         seeds = groups.setdefault(key, {})
-        if run.seed in seeds:
-            _log.warning("%s repeats %s: left out", run.path, seeds[run.seed].path)
-        seeds.setdefault(run.seed, run)
+        if found.seed in seeds:
+            _log.warning("%s repeats %s: left out", run.path, seeds[found.seed].path)
+        seeds.setdefault(found.seed, run)
     return {key: list(seeds.values()) for key, seeds in groups.items()}
 
 
@@ -497,30 +409,31 @@ def _varied(runs: list[Run]) -> set[tuple[str, str]]:
 
 def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
     first = runs[0]
+    found = first.results
     last = np.concatenate([run.curve[-LAST:].mean(axis=0) for run in runs])
     best = np.concatenate([run.best for run in runs])
     varied = _own(first, varying)
     evaluated = functools.reduce(np.intersect1d, [run.evaluated for run in runs])
     curve = np.concatenate([run.curve[np.isin(run.evaluated, evaluated)].T for run in runs])
-    curve_scores = normalised_score(first.environment, curve, first.references)
+    curve_scores = first.scores(curve)
     return MethodResult(
         task=first.task,
         whole_task=first.whole_task,
-        episodes=first.episodes,
-        environment=first.environment,
+        episodes=found.episodes,
+        environment=found.environment,
         method=named(first.label, varied),
         label=first.label,
         varied=varied,
         source=first.source,
-        method_label=first.method_label,
-        agent=first.agent,
-        agent_label=first.agent_label,
-        learns_values=first.learns_values,
-        real_fraction=first.real_fraction,
-        top_fraction=first.top_fraction,
-        updates=first.updates,
-        last=normalised_score(first.environment, last, first.references),
-        best=normalised_score(first.environment, best, first.references),
+        method_label=found.method_label,
+        agent=found.agent,
+        agent_label=found.agent_label,
+        learns_values=found.value_check is not None,
+        real_fraction=found.real_fraction,
+        top_fraction=found.top_fraction,
+        updates=found.updates,
+        last=first.scores(last),
+        best=first.scores(best),
         last_return=last,
         best_return=best,
         model_seeds=tuple(map(len, by_world_model(runs, [run.best for run in runs]))),
@@ -532,8 +445,12 @@ def _result(runs: list[Run], varying: set[tuple[str, str]]) -> MethodResult:
 
 def method_names(results: Iterable[MethodResult]) -> list[str]:
     """Labels of all methods: by method and agent, agents on real data last."""
-    ordered = sorted(results, key=lambda result: (*_order(result), result.label))
-    return list(dict.fromkeys(result.method for result in ordered))
+
+    def position(result: MethodResult) -> tuple[bool, str, str, str]:
+        order = _order(result.source == "real", result.method_label, result.agent_label)
+        return (*order, result.label)
+
+    return list(dict.fromkeys(result.method for result in sorted(results, key=position)))
 
 
 # --- studies ------------------------------------------------------------------------------

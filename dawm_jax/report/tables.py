@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dawm_jax.envs.scores import normalised_score
 from dawm_jax.report import (
     cells,
     figures,
@@ -61,7 +60,7 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
     Raises:
       UserError: the folder cannot be written.
     """
-    results = runs.group(run for run in found if run.online is None or not run.online.fresh_agent)
+    results = runs.group(run for run in found if not _begins_anew(run))
     tuned = fine_tuning.results(found)
     text = report(found, results, tuned, reference=reference)
     try:
@@ -81,6 +80,12 @@ def write(found: Sequence[Run], out: pathlib.Path, *, reference: str) -> str:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from error
     return text
+
+
+def _begins_anew(run: Run) -> bool:
+    """Whether fine-tuning put new agents in the place of those trained offline."""
+    online = run.results.online
+    return online is not None and online.fresh_agent
 
 
 # --- text ---------------------------------------------------------------------------------
@@ -161,20 +166,19 @@ def runs_table(found: Iterable[Run]) -> str:
 
 def _run_row(run: Run, *, success: bool) -> list[str]:
     succeeded = "" if run.success is None else f"{100.0 * run.success:.0f} %"
-    score = normalised_score(run.environment, run.curve[-1], run.references)
-    best = normalised_score(run.environment, run.best, run.references)
+    found = run.results
     return [
         markdown.shorten_path(run.task),
         run.label,
-        f"{run.updates:,}",
+        f"{found.updates:,}",
         str(run.num_seeds),
-        _mean_over_seeds(score),
-        _mean_over_seeds(best),
+        _mean_over_seeds(run.scores(run.curve[-1])),
+        _mean_over_seeds(run.scores(run.best)),
         _mean_over_seeds(run.curve[-1], digits=0),
         *([succeeded] if success else []),
-        f"{run.seconds:.0f}",
-        run.device,
-        run.commit,
+        f"{found.training_seconds:.0f}",
+        found.device,
+        found.commit or "",
     ]
 
 
@@ -255,10 +259,10 @@ def _interval_of_tasks(found: Comparison) -> str:
 def _published(results: Iterable[MethodResult]) -> str:
     """Published scores beside the runs' own, and whether the two can be compared."""
     # Published scores are of all episodes, played in the unchanged environment.
-    results = [r for r in results if not r.episodes and not r.runs[0].environment_kwargs]
+    results = [r for r in results if not r.episodes and not r.runs[0].results.environment_kwargs]
     # The names of published methods have no share of real data; theirs is 0.
     own = {(r.task, r.method.removesuffix(", 0 % real")): r.last for r in results}
-    datasets = {r.task: r.runs[0].dataset for r in results}
+    datasets = {r.task: r.runs[0].results.dataset for r in results}
     names = {r.task: published.task_of(r.environment, datasets[r.task]) for r in results}
     rows = [
         [

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dawm_jax.envs.scores import mean_height, normalised_score, reference_returns
+from dawm_jax.envs.scores import mean_height
 from dawm_jax.envs.tasks import References
 from dawm_jax.report import runs, statistics
 from dawm_jax.report.runs import Run
@@ -111,12 +111,11 @@ def _curve(
     returns: Mapping[Run, Mapping[str, np.ndarray]],
     sweep: Sweep,
 ) -> Curve:
-    references = reference_returns(environment, members[0].references)
     models = []
     for run in members:
         means = [returns[run][level.key].mean(axis=1) for level in sweep.levels]
         values = np.stack(means, axis=1)
-        scores = normalised_score(environment, values, references)
+        scores = run.scores(values)
         models.append(values if scores is None else scores)
     by_model = runs.by_world_model(members, models)
-    return Curve(task, environment, method, sweep, references, tuple(by_model))
+    return Curve(task, environment, method, sweep, members[0].references, tuple(by_model))

@@ -59,7 +59,7 @@ def make_report(request: Request, stop: StopFlag) -> str:
     pooled = runs.pooled(runs.latest(runs.load(request.folders)))
     found = [run for members in pooled.values() for run in members]
     for run in found:
-        if run.updates == 0:
+        if run.results.updates == 0:
             raise UserError(
                 f"{run.path} has no policy: {run.label} plans every action, which takes a "
                 "diffusion each; leave it out"
@@ -91,8 +91,8 @@ def _empty(run: Run) -> Record:
     return Record(
         run=shorten_path(str(run.path)),
         label=run.label,
-        environment=run.environment,
-        dataset=shorten_path(run.dataset),
+        environment=run.results.environment,
+        dataset=shorten_path(run.results.dataset),
         returns={},
     )
 

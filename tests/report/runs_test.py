@@ -195,8 +195,9 @@ def test_an_older_run_without_the_newer_fields(tmp_path):
     assert not newer & json.loads((folder / "results.json").read_text()).keys()
     (run,) = runs.load([folder])
     assert run.label == "DAWM-TD3+BC, 0 % real"
-    assert (run.return_steps, run.real_return_steps, run.episodes) == (1, 1, 0)
-    assert (run.dataset_digest, run.environment_kwargs, run.references) == ("", "", None)
+    found = run.results
+    assert (found.return_steps, found.real_return_steps, found.episodes) == (1, 1, 0)
+    assert (found.dataset_digest, found.environment_kwargs, found.references) == ("", {}, None)
 
 
 def test_methods_are_ordered_by_label_with_real_data_last(tmp_path):
@@ -634,7 +635,7 @@ def test_the_seconds_of_a_run_are_those_of_its_offline_training(tmp_path):
     stages = {"agent": stage_content(), "online": stage_content(seconds=100.0)}
     write_run(tmp_path / "a", [1.0], stages=stages, online=_online([[1.0], [2.0]]))
     (run,) = runs.load([tmp_path / "a"])
-    assert run.seconds == 12.0
+    assert run.results.training_seconds == 12.0
 
 
 def test_a_run_stands_by_its_last_stage(tmp_path):
