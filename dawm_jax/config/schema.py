@@ -21,7 +21,7 @@ from dawm_jax.config.online import Online
 from dawm_jax.data import TIERS
 from dawm_jax.envs.recorded import parse_kwargs
 from dawm_jax.envs.tasks import find_task, task_name
-from dawm_jax.models.base import DENOISERS
+from dawm_jax.models.base import DENOISERS, FitSettings
 from dawm_jax.models.inverse_dynamics import Settings as InverseDynamicsSettings
 from dawm_jax.models.sampler import SamplerSettings
 from dawm_jax.models.world_model import Settings as WorldModelSettings
@@ -311,6 +311,21 @@ class Config:
     def section(self, kind: type[T]) -> T:
         """The section of a class, which an agent, a denoiser or a method registered."""
         return next(value for value in self.sections.values() if type(value) is kind)
+
+    def fit_settings(self, name: str) -> FitSettings:
+        """The section of this name, which fits a model.
+
+        Raises:
+          UserError: there is none.
+        """
+        found = self.sections[name] if name in self.sections else getattr(self, name, None)
+        if not isinstance(found, FitSettings):
+            raise UserError(
+                f"config.{name}: expected a section that fits a model, a subclass of "
+                f"dawm_jax.models.base.FitSettings, got {type(found).__name__}; correct the "
+                "sections of the MethodSpec that names it"
+            )
+        return found
 
     @property
     def environment_arguments(self) -> dict[str, Any]:

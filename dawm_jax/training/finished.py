@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import pathlib
 
-from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.methods.base import METHODS
 from dawm_jax.runtime import checkpoint, distributed, results, run_folder
@@ -70,9 +69,8 @@ def look_up(
 def last_steps(config: Config) -> dict[str, int]:
     """Number of steps of every stage of a run that has checkpoints."""
     method = METHODS.get(config.method)
-    values = schema.to_dict(config)
     trained = method.sections if method.trains_models(config) else {}
-    steps = {stage: int(values[name]["steps"]) for stage, name in trained.items()}
+    steps = {stage: config.fit_settings(name).steps for stage, name in trained.items()}
     if method.plans:
         return steps
     steps["agent"] = config.training.updates

@@ -373,14 +373,14 @@ def _online_config(config: Config) -> Config:
     settings, per_round = config.online, config.rollout.updates_per_round
     updates = settings.steps * settings.updates_per_step
     changes: dict[str, Any] = {"training.updates": -(-updates // per_round) * per_round}
-    sections: dict[str, Any] = schema.to_dict(config)
+    constant = {
+        "learning_rate": settings.refit_learning_rate,
+        "schedule": "constant",
+        "warmup_steps": 0,
+    }
     for name in METHODS.get(config.method).fitted_sections:
-        constant = {
-            "learning_rate": settings.refit_learning_rate,
-            "schedule": "constant",
-            "warmup_steps": 0,
-        }
-        changes |= {f"{name}.{k}": v for k, v in constant.items() if k in sections[name]}
+        section = config.fit_settings(name)  # only some have a warm-up
+        changes |= {f"{name}.{k}": v for k, v in constant.items() if hasattr(section, k)}
     return schema.replace(config, changes)
 
 

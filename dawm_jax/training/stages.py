@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data.replay import Replay
 from dawm_jax.data.ring_buffer import Buffer
@@ -56,9 +55,8 @@ def shared_batch_sizes(config: Config, method: MethodSpec) -> dict[str, int]:
     """Setting -> size of every batch that the devices of a run share."""
     if not method.trains_models(config):
         return {}
-    values = schema.to_dict(config)
     sizes = {
-        f"config.{name}.batch_size": int(values[name]["batch_size"])
+        f"config.{name}.batch_size": config.fit_settings(name).batch_size
         for name in method.fitted_sections
     }
     if not method.plans and config.rollout.expand != "minibatch":

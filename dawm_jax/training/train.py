@@ -14,13 +14,18 @@ from dawm_jax.config import schema
 from dawm_jax.config.schema import Config
 from dawm_jax.data.dataset import OfflineDataset, describe
 from dawm_jax.data.load import load_dataset
+from dawm_jax.data.replay import Replay
 from dawm_jax.envs import guard
 from dawm_jax.methods import base as methods
+from dawm_jax.methods.base import METHODS, MethodSpec
 from dawm_jax.runtime import distributed, loop, run_folder, sharding, stopping
 from dawm_jax.runtime.metrics import MetricsFile, Writer, check_writers, make_writers
 from dawm_jax.runtime.results import Results
 from dawm_jax.runtime.run_folder import DatasetRecord
+from dawm_jax.runtime.sharding import Placement
 from dawm_jax.training import artifacts, cost_model, finished, online, setup, sharing, stages
+from dawm_jax.training.setup import Setup
+from dawm_jax.training.sharing import SharedModel
 from dawm_jax.types import UserError
 
 _log = logging.getLogger(__name__)
@@ -60,21 +65,7 @@ def run(
         distributed.first_process_then_rest(lambda: cleanup.enter_context(own))
         if jax.process_count() > 1:
             stop.request = run_folder.stop_request(workdir)
-
-        # --- what can be refused without the data ---
-        setup.check(config)
-        online.check(config, method)
-        online.tell(config)
-        placement = sharding.place(
-            config.parallel,
-            num_seeds=config.num_seeds,
-            batch_sizes=stages.shared_batch_sizes(config, method),
-        )
-        guard.episode_limit(
-            config.environment,
-            config.environment_arguments,
-            max_steps=config.evaluation.max_steps,
-        )
+        placement = _check_settings(config, method)
 
         # --- data ---
         if dataset is None:
@@ -89,9 +80,9 @@ def run(
         )
         if distributed.any_process(earlier.is_finished):
             return _stored(earlier, workdir, log)
-        replay, normalizer = setup.build_replay(config, dataset)
 
         # --- what is computed ---
+        replay, normalizer = setup.build_replay(config, dataset)
         parts = setup.make(
             config,
             normalizer,
@@ -99,12 +90,7 @@ def run(
             shard_windows=placement.shard_windows,
             references=dataset.references,
         )
-        shared = []
-        if models_from is not None:
-            source = models_from
-            shared = distributed.first_process_then_rest(
-                lambda: sharing.find(parts, workdir, source, record)
-            )
+        shared = _shared_models(parts, workdir, models_from, record)
         replay = placement.replicate(replay)
         done = cost_model.steps_done(workdir) | {model.name: model.steps for model in shared}
         for line in cost_model.plan(parts, replay, done):
@@ -118,6 +104,8 @@ def run(
         for writer in writers:
             cleanup.callback(writer.close)
         distributed.on_first_process(lambda: sharing.copy(shared, workdir, log))
+
+        # --- models, then agents or plans ---
         session = loop.Session(
             workdir=workdir,
             log=log,
@@ -125,21 +113,7 @@ def run(
             stop=stop,
             constants=placement.replicate(normalizer),
         )
-
-        # --- models, then agents or plans ---
-        key = jax.random.key(config.seed)
-        models = None
-        if method.trains_models(config):
-            models = {
-                name: stages.train_model(name, model, replay, placement, key, session)
-                for name, model in parts.method.models.items()
-            }
-        if parts.planner is not None:
-            stages.evaluate_plans(parts, models, key, session)
-        else:
-            trained = stages.train_agents(parts, models, replay, placement, key, session)
-            if config.online.steps:
-                online.fine_tune(parts, trained, models, replay, placement, key, session)
+        _train(parts, replay, placement, session)
 
         # --- results ---
         if not distributed.is_first():
@@ -149,6 +123,51 @@ def run(
         if earlier.results is not None:
             return _stored(earlier, workdir, log)
         return artifacts.finish(parts, workdir, log, dataset=record)
+
+
+def _check_settings(config: Config, method: MethodSpec) -> Placement:
+    """Refuses what can be refused without the data; where the run computes."""
+    setup.check(config)
+    online.check(config, method)
+    online.tell(config)
+    placement = sharding.place(
+        config.parallel,
+        num_seeds=config.num_seeds,
+        batch_sizes=stages.shared_batch_sizes(config, method),
+    )
+    guard.episode_limit(
+        config.environment,
+        config.environment_arguments,
+        max_steps=config.evaluation.max_steps,
+    )
+    return placement
+
+
+def _shared_models(
+    parts: Setup, workdir: pathlib.Path, source: pathlib.Path | None, record: DatasetRecord
+) -> list[SharedModel]:
+    """The models that are copied from another run."""
+    if source is None:
+        return []
+    return distributed.first_process_then_rest(lambda: sharing.find(parts, workdir, source, record))
+
+
+def _train(parts: Setup, replay: Replay, placement: Placement, session: loop.Session) -> None:
+    """Trains the models of the method, then agents, online as well, or evaluates plans."""
+    config = parts.config
+    key = jax.random.key(config.seed)
+    models = None
+    if METHODS.get(config.method).trains_models(config):
+        models = {
+            name: stages.train_model(name, model, replay, placement, key, session)
+            for name, model in parts.method.models.items()
+        }
+    if parts.planner is not None:
+        stages.evaluate_plans(parts, models, key, session)
+        return
+    trained = stages.train_agents(parts, models, replay, placement, key, session)
+    if config.online.steps:
+        online.fine_tune(parts, trained, models, replay, placement, key, session)
 
 
 def _load(name: str, stop: stopping.StopFlag) -> OfflineDataset:

@@ -303,6 +303,16 @@ def test_a_configuration_cannot_be_changed():
         config.rollout.guidance = 1.0
 
 
+def test_sections_that_fit_models():
+    """Shared sections and those of methods; another section is refused by its name."""
+    config = schema.parse(schema.get_config("quick"))
+    assert config.fit_settings("world_model") is config.world_model
+    assert config.fit_settings("one_step") is config.sections["one_step"]
+    for name, got in (("rollout", "Rollout"), ("absent", "NoneType")):
+        with pytest.raises(UserError, match=rf"^config\.{name}: expected .*got {got};"):
+            config.fit_settings(name)
+
+
 def test_section_by_its_class():
     config = default_config()
     for name, section in schema.owned_sections().items():
