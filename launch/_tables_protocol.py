@@ -115,7 +115,7 @@ def longer_returns() -> str:
             studies / "walker2d-real-td3_bc-7-steps",
             studies / "walker2d-dawm-td3_bc-200k-7-steps",
             None,
-            None,
+            PROTOCOL / "targets" / "walker2d-medium-dawm-td3_bc-expansions",
         ),
         "medium-replay": (
             volume / "walker2d-medium-replay-real-td3_bc-returns",
@@ -344,6 +344,41 @@ def _models_of(results: Sequence[MethodResult]) -> list[np.ndarray]:
     """Last scores by world model; agents on real data have none, and count as those of one."""
     values = [last_scores(result) for result in results]
     return [np.concatenate(values)] if results[0].source == "real" else values
+
+
+def targets() -> str:
+    """DAWM with seven-step targets of its windows' first steps, and the rows of `main`, on a CPU.
+
+    Runs of the same rows with other root seeds are pooled.
+    """
+    scores, gains = [], []
+    for agent in experiments.AGENTS:
+        found = [_targets_and_rivals(task, agent) for task in experiments.DEVELOPED_ON]
+        for task, results in zip(experiments.DEVELOPED_ON, found, strict=True):
+            cells = [f"{last_score(x)}, {x.num_seeds} seeds" for x in results]
+            scores.append([task.replace("/", " "), results[0].agent_label, *cells])
+        mine, *others = zip(*found, strict=True)
+        for other in others:
+            tasks = [slice(k, k + 1) for k in range(len(mine))]
+            cells = [_gain_of_last(mine[some], other[some]) for some in (*tasks, slice(None))]
+            gains.append([mine[0].agent_label, other[0].label, *cells])
+    names = [task.replace("/", " ") for task in experiments.DEVELOPED_ON]
+    first = "DAWM, first steps, seven-step targets"
+    columns = ["", "agent", first, "DAWM", "DWM", "real data"]
+    header = [f"gain of {first}; agent", "over", *names, "both"]
+    return f"{table(columns, scores)}\n\n{table(header, gains)}"
+
+
+def _targets_and_rivals(task: str, agent: str) -> list[MethodResult]:
+    """The part `targets`' second row, then DAWM, DWM and real data, on a CPU."""
+    name = task.replace("/", "-")
+    found = [single(PROTOCOL / "targets" / f"{name}-dawm-{agent}-expansions")]
+    for source in ("dawm", "dwm", "real"):
+        row = f"{name}-{source}-{agent}"
+        folders = [PROTOCOL / "cpu" / row, PROTOCOL / "second" / f"{row}-seed-1"]
+        (result,) = runs.group(runs.load(path for path in folders if path.exists()))
+        found.append(result)
+    return found
 
 
 def dwm_lead() -> str:

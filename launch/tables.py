@@ -93,6 +93,7 @@ BLOCKS = (
     Block("docs/results.md", "second", _tables_protocol.second_models),
     Block("docs/results.md", "world-models", _tables_protocol.world_models),
     Block("docs/results.md", "dwm-lead", _tables_protocol.dwm_lead),
+    Block("docs/results.md", "targets", _tables_protocol.targets),
     Block("docs/results.md", "completion", _tables_protocol.completion),
     Block("docs/results.md", "horizons", _tables_protocol.horizons),
     Block("docs/results.md", "few", _tables_protocol.few),
