@@ -133,7 +133,7 @@ def longer_returns() -> str:
         scores = [last_score(single(x)) if x else "" for x in (*plain, *own)]
         rows.append([f"walker2d {tier}", *scores])
     header = ["", "TD3+BC", "DAWM", "DWM", "TD3+BC, 7 steps", "DAWM, 7 steps"]
-    header += ["DAWM, 7 steps of generated rows", "the same, one row a window"]
+    header += ["DAWM, 7 steps of generated rows", "the same rows, first steps alone"]
     return table(header, rows)
 
 
