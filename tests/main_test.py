@@ -5,19 +5,21 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dawm_jax.config import schema
+from dawm_jax.runtime import results
 from dawm_jax.training import setup
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def run(*arguments, cwd=_ROOT):
+def run(*arguments, cwd=_ROOT, **variables):
     return subprocess.run(
         [sys.executable, "-m", "dawm_jax.main", *arguments],
         cwd=cwd,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT)},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(_ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=300,
@@ -138,3 +140,23 @@ def test_the_same_settings_have_the_same_default_folder():
     plans = schema.replace(config, {"method": "decision_diffuser"})
     assert setup.default_workdir(plans).startswith("runs/hopper-quick-decision_diffuser-")
     assert "td3_bc" not in setup.default_workdir(plans)
+
+
+def test_two_devices_give_the_same_scores_on_a_mesh_and_with_pmap(tmp_path):
+    """Agents of pmap are sharded over the devices when they are evaluated."""
+    returns = {}
+    for mode in ("mesh", "pmap"):
+        done = run(
+            "--config=hopper:smoke",
+            "--config.agent=bc",
+            "--config.training.real_fraction=1",
+            "--config.num_seeds=2",
+            f"--config.parallel={mode}",
+            f"--workdir={tmp_path / mode}",
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        )
+        assert done.returncode == 0, done.stderr
+        content = results.read(tmp_path / mode / results.FILE)
+        assert content.device.startswith("2 x cpu")
+        returns[mode] = [point.returns.values for point in content.curve]
+    np.testing.assert_allclose(returns["pmap"], returns["mesh"], rtol=1e-4)

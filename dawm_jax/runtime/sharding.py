@@ -113,8 +113,19 @@ def describe_devices() -> str:
 
 
 def local_copy(tree: Tree) -> Tree:
-    """This process's own copy of a tree that `Placement.replicate` placed."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
+    """A tree that `Placement.replicate` placed, whole, on the first device of this process.
+
+    `replicate` of pmap leaves arrays of seeds sharded: their shards are gathered. With several
+    processes a tree is replicated over a mesh, and every shard is whole.
+    """
+    device = jax.local_devices()[0]
+
+    def whole(leaf: jax.Array) -> jax.Array:
+        if leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            return jax.device_put(leaf, device)
+        return leaf.addressable_data(0)
+
+    return jax.tree.map(whole, tree)
 
 
 def on_one_device(tree: Any) -> Any:
