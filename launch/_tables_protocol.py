@@ -349,8 +349,8 @@ def _models_of(results: Sequence[MethodResult]) -> list[np.ndarray]:
 def targets() -> str:
     """DAWM with seven-step targets of its windows' first steps, and the rows of `main`, on a CPU.
 
-    Runs of the same rows with other root seeds are pooled. The last column compares the runs of
-    root seed 0 alone, where there are some: that of the first steps.
+    Runs of the same rows with other root seeds are pooled. The first steps have root seed 0; the
+    last column compares them with the runs of this root seed alone.
     """
     scores, gains = [], []
     for agent in experiments.AGENTS:
@@ -362,13 +362,8 @@ def targets() -> str:
         for other in others:
             tasks = [slice(k, k + 1) for k in range(len(mine))]
             cells = [_gain_of_last(mine[some], other[some]) for some in (*tasks, slice(None))]
-            same_seed = [
-                PROTOCOL / "cpu" / f"{task.replace('/', '-')}-{other[0].source}-{agent}"
-                for task in experiments.DEVELOPED_ON
-            ]
-            paired = ""
-            if all(path.exists() for path in same_seed):
-                paired = _gain_of_last(mine, [single(path) for path in same_seed])
+            same_seed = _root_seed_0(other[0].source, agent)
+            paired = _gain_of_last(mine, same_seed) if same_seed else ""
             gains.append([mine[0].agent_label, other[0].label, *cells, paired])
     names = [task.replace("/", " ") for task in experiments.DEVELOPED_ON]
     first = "DAWM, first steps, seven-step targets"
@@ -387,6 +382,13 @@ def _targets_and_rivals(task: str, agent: str) -> list[MethodResult]:
         (result,) = runs.group(runs.load(path for path in folders if path.exists()))
         found.append(result)
     return found
+
+
+def _root_seed_0(source: str, agent: str) -> list[MethodResult]:
+    """The runs of a row on a CPU with root seed 0; none if a development task lacks it."""
+    names = (task.replace("/", "-") for task in experiments.DEVELOPED_ON)
+    folders = [PROTOCOL / "cpu" / f"{name}-{source}-{agent}" for name in names]
+    return [single(path) for path in folders] if all(path.exists() for path in folders) else []
 
 
 def dwm_lead() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from dawm_jax.envs.scores import normalised_score, reference_returns
 from dawm_jax.envs.tasks import References
 from dawm_jax.runtime import results
-from dawm_jax.runtime.results import Evaluation, Results
+from dawm_jax.runtime.results import Online, Results
 from dawm_jax.types import UserError, first_line, one_line
 
 _log = logging.getLogger(__name__)
@@ -56,20 +56,20 @@ class Run:
         return {**_settings(self.results), **online}
 
     @property
-    def _evaluations(self) -> tuple[Evaluation, ...]:
-        """Of the stage by which the run stands here."""
-        online = self.results.online if self.is_tuned else None
-        return self.results.curve if online is None else online.curve
+    def _stage(self) -> Results | Online:
+        """The stage by which the run stands here."""
+        online = self.results.online
+        return online if self.is_tuned and online is not None else self.results
 
     @functools.cached_property
     def evaluated(self) -> np.ndarray:
         """[evaluations] updates at each evaluation, increasing; environment steps if tuned."""
-        return np.array([evaluation.at for evaluation in self._evaluations])
+        return np.array([evaluation.at for evaluation in self._stage.curve])
 
     @functools.cached_property
     def curve(self) -> np.ndarray:
         """[evaluations, seeds] returns."""
-        return np.stack([evaluation.returns.values for evaluation in self._evaluations])
+        return np.stack([evaluation.returns.values for evaluation in self._stage.curve])
 
     @property
     def best(self) -> np.ndarray:
@@ -94,8 +94,7 @@ class Run:
 
         None where the environment calls no episode a success.
         """
-        online = self.results.online if self.is_tuned else None
-        found = self.results.success if online is None else online.success
+        found = self._stage.success
         return None if found is None else found.last.mean
 
     @property

@@ -113,19 +113,8 @@ def describe_devices() -> str:
 
 
 def local_copy(tree: Tree) -> Tree:
-    """A tree that `Placement.replicate` placed, whole, on the first device of this process.
-
-    `replicate` of pmap leaves arrays of seeds sharded: their shards are gathered. With several
-    processes a tree is replicated over a mesh, and every shard is whole.
-    """
-    device = jax.local_devices()[0]
-
-    def whole(leaf: jax.Array) -> jax.Array:
-        if leaf.is_fully_addressable and not leaf.is_fully_replicated:
-            return jax.device_put(leaf, device)
-        return leaf.addressable_data(0)
-
-    return jax.tree.map(whole, tree)
+    """This process's own copy of a tree that `Placement.replicate` placed."""
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def on_one_device(tree: Any) -> Any:
@@ -272,7 +261,13 @@ class _PmapPlacement:
         return windows
 
     def replicate(self, tree: Tree) -> Tree:
-        return jax.tree.map(jnp.asarray, tree)
+        def whole(value: jax.Array) -> jax.Array:
+            leaf = jnp.asarray(value)
+            # A program of pmap returns arrays that are spread over the devices by seeds.
+            spread = len(leaf.sharding.device_set) > 1
+            return jax.device_put(leaf, self.devices[0]) if spread else leaf
+
+        return jax.tree.map(whole, tree)
 
     def place_seeds(self, tree: Tree) -> Tree:
         return jax.tree.map(jnp.asarray, tree)
